@@ -1,0 +1,105 @@
+//! What a capture session tells its user.
+
+use waystation_proto::message::Hint;
+use waystation_proto::{ChunkState, Variant};
+
+use crate::receipt::Proof;
+
+/// Which chunk, without an identifier of incident, group or stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label {
+    /// Its lane.
+    pub variant: Variant,
+    /// Running number in the lane, from 0.
+    pub lane_seq: u64,
+    /// Ordinal of its stream in the lane, from 0.
+    pub stream_no: u64,
+    /// Index in its stream, from 1.
+    pub index: u64,
+    /// Start of the recorded stretch, milliseconds since the Unix epoch.
+    pub started_ms: i64,
+    /// Bytes sealed.
+    pub length: u64,
+}
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A chunk was sealed and waits.
+    Cut(Label),
+    /// Its last byte went to the network.
+    Sent(Label),
+    /// The relay says something new of it.
+    State {
+        /// Which chunk.
+        label: Label,
+        /// Its state.
+        state: ChunkState,
+        /// The stable code of an error.
+        code: Option<String>,
+        /// What its receipt proves.
+        receipt: Proof,
+    },
+    /// A chunk got no place: its lane has no further stream.
+    Lost {
+        /// Its lane.
+        variant: Variant,
+        /// Running number in the lane.
+        lane_seq: u64,
+    },
+    /// The relay is reached.
+    Connected {
+        /// How often that happened before.
+        earlier: u64,
+    },
+    /// The relay is not reached, or broke off; the next try is being made.
+    Disconnected {
+        /// A stable code, if the relay gave one.
+        code: Option<String>,
+    },
+    /// A new upload capability is in use.
+    Renewed,
+    /// A lane went on to its next stream.
+    Rolled {
+        /// The lane.
+        variant: Variant,
+        /// Ordinal of the new stream.
+        stream_no: u64,
+    },
+    /// The authority gave nothing.
+    Authority {
+        /// Why.
+        error: String,
+    },
+    /// Advice of the relay.
+    Hint(Hint),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Chunks cut.
+    pub chunks: u64,
+    /// Confirmed by the core.
+    pub confirmed: u64,
+    /// The core may have them.
+    pub unsettled: u64,
+    /// Refused for good.
+    pub rejected: u64,
+    /// Unconfirmed for too long at the relay.
+    pub expired: u64,
+    /// Not ended when the deadline came.
+    pub pending: u64,
+    /// Never sealed, because the lane had no further stream.
+    pub lost: u64,
+    /// How often the connection was made again.
+    pub reconnects: u64,
+    /// How often a new capability was used.
+    pub renewals: u64,
+    /// How often a lane went on to its next stream.
+    pub rolls: u64,
+    /// Bytes of all sealed chunks.
+    pub bytes: u64,
+    /// Events that nobody took in time; recording does not wait for its viewer.
+    pub events_missed: u64,
+}

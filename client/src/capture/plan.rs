@@ -1,0 +1,188 @@
+//! Which bytes go next on one connection that carries several chunks: pieces are interleaved, so
+//! a chunk of sound overtakes a master that is half sent. Pure.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::queue::Rank;
+
+/// Every so many pieces one goes to the lowest class that has bytes to send: its 5 %.
+const SHARE: u32 = 20;
+
+struct Body {
+    rank: Rank,
+    bytes: Bytes,
+    offset: u64,
+    /// First offset not covered by credit; nothing goes before the relay's `SEND`.
+    until: u64,
+}
+
+/// The next piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Next {
+    /// Which chunk.
+    pub handle: u64,
+    /// Where in it.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// They are its last.
+    pub last: bool,
+}
+
+/// The chunks open on one connection.
+pub struct Plan {
+    bodies: BTreeMap<u64, Body>,
+    max_piece: usize,
+    turn: u32,
+}
+
+impl Plan {
+    /// An empty plan; no piece is longer than `max_piece`.
+    #[must_use]
+    pub fn new(max_piece: usize) -> Self {
+        Self { bodies: BTreeMap::new(), max_piece: max_piece.max(1), turn: 0 }
+    }
+
+    /// Adds an offered chunk.
+    pub fn offered(&mut self, handle: u64, rank: Rank, bytes: Bytes) {
+        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0 });
+    }
+
+    /// The relay's `SEND`: go on from `offset`. False if it asks for bytes beyond the end.
+    pub fn send(&mut self, handle: u64, offset: u64, credit: u64) -> bool {
+        let Some(body) = self.bodies.get_mut(&handle) else { return true };
+        if offset > body.bytes.len() as u64 {
+            return false;
+        }
+        body.offset = offset;
+        body.until = offset.saturating_add(credit);
+        true
+    }
+
+    /// The relay's `CREDIT`.
+    pub fn credit(&mut self, handle: u64, bytes: u64) {
+        if let Some(body) = self.bodies.get_mut(&handle) {
+            body.until = body.until.saturating_add(bytes);
+        }
+    }
+
+    /// Nothing more of this chunk needs to go.
+    pub fn forget(&mut self, handle: u64) {
+        self.bodies.remove(&handle);
+    }
+
+    /// Takes the next piece. A chunk whose last piece was taken leaves the plan.
+    pub fn next_piece(&mut self) -> Option<Next> {
+        let ready = self.bodies.iter().filter(|(_, body)| body.ready());
+        let by_rank = ready.map(|(handle, body)| (body.rank, *handle));
+        let (best, last) = by_rank.fold((None, None), |(best, last), item| {
+            (
+                Some(best.map_or(item, |b: (Rank, u64)| b.min(item))),
+                Some(last.map_or(item, |l: (Rank, u64)| l.max(item))),
+            )
+        });
+        let (mut chosen, last) = (best?, last?);
+        if last.0.class() > chosen.0.class() {
+            self.turn += 1;
+            if self.turn >= SHARE {
+                self.turn = 0;
+                chosen = last;
+            }
+        }
+        self.cut(chosen.1)
+    }
+
+    fn cut(&mut self, handle: u64) -> Option<Next> {
+        let body = self.bodies.get_mut(&handle)?;
+        let end = body.until.min(body.bytes.len() as u64).min(body.offset + self.max_piece as u64);
+        let offset = body.offset;
+        let bytes = body.bytes.slice(offset as usize..end as usize);
+        body.offset = end;
+        let last = end == body.bytes.len() as u64;
+        if last {
+            self.bodies.remove(&handle);
+        }
+        Some(Next { handle, offset, bytes, last })
+    }
+}
+
+impl Body {
+    fn ready(&self) -> bool {
+        self.offset < self.until && self.offset < self.bytes.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queue::{Waiting, rank};
+    use super::*;
+    use proptest::prelude::*;
+    use waystation_proto::Class;
+
+    fn of(class: Class, id: u64) -> Rank {
+        rank(&Waiting { id, class, first: false, started_ms: 0, length: 1, held: false, due_ms: 0 }, None)
+    }
+
+    #[test]
+    fn sound_overtakes_a_half_sent_master_and_the_master_keeps_its_share() {
+        let mut plan = Plan::new(10);
+        plan.offered(1, of(Class::Master, 1), Bytes::from(vec![0; 1000]));
+        assert_eq!(plan.next_piece(), None, "nothing before SEND");
+        assert!(plan.send(1, 500, 1000));
+        assert_eq!(plan.next_piece().unwrap().offset, 500, "goes on where the relay says");
+        plan.offered(2, of(Class::Audio, 2), Bytes::from(vec![1; 400]));
+        assert!(plan.send(2, 0, 400));
+        let handles: Vec<u64> = (0..42).map(|_| plan.next_piece().unwrap().handle).collect();
+        assert_eq!(handles[0], 2);
+        assert_eq!(handles[..40].iter().filter(|h| **h == 1).count(), 2, "5 % to the lowest class");
+        assert_eq!(handles[..19], [2; 19]);
+    }
+
+    #[test]
+    fn credit_bounds_what_goes() {
+        let mut plan = Plan::new(64);
+        plan.offered(1, of(Class::Audio, 1), Bytes::from(vec![0; 100]));
+        assert!(plan.send(1, 0, 30));
+        assert_eq!(plan.next_piece().unwrap().bytes.len(), 30);
+        assert_eq!(plan.next_piece(), None);
+        plan.credit(1, 1000);
+        assert_eq!(plan.next_piece().unwrap().bytes.len(), 64);
+        assert!(plan.next_piece().unwrap().last);
+        assert_eq!(plan.next_piece(), None);
+        plan.offered(2, of(Class::Audio, 1), Bytes::from_static(b"abc"));
+        assert!(!plan.send(2, 4, 1), "beyond the end");
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_goes_exactly_once(
+            chunks in prop::collection::vec((0usize..4, prop::collection::vec(any::<u8>(), 1..300), any::<prop::sample::Index>()), 1..8),
+            piece in 1usize..64,
+            credit in 1u64..100,
+        ) {
+            let mut plan = Plan::new(piece);
+            let mut got: Vec<Vec<u8>> = Vec::new();
+            for (handle, (class, bytes, from)) in chunks.iter().enumerate() {
+                let offset = from.index(bytes.len());
+                plan.offered(handle as u64, of(Class::ALL[*class], handle as u64), Bytes::from(bytes.clone()));
+                plan.send(handle as u64, offset as u64, credit);
+                got.push(bytes[..offset].to_vec());
+            }
+            for _ in 0..10_000 {
+                match plan.next_piece() {
+                    Some(next) => {
+                        let out = &mut got[next.handle as usize];
+                        prop_assert_eq!(out.len() as u64, next.offset);
+                        out.extend_from_slice(&next.bytes);
+                    }
+                    None => (0..chunks.len() as u64).for_each(|handle| plan.credit(handle, credit)),
+                }
+            }
+            for (got, (_, bytes, _)) in got.iter().zip(&chunks) {
+                prop_assert_eq!(got, bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Which chunk goes next: the order of mercy (design, promise 5) on the device. Pure: no clock,
+//! no I/O; `now` is in milliseconds of any monotonic clock.
+//!
+//! 1. First chunks of the lanes: audio, preview, context, master. A master's first chunk goes
+//!    before later audio only if it takes under two seconds at the measured rate.
+//! 2. Then audio, preview, context, master; within a class the oldest first.
+//!
+//! Room for bytes on the move is kept by class, so that masters never fill it: see [`Room`].
+
+use std::collections::BTreeMap;
+
+use waystation_proto::Class;
+
+/// A master's first chunk keeps its early place if it takes less than this.
+const FIRST_MASTER_LIMIT_MS: u64 = 2000;
+
+/// Place in the order; the smallest goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// 0-3 first chunks by class, 4-7 later ones by class.
+    level: u8,
+    /// Start of the recorded stretch, milliseconds since the Unix epoch.
+    started_ms: i64,
+    /// Order of cutting.
+    id: u64,
+}
+
+impl Rank {
+    /// The class it belongs to, as [`Class::rank`].
+    #[must_use]
+    pub const fn class(self) -> usize {
+        (self.level % 4) as usize
+    }
+}
+
+/// A chunk that waits to be offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The caller's name for it; counts up in the order of cutting.
+    pub id: u64,
+    /// Its class.
+    pub class: Class,
+    /// It is the first of its lane.
+    pub first: bool,
+    /// Start of the recorded stretch, milliseconds since the Unix epoch.
+    pub started_ms: i64,
+    /// Bytes.
+    pub length: u64,
+    /// The relay is known to hold it whole: offering it moves no bytes.
+    pub held: bool,
+    /// Not to be offered before this moment.
+    pub due_ms: u64,
+}
+
+/// How many chunks are on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moving {
+    /// Offered, and their bytes are not all sent.
+    pub bodies: usize,
+    /// Of those, of class master (which always gets one place, and so its share).
+    pub masters: usize,
+    /// Asked about only: the relay is thought to hold them.
+    pub probes: usize,
+}
+
+/// How many may be on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bodies in all. Audio may use every place, preview all but one, context all but two,
+    /// masters all but three; each class at least one.
+    pub bodies: usize,
+    /// Probes.
+    pub probes: usize,
+}
+
+/// The waiting chunks.
+#[derive(Debug, Default)]
+pub struct Queue {
+    items: BTreeMap<u64, Waiting>,
+}
+
+impl Queue {
+    /// Adds a chunk, or changes what is known of it.
+    pub fn put(&mut self, item: Waiting) {
+        self.items.insert(item.id, item);
+    }
+
+    /// Takes a chunk out.
+    pub fn remove(&mut self, id: u64) {
+        self.items.remove(&id);
+    }
+
+    /// Makes every chunk due, and those of a new connection's to be asked about again.
+    pub fn all_due(&mut self, now_ms: u64) {
+        for item in self.items.values_mut() {
+            item.due_ms = item.due_ms.min(now_ms);
+        }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// When the next chunk that is not yet due becomes so.
+    #[must_use]
+    pub fn next_due(&self, now_ms: u64) -> Option<u64> {
+        self.items.values().map(|item| item.due_ms).filter(|due| *due > now_ms).min()
+    }
+
+    /// Takes out the chunk to offer now, if there is one and room for it. `rate` is the measured
+    /// upload rate in bytes per second, if there is one.
+    pub fn take(&mut self, now_ms: u64, rate: Option<u64>, moving: Moving, room: Room) -> Option<(Waiting, Rank)> {
+        let open = |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, moving);
+        let best = self.items.values().filter(open).map(|item| (rank(item, rate), item.id)).min()?;
+        let item = self.items.remove(&best.1)?;
+        Some((item, best.0))
+    }
+}
+
+impl Room {
+    fn has_place(self, item: &Waiting, moving: Moving) -> bool {
+        if item.held {
+            return moving.probes < self.probes;
+        }
+        if item.class == Class::Master && moving.masters == 0 && moving.bodies <= self.bodies {
+            return true;
+        }
+        moving.bodies < self.bodies.saturating_sub(item.class.rank()).max(1)
+    }
+}
+
+/// A chunk's place in the order.
+#[must_use]
+pub fn rank(item: &Waiting, rate: Option<u64>) -> Rank {
+    let quick = match rate {
+        Some(rate) => item.length.saturating_mul(1000) / rate.max(1) < FIRST_MASTER_LIMIT_MS,
+        None => false,
+    };
+    let early = item.first && (item.class != Class::Master || quick);
+    let level = item.class.rank() as u8 + if early { 0 } else { 4 };
+    Rank { level, started_ms: item.started_ms, id: item.id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WIDE: Room = Room { bodies: 100, probes: 100 };
+
+    fn item(id: u64, class: Class, first: bool) -> Waiting {
+        Waiting { id, class, first, started_ms: id as i64, length: 1000, held: false, due_ms: 0 }
+    }
+
+    fn drain(queue: &mut Queue, rate: Option<u64>) -> Vec<u64> {
+        std::iter::from_fn(|| queue.take(0, rate, Moving::default(), WIDE).map(|(item, _)| item.id)).collect()
+    }
+
+    #[test]
+    fn first_chunks_then_classes_then_age() {
+        use Class::{Audio, Context, Master, Preview};
+        let mut queue = Queue::default();
+        for (id, class, first) in [
+            (1, Master, true),
+            (2, Context, true),
+            (3, Preview, true),
+            (4, Audio, true),
+            (5, Master, false),
+            (6, Preview, false),
+            (7, Audio, false),
+            (8, Audio, false),
+        ] {
+            queue.put(item(id, class, first));
+        }
+        assert_eq!(drain(&mut queue, Some(1_000_000)), [4, 3, 2, 1, 7, 8, 6, 5]);
+    }
+
+    #[test]
+    fn a_masters_first_chunk_that_takes_long_lets_audio_pass() {
+        for (rate, order) in [(Some(500), [1, 2]), (Some(501), [2, 1]), (None, [1, 2])] {
+            let mut queue = Queue::default();
+            queue.put(item(1, Class::Audio, false));
+            queue.put(item(2, Class::Master, true));
+            assert_eq!(drain(&mut queue, rate), order, "{rate:?}");
+        }
+    }
+
+    #[test]
+    fn masters_leave_room_and_always_have_one_place() {
+        let room = Room { bodies: 4, probes: 1 };
+        let mut queue = Queue::default();
+        queue.put(item(1, Class::Master, false));
+        let busy = |bodies, masters| Moving { bodies, masters, probes: 0 };
+        assert!(queue.take(0, None, busy(1, 1), room).is_none());
+        queue.put(item(2, Class::Audio, false));
+        assert_eq!(queue.take(0, None, busy(3, 1), room).unwrap().0.id, 2);
+        queue.put(item(3, Class::Audio, false));
+        assert_eq!(queue.take(0, None, busy(4, 0), room).unwrap().0.id, 1, "its share, though all places are taken");
+    }
+
+    #[test]
+    fn what_the_relay_holds_takes_no_place_of_bytes() {
+        let mut queue = Queue::default();
+        queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
+        let moving = Moving { bodies: 9, masters: 9, probes: 0 };
+        assert!(queue.take(0, None, moving, Room { bodies: 4, probes: 1 }).is_some());
+    }
+
+    #[test]
+    fn nothing_goes_before_it_is_due() {
+        let mut queue = Queue::default();
+        queue.put(Waiting { due_ms: 50, ..item(1, Class::Audio, false) });
+        assert!(queue.take(49, None, Moving::default(), WIDE).is_none());
+        assert_eq!(queue.next_due(49), Some(50));
+        queue.all_due(49);
+        assert!(queue.take(49, None, Moving::default(), WIDE).is_some());
+    }
+
+    fn any_item() -> impl Strategy<Value = Waiting> {
+        (0usize..4, any::<bool>(), 0i64..100, 1u64..1 << 24).prop_map(|(class, first, started_ms, length)| Waiting {
+            id: 0,
+            class: Class::ALL[class],
+            first,
+            started_ms,
+            length,
+            held: false,
+            due_ms: 0,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_later_chunk_of_a_class_goes_before_an_earlier_one(
+            items in prop::collection::vec(any_item(), 0..40),
+            rate in prop::option::of(1u64..1 << 24),
+        ) {
+            let mut queue = Queue::default();
+            let mut items = items;
+            for (id, item) in items.iter_mut().enumerate() {
+                item.id = id as u64;
+                queue.put(*item);
+            }
+            let order: Vec<Waiting> = drain(&mut queue, rate).into_iter().map(|id| items[id as usize]).collect();
+            prop_assert_eq!(order.len(), items.len());
+            for pair in order.windows(2) {
+                let (a, b) = (pair[0], pair[1]);
+                if !a.first && !b.first {
+                    prop_assert!((a.class, a.started_ms, a.id) < (b.class, b.started_ms, b.id));
+                }
+                if b.first && b.class != Class::Master {
+                    prop_assert!(a.first, "a first chunk goes before later ones");
+                }
+                if b.class == Class::Audio && !b.first && a.class == Class::Master {
+                    let rate = rate.unwrap_or(0);
+                    prop_assert!(a.first && a.length * 1000 / rate.max(1) < FIRST_MASTER_LIMIT_MS);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! `/capture` over a WebSocket: one connection, chunks interleaved piece by piece.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::SplitSink;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+use waystation_proto::frame::{self, Frame, Piece, kind};
+use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hint, OfferBody, Send, Welcome};
+use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
+
+use super::book::Verdict;
+use super::link::{FromLink, Job, Link, ToLink};
+use super::plan::Plan;
+use crate::connect::{ConnectError, Endpoint};
+use crate::token::Token;
+use crate::wsio::{self, GREETING_LIMIT, PING_AFTER, SILENCE_LIMIT, Socket};
+
+/// `ALIVE` is sent when nothing else was for this long.
+const ALIVE_AFTER: Duration = Duration::from_secs(5);
+/// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Connects, says `HELLO`, waits for `WELCOME`.
+pub(crate) async fn connect(endpoint: &Endpoint, tokens: &[Token]) -> Result<Link, ConnectError> {
+    let mut socket = wsio::open(endpoint, "/capture", CAPTURE_SUBPROTOCOL).await?;
+    let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
+    let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
+    let greeting = async {
+        let hello = wsio::binary(frame::encode_json(kind::HELLO, &hello));
+        socket.send(hello).await.map_err(|_| ConnectError::Unreachable)?;
+        welcome(&mut socket).await
+    };
+    let (welcome, rest) =
+        tokio::time::timeout(GREETING_LIMIT, greeting).await.map_err(|_| ConnectError::Unreachable)??;
+    let max_piece = usize::try_from(welcome.limits.max_piece).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+    let in_flight = welcome.limits.in_flight.min(welcome.limits.offers) as usize;
+    Ok(Link::spawn(in_flight, move |jobs, news| run(socket, rest, max_piece, jobs, news)))
+}
+
+async fn welcome(socket: &mut Socket) -> Result<(Welcome, Vec<Frame>), ConnectError> {
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Binary(bytes) = message else { continue };
+        let frames = frame::split_message(bytes).map_err(|_| ConnectError::Unreachable)?;
+        let mut frames = frames.into_iter();
+        while let Some(first) = frames.next() {
+            match first.kind {
+                kind::WELCOME => {
+                    let welcome = frame::control(&first).map_err(|_| ConnectError::Unreachable)?;
+                    return Ok((welcome, frames.collect()));
+                }
+                kind::BYE => {
+                    let bye: Bye = frame::control(&first).map_err(|_| ConnectError::Unreachable)?;
+                    let code = crate::wire::plain(&bye.reason);
+                    return Err(ConnectError::Refused { code, retry_after_s: bye.retry_after_s });
+                }
+                _ => {}
+            }
+        }
+    }
+    Err(ConnectError::Unreachable)
+}
+
+/// What waits to be written: control frames first, then the plan's next piece.
+struct Outbox {
+    control: VecDeque<Bytes>,
+    plan: Plan,
+    /// Handles of this connection and the chunks they are.
+    chunks: HashMap<u64, (u64, u64)>,
+    closing: bool,
+    pings: u32,
+    last_written: Instant,
+}
+
+enum Write {
+    Message(Message),
+    Piece { message: Message, last: Option<(u64, u64)> },
+    Close,
+    Nothing,
+}
+
+struct Shared {
+    outbox: Mutex<Outbox>,
+    wake: Notify,
+}
+
+impl Shared {
+    fn with<T>(&self, change: impl FnOnce(&mut Outbox) -> T) -> T {
+        let out = change(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_one();
+        out
+    }
+
+    /// Only looks; the writer calls it, which needs no waking.
+    fn next(&self) -> Write {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+}
+
+impl Outbox {
+    fn next(&mut self) -> Write {
+        if let Some(frame) = self.control.pop_front() {
+            self.last_written = Instant::now();
+            return Write::Message(wsio::binary(frame));
+        }
+        if self.pings > 0 {
+            self.pings -= 1;
+            return Write::Message(Message::Ping(Bytes::new()));
+        }
+        if let Some(next) = self.plan.next_piece() {
+            self.last_written = Instant::now();
+            let message = Piece::encode(kind::CAPTURE_PIECE, next.handle, next.offset, &next.bytes);
+            let last = if next.last { self.chunks.get(&next.handle).copied() } else { None };
+            return Write::Piece { message: wsio::binary(message), last };
+        }
+        if self.closing { Write::Close } else { Write::Nothing }
+    }
+}
+
+async fn run(
+    socket: Socket,
+    rest: Vec<Frame>,
+    max_piece: usize,
+    mut jobs: mpsc::Receiver<ToLink>,
+    news: mpsc::Sender<FromLink>,
+) {
+    let (sink, mut stream) = socket.split();
+    let outbox = Outbox {
+        control: VecDeque::new(),
+        plan: Plan::new(max_piece),
+        chunks: HashMap::new(),
+        closing: false,
+        pings: 0,
+        last_written: Instant::now(),
+    };
+    let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
+    let mut writer =
+        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone())));
+    let mut reader = Reader { shared, news, next_handle: 1, code: None, retry_after_s: None };
+    let mut heard = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut open = reader.frames(rest).await;
+    while open {
+        open = tokio::select! {
+            job = jobs.recv() => match job {
+                Some(job) => reader.asked(job),
+                None => false,
+            },
+            message = stream.next() => {
+                heard = Instant::now();
+                reader.message(message).await
+            }
+            _ = tick.tick() => reader.tick(heard),
+            _ = &mut writer => false,
+        };
+    }
+    let closed = FromLink::Closed { code: reader.code.take(), retry_after_s: reader.retry_after_s };
+    // The session may be gone already; then nobody needs to know.
+    let _ = reader.news.send(closed).await;
+}
+
+async fn write(mut sink: SplitSink<Socket, Message>, shared: Arc<Shared>, news: mpsc::Sender<FromLink>) {
+    loop {
+        let result = match shared.next() {
+            Write::Message(message) => sink.send(message).await,
+            Write::Piece { message, last } => {
+                let result = sink.send(message).await;
+                if let (Ok(()), Some((id, attempt))) = (&result, last) {
+                    let _ = news.send(FromLink::Sent { id, attempt }).await;
+                }
+                result
+            }
+            Write::Close => {
+                let _ = sink.close().await;
+                return;
+            }
+            Write::Nothing => {
+                shared.wake.notified().await;
+                Ok(())
+            }
+        };
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+/// The half that listens to the relay and to the session.
+struct Reader {
+    shared: Arc<Shared>,
+    news: mpsc::Sender<FromLink>,
+    next_handle: u64,
+    code: Option<String>,
+    retry_after_s: Option<u64>,
+}
+
+impl Reader {
+    fn asked(&mut self, job: ToLink) -> bool {
+        match job {
+            ToLink::Job(job) => self.offer(*job),
+            ToLink::Capability(token) => {
+                let body = message::Capability { capability: token.as_str().into() };
+                self.control(frame::encode_json(kind::CAPABILITY, &body));
+            }
+            ToLink::End(reason) => {
+                let end = frame::encode_json(kind::END, &End { reason });
+                self.shared.with(|out| {
+                    out.control.push_back(end);
+                    out.closing = true;
+                });
+            }
+        }
+        true
+    }
+
+    fn offer(&mut self, job: Job) {
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        let offer = frame::encode_json(kind::OFFER, &OfferBody::new(handle, &job.offer));
+        self.shared.with(|out| {
+            out.chunks.insert(handle, (job.id, job.offer.attempt));
+            out.plan.offered(handle, job.rank, job.bytes);
+            out.control.push_back(offer);
+        });
+    }
+
+    fn control(&self, frame: Bytes) {
+        self.shared.with(|out| out.control.push_back(frame));
+    }
+
+    fn tick(&self, heard: Instant) -> bool {
+        let silent = heard.elapsed();
+        if silent > PING_AFTER {
+            self.shared.with(|out| out.pings = 1);
+        }
+        self.shared.with(|out| {
+            if out.last_written.elapsed() >= ALIVE_AFTER && out.control.is_empty() {
+                out.control.push_back(frame::encode(kind::ALIVE, b"{}"));
+            }
+        });
+        silent < SILENCE_LIMIT
+    }
+
+    async fn message(&mut self, message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>) -> bool {
+        match message {
+            Some(Ok(Message::Binary(bytes))) => match frame::split_message(bytes) {
+                Ok(frames) => self.frames(frames).await,
+                Err(_) => false,
+            },
+            Some(Ok(Message::Close(_))) | Some(Err(_)) | None => false,
+            Some(Ok(_)) => true,
+        }
+    }
+
+    async fn frames(&mut self, frames: Vec<Frame>) -> bool {
+        for frame in frames {
+            if !self.frame(&frame).await.unwrap_or(false) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Handles one frame; none or false ends the connection.
+    async fn frame(&mut self, frame: &Frame) -> Option<bool> {
+        match frame.kind {
+            kind::SEND => {
+                let send: Send = frame::control(frame).ok()?;
+                let fits = self.shared.with(|out| out.plan.send(send.handle, send.offset, send.credit));
+                let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
+                self.tell(send.handle, verdict, false).await;
+                Some(fits)
+            }
+            kind::CREDIT => {
+                let credit: Credit = frame::control(frame).ok()?;
+                self.shared.with(|out| out.plan.credit(credit.handle, credit.bytes));
+                Some(true)
+            }
+            kind::CAPTURE_STATE => {
+                self.state(frame::control(frame).ok()?).await;
+                Some(true)
+            }
+            kind::HINT => {
+                let hint: Hint = frame::control(frame).ok()?;
+                Some(self.news.send(FromLink::Hint(hint)).await.is_ok())
+            }
+            kind::BYE => {
+                let bye: Bye = frame::control(frame).ok()?;
+                (self.code, self.retry_after_s) = (Some(crate::wire::plain(&bye.reason)), bye.retry_after_s);
+                Some(false)
+            }
+            // Unknown types are ignored, so that a newer relay may say more.
+            _ => Some(true),
+        }
+    }
+
+    async fn state(&self, told: CaptureState) {
+        let state = told.state;
+        let held = state.is_some_and(ChunkState::held);
+        let ended = state.is_some_and(|state| state.ended() || state == ChunkState::Unsettled);
+        // A refusal of the offer, or of bytes that were on their way, is the last word; an error
+        // beside a chunk that the relay holds says what that one waits for.
+        let refused = told.error.is_some() && !held;
+        if held || ended || refused {
+            self.shared.with(|out| out.plan.forget(told.handle));
+        }
+        let last = (ended && state != Some(ChunkState::Unsettled)) || refused;
+        let verdict =
+            Verdict { state, receipt: told.receipt, error: told.error, retry_after_s: told.retry_after_s, last };
+        self.tell(told.handle, verdict, last).await;
+    }
+
+    async fn tell(&self, handle: u64, verdict: Verdict, forget: bool) {
+        let chunk =
+            self.shared.with(|out| if forget { out.chunks.remove(&handle) } else { out.chunks.get(&handle).copied() });
+        if let Some((id, attempt)) = chunk {
+            let _ = self.news.send(FromLink::Verdict { id, attempt, verdict }).await;
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The command line: `waystation-client capture` and `waystation-client watch`.
+
+mod capture;
+mod output;
+mod source;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use waystation_proto::{Code, Variant};
+
+use crate::connect::{ConnectError, Endpoint, Transport, Trust};
+
+/// Capture client and contact of Waystation.
+#[derive(Debug, Parser)]
+#[command(name = "waystation-client", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Play back a recording as if it were being recorded now.
+    Capture(Box<CaptureArgs>),
+    /// Receive and decrypt the near-live lanes of a recording.
+    Watch(Box<WatchArgs>),
+}
+
+/// How to talk to the relay.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TransportArg {
+    Ws,
+    H3,
+    H1,
+}
+
+#[derive(Debug, Args)]
+struct RelayArgs {
+    /// The relay, as https://host:port.
+    #[arg(long)]
+    relay: String,
+    /// How to talk to it.
+    #[arg(long, value_enum, default_value = "ws")]
+    transport: TransportArg,
+    /// Trust exactly the certificates in this file (PEM or DER), and what they issue.
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+}
+
+/// Where streams and capabilities come from.
+#[derive(Debug, Args)]
+struct CoreArgs {
+    /// The core, as http(s)://host:port.
+    #[arg(long)]
+    core: Option<String>,
+    /// File with the account token for the core.
+    #[arg(long, requires = "core")]
+    account_token_file: Option<PathBuf>,
+    /// Trust exactly the certificates in this file for the core.
+    #[arg(long)]
+    core_ca_file: Option<PathBuf>,
+    /// Session file (as `waystation-devcore session` prints it, or `--session-out` wrote it).
+    #[arg(long, alias = "incident-file")]
+    session_file: Option<PathBuf>,
+    /// The core's public keys, to verify receipts where no core is asked for them.
+    #[arg(long)]
+    jwks: Option<PathBuf>,
+    /// Use the core's own HMAC tokens, one for each stream.
+    #[arg(long)]
+    proofline: bool,
+    /// Life to ask for in capabilities, in seconds.
+    #[arg(long)]
+    ttl: Option<u64>,
+    /// Highest chunk index to ask for in capabilities.
+    #[arg(long)]
+    max_chunks: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct CaptureArgs {
+    #[command(flatten)]
+    relay: RelayArgs,
+    #[command(flatten)]
+    core: CoreArgs,
+    /// Directory of the recording.
+    #[arg(long)]
+    recording: PathBuf,
+    /// File with the group key: 32 bytes, raw or as hexadecimal digits.
+    #[arg(long)]
+    group_key_file: PathBuf,
+    /// Seconds of recording to play; longer than it is, it is looped.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// How many times faster than recorded.
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    /// Keep sealed chunks in this directory instead of in memory.
+    #[arg(long)]
+    spool: Option<PathBuf>,
+    /// File with the Ed25519 key that signs offers: 32 bytes, raw or as hexadecimal digits.
+    #[arg(long)]
+    client_key_file: Option<PathBuf>,
+    /// Write a session file for a contact.
+    #[arg(long)]
+    session_out: Option<PathBuf>,
+    /// Seconds to wait for confirmation after the last chunk.
+    #[arg(long, default_value_t = 60)]
+    finish_timeout: u64,
+    /// Seconds the relay may take to answer one request (HTTP transports).
+    #[arg(long, default_value_t = 10)]
+    wait: u64,
+    /// Exit with 0 though chunks are unsettled.
+    #[arg(long)]
+    allow_unsettled: bool,
+    /// JSON lines instead of progress.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct WatchArgs {
+    #[command(flatten)]
+    relay: RelayArgs,
+    #[command(flatten)]
+    core: CoreArgs,
+    /// File with the group key: 32 bytes, raw or as hexadecimal digits.
+    #[arg(long)]
+    group_key_file: PathBuf,
+    /// Directory for the decrypted chunks and the joined files.
+    #[arg(long)]
+    out: PathBuf,
+    /// Variants to watch, comma separated; without: every one the capability reaches.
+    #[arg(long, value_delimiter = ',', value_parser = parse_variant)]
+    lanes: Vec<Variant>,
+    /// Where to begin.
+    #[arg(long, value_enum, default_value = "live")]
+    from: FromArg,
+    /// End when this many chunks are confirmed.
+    #[arg(long)]
+    until_confirmed: Option<u64>,
+    /// End when nothing happened for this many seconds.
+    #[arg(long)]
+    idle: Option<u64>,
+    /// JSON lines instead of progress.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FromArg {
+    Live,
+    Oldest,
+}
+
+/// Why a command can't begin or go on. Its text is for people and holds nothing secret.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{0}")]
+    Key(#[from] crate::keys::KeyError),
+    #[error("{0}")]
+    Session(#[from] crate::session::SessionError),
+    #[error("{0}")]
+    Playback(#[from] crate::playback::PlaybackError),
+    #[error("{0}")]
+    Authority(#[from] crate::authority::AuthorityError),
+    #[error("a file can't be read or written: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Usage(&'static str),
+}
+
+/// Runs the command line and returns its exit code: 0 if all is well, 1 if chunks are missing, 2
+/// if the command could not begin.
+pub async fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Capture(args) => capture::run(*args).await,
+        Command::Watch(args) => watch::run(*args).await,
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl RelayArgs {
+    fn endpoint(&self) -> Result<Endpoint, CliError> {
+        endpoint(&self.relay, self.ca_file.as_deref())
+    }
+
+    const fn transport(&self) -> Transport {
+        match self.transport {
+            TransportArg::Ws => Transport::Ws,
+            TransportArg::H3 => Transport::H3,
+            TransportArg::H1 => Transport::H1,
+        }
+    }
+}
+
+fn endpoint(url: &str, ca_file: Option<&std::path::Path>) -> Result<Endpoint, CliError> {
+    let trust = match ca_file {
+        Some(path) => Trust::file(path)?,
+        None if url.starts_with("http://") => Trust::certificates(Vec::new())?,
+        None => Trust::system()?,
+    };
+    Ok(Endpoint::parse(url, trust)?)
+}
+
+fn parse_variant(text: &str) -> Result<Variant, String> {
+    waystation_proto::offer::parse_role(text).map_err(|code: Code| code.spec().message.to_owned())
+}
+
+/// How a receipt's proof is printed.
+const fn proof_word(proof: crate::receipt::Proof) -> &'static str {
+    match proof {
+        crate::receipt::Proof::Absent => "absent",
+        crate::receipt::Proof::Unchecked => "unchecked",
+        crate::receipt::Proof::Verified => "verified",
+        crate::receipt::Proof::Invalid => "invalid",
+    }
+}
+
+/// Ctrl-C, or the signal that a container stop sends.
+async fn stopped() {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => if result.is_err() { std::future::pending().await },
+        _ = terminate => {}
+    }
+}

@@ -1,0 +1,34 @@
+//! Capture client and contact for Waystation: the only place with encryption.
+//!
+//! - [`capture::Capture`] takes plaintext chunks as they are cut, seals each once and brings the
+//!   sealed bytes to a relay until the core has confirmed them.
+//! - [`watch::Watch`] receives the near-live lanes of a recording, checks and opens each chunk.
+//! - [`authority`] is where streams and capabilities come from: the core, never the relay.
+//!
+//! Of the relay this crate uses the wire formats only (`waystation-proto`). Rules stand apart from
+//! I/O: `capture::queue`, `capture::plan`, `capture::lane`, `watch::assembly` and `mp4` read no
+//! clock and open nothing.
+
+pub mod authority;
+pub mod capture;
+pub mod cli;
+pub mod connect;
+pub mod envelope;
+pub mod keys;
+pub mod mp4;
+pub mod playback;
+pub mod receipt;
+pub mod session;
+pub mod token;
+pub mod watch;
+
+mod clock;
+mod h3link;
+mod http;
+mod wire;
+mod wsio;
+
+pub use capture::Capture;
+pub use connect::{Endpoint, Transport};
+pub use keys::{ClientKey, GroupKey};
+pub use watch::Watch;

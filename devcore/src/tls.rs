@@ -1,0 +1,50 @@
+//! TLS, when asked for: certificates from PEM files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// The certificate, the key or the authority can't be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the certificate or key file can't be used")]
+pub(crate) struct Unusable;
+
+/// Serves with this certificate chain and key; HTTP/2 and HTTP/1.1.
+pub(crate) fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Unusable> {
+    let chain = certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|_| Unusable)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| Unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|_| Unusable)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Connects to servers that this authority vouches for.
+pub(crate) fn connector(authority: &Path) -> Result<TlsConnector, Unusable> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(authority)? {
+        roots.add(certificate).map_err(|_| Unusable)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| Unusable)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    let read = CertificateDer::pem_file_iter(file).map_err(|_| Unusable)?;
+    let chain = read.collect::<Result<Vec<_>, _>>().map_err(|_| Unusable)?;
+    if chain.is_empty() { Err(Unusable) } else { Ok(chain) }
+}

@@ -1,0 +1,14 @@
+//! devcore over real sockets, held to the contract row by row.
+
+// Helpers of a test fail by panicking, as tests do.
+#![allow(clippy::unwrap_used)]
+
+mod account;
+mod command;
+mod commit;
+mod fanout;
+mod faults;
+mod jwt;
+mod preflight;
+mod restart;
+mod support;

@@ -1,0 +1,1 @@
+//! Load, fan-out and demo scenarios.

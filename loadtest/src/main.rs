@@ -1,0 +1,3 @@
+//! Load, fan-out and demo scenarios.
+
+fn main() {}

@@ -1,0 +1,195 @@
+//! The path of an offer: limits, capability, class, reservation; then bytes to staging and
+//! fan-out at once. The only module that knows both.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::capability::{Capability, Trust, Verifier};
+use crate::clock::Clock;
+use crate::config;
+use crate::core::CoreApi;
+use crate::fanout::{GroupKey, Hub};
+use crate::proto::budget::Limiter;
+use crate::proto::claims::{Grant, Use};
+use crate::proto::message::Hint;
+use crate::proto::{ChunkRef, Code, ContactState};
+use crate::staging::Staging;
+
+mod again;
+mod clients;
+mod drop_in;
+mod follow;
+mod offer;
+mod receiving;
+mod vouch;
+mod watch;
+
+pub use crate::staging::Standing;
+pub use drop_in::{Committed, DropIn, DropInUpload, DropInWatch};
+pub use follow::Follow;
+pub use receiving::{Admitted, Receiving};
+
+use clients::Clients;
+use vouch::Vouched;
+
+/// Why something is refused, with everything an adapter needs to say so on its transport.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The code; the error table gives status, text and retry.
+    pub code: Code,
+    /// The core's own code, if it is `[a-z0-9_]+` and the core refused.
+    pub core_code: Option<Box<str>>,
+    /// HTTP status instead of the table's: the core's, mapped.
+    pub status: Option<u16>,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+    /// What is held of the chunk.
+    pub standing: Option<Standing>,
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        Self { code, core_code: None, status: None, retry_after: None, standing: None }
+    }
+}
+
+/// What admission is made of.
+pub struct Parts {
+    /// Who reads tokens.
+    pub verifier: Verifier,
+    /// The core, if one is configured.
+    pub core: Option<CoreApi>,
+    /// Where bytes go.
+    pub staging: Staging,
+    /// Who watches.
+    pub hub: Hub,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// The doorkeeper. Cheap to clone.
+#[derive(Clone)]
+pub struct Admission(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    clients: Clients,
+    vouched: Vouched,
+    drop_ins: drop_in::InProgress,
+    max_chunk: u64,
+    max_shown: u64,
+    allow_unlabelled: bool,
+}
+
+impl Admission {
+    /// Joins staging and fan-out: every change of a chunk reaches its contacts.
+    #[must_use]
+    pub fn new(parts: Parts, config: &config::Config) -> Self {
+        let hub = parts.hub.clone();
+        parts.staging.observe(Box::new(move |standing| {
+            let ended = standing.state.ended() || standing.state == crate::proto::ChunkState::Unsettled;
+            let error = standing.trouble.clone().filter(|_| ended && standing.receipt.is_none());
+            hub.state(standing.chunk, ContactState::from(standing.state), standing.receipt.clone(), error);
+        }));
+        Self(Arc::new(Inner {
+            clients: Clients::new(&config.limits),
+            vouched: Vouched::new(&parts.clock),
+            drop_ins: drop_in::InProgress::new(&config.limits),
+            max_chunk: config.staging.max_chunk,
+            max_shown: config.fanout.max_chunk,
+            allow_unlabelled: config.fanout.allow_unlabelled,
+            parts,
+        }))
+    }
+
+    /// Reads and checks a bearer's capability. `client` is limited until one verifies.
+    ///
+    /// # Errors
+    /// The capability codes, `TooManyRequests`.
+    pub async fn capability(&self, token: &str, client: IpAddr) -> Result<Capability, Refusal> {
+        let read = self.0.parts.verifier.read(token).await;
+        let read = read.map(|capability| self.0.vouched.apply(capability, self.0.parts.clock.unix_s()));
+        match read {
+            Ok(capability) if capability.trust == Trust::Verified => Ok(capability),
+            read => {
+                if !self.0.clients.may_ask(client) {
+                    let mut refusal = Refusal::from(Code::TooManyRequests);
+                    refusal.retry_after = Some(Duration::from_secs(10));
+                    return Err(refusal);
+                }
+                Ok(read?)
+            }
+        }
+    }
+
+    /// Where a chunk stands, for a bearer whose upload capability covers its stream.
+    #[must_use]
+    pub fn standing(&self, chunk: ChunkRef, capability: &Capability) -> Option<Standing> {
+        self.owns(chunk, capability).then(|| self.0.parts.staging.standing(chunk)).flatten()
+    }
+
+    /// Follows a chunk that [`Admission::offer`] or [`Admission::standing`] named.
+    #[must_use]
+    pub fn follow(&self, chunk: ChunkRef) -> Option<Follow> {
+        self.0.parts.staging.follow(chunk).map(Follow::new)
+    }
+
+    /// Ends a `receiving` attempt and drops its bytes (`DELETE`).
+    ///
+    /// # Errors
+    /// `ChunkStaged` from `staged` on, `NotFound` for what the bearer does not own.
+    pub async fn delete(&self, chunk: ChunkRef, capability: &Capability) -> Result<(), Refusal> {
+        if !self.owns(chunk, capability) {
+            return Err(Code::NotFound.into());
+        }
+        Ok(self.0.parts.staging.delete(chunk).await?)
+    }
+
+    /// A capability that came without an offer: releases what waits for one of its streams.
+    pub async fn present(&self, capability: &Capability) {
+        if capability.trust == Trust::Verified && capability.grant.use_ == Use::Upload {
+            self.0.parts.staging.present(capability).await;
+        }
+    }
+
+    /// The capture client is alive.
+    pub fn alive(&self, capability: &Capability) {
+        for group in groups(&capability.grant) {
+            self.0.parts.hub.alive(&group);
+        }
+    }
+
+    /// The capture client says that the recording is over.
+    pub fn ended(&self, capability: &Capability) {
+        for group in groups(&capability.grant) {
+            self.0.parts.hub.ended(&group);
+        }
+    }
+
+    /// What a capture client should know now: how full the room is, whether the core is away.
+    #[must_use]
+    pub fn hint(&self) -> Hint {
+        let core = self.0.parts.core.as_ref();
+        let limited = core.and_then(|core| core.limited_for(Limiter::Upload));
+        Hint {
+            core_limited_s: limited.map(|time| time.as_secs().max(1)),
+            core_away: core.and_then(CoreApi::away_for).map(|_| true),
+            pressure: Some(self.0.parts.staging.pressure()),
+        }
+    }
+
+    fn owns(&self, chunk: ChunkRef, capability: &Capability) -> bool {
+        let grant = &capability.grant;
+        capability.trust == Trust::Verified
+            && grant.use_ == Use::Upload
+            && grant.lanes.iter().any(|lane| self.0.parts.staging.belongs(chunk, &grant.incident, &lane.stream))
+    }
+}
+
+/// The groups that a grant speaks of: one, or for a Proofline token one for its stream.
+fn groups(grant: &Grant) -> Vec<GroupKey> {
+    let mut groups: Vec<_> = grant.lanes.iter().map(|lane| GroupKey::of(grant, &lane.stream)).collect();
+    groups.dedup();
+    groups
+}

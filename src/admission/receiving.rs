@@ -1,0 +1,86 @@
+//! One attempt's bytes on their way to contacts and to the disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::clients::InFlight;
+use super::{Refusal, Standing};
+use crate::fanout::Publication;
+use crate::proto::Code;
+use crate::proto::message::WithdrawnReason;
+use crate::staging::Incoming;
+
+/// What became of an offer.
+pub enum Admitted {
+    /// Send the bytes from [`Receiving::offset`] on.
+    Receive(Receiving),
+    /// It is here already.
+    Have(Standing),
+}
+
+/// One attempt to bring a chunk's bytes. Dropping it ends the attempt and keeps what came.
+pub struct Receiving {
+    incoming: Incoming,
+    publication: Option<Arc<Publication>>,
+    _in_flight: Option<InFlight>,
+}
+
+impl Receiving {
+    pub(super) fn new(mut incoming: Incoming, publication: Option<Publication>, in_flight: Option<InFlight>) -> Self {
+        let publication = publication.map(Arc::new);
+        if let Some(publication) = publication.clone() {
+            incoming.on_hashed(Box::new(move |agrees| {
+                if agrees {
+                    publication.complete();
+                } else {
+                    publication.withdraw(WithdrawnReason::HashMismatch);
+                }
+            }));
+        }
+        Self { incoming, publication, _in_flight: in_flight }
+    }
+
+    /// Where the client goes on.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.incoming.held()
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.incoming.length()
+    }
+
+    /// Takes the next bytes: contacts get them at once, the disk when enough are gathered.
+    /// Waits while the disk is behind; that is the transport's back-pressure.
+    ///
+    /// # Errors
+    /// `BodyTooLong`, `StagingFailed`, `AttemptSuperseded`.
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Refusal> {
+        let offset = self.offset();
+        if bytes.len() as u64 > self.length() - offset {
+            return Err(Code::BodyTooLong.into());
+        }
+        if let Some(publication) = &self.publication {
+            publication.push(offset, &bytes);
+        }
+        Ok(self.incoming.push(&bytes).await?)
+    }
+
+    /// The body ended. Waits until the chunk is whole, hashed and synced.
+    ///
+    /// # Errors
+    /// `BodyIncomplete` (what came is kept), `HashMismatch`, `StagingFailed`, `AttemptSuperseded`.
+    pub async fn finish(self) -> Result<Standing, Refusal> {
+        Ok(self.incoming.finish().await?)
+    }
+
+    /// No byte came for `idle_timeout`: tells contacts and keeps what came.
+    pub fn stalled(self) {
+        if let Some(publication) = &self.publication {
+            publication.withdraw(WithdrawnReason::Stalled);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Contacts: who may watch.
+
+use std::net::IpAddr;
+
+use super::offer::{permit, refused};
+use super::{Admission, Refusal};
+use crate::capability::{Capability, Trust};
+use crate::core::FanoutFields;
+use crate::fanout::{ChunkReader, Subscription, Wanted};
+use crate::proto::budget::Call;
+use crate::proto::claims::Use;
+use crate::proto::outcome::Outcome;
+use crate::proto::{ChunkRef, Code};
+
+impl Admission {
+    /// Opens a contact's subscription; asks the core first where the capability could not be
+    /// verified here.
+    ///
+    /// # Errors
+    /// Any refusal.
+    pub async fn watch(
+        &self,
+        capability: &Capability,
+        wanted: Wanted,
+        client: IpAddr,
+    ) -> Result<Subscription, Refusal> {
+        let _place = match capability.trust {
+            Trust::Verified => None,
+            Trust::Claimed => Some(self.0.clients.may_send(client).ok_or(Code::InFlightPerClient)?),
+        };
+        self.may_watch(capability).await?;
+        Ok(self.0.parts.hub.subscribe(&capability.grant, wanted)?)
+    }
+
+    /// A new capability for an open subscription.
+    ///
+    /// # Errors
+    /// Any refusal; the subscription goes on with the old one until it ends.
+    pub async fn renew(&self, subscription: &mut Subscription, capability: &Capability) -> Result<(), Refusal> {
+        self.may_watch(capability).await?;
+        Ok(subscription.renew(&capability.grant)?)
+    }
+
+    /// Reads one chunk with a fan-out capability (`GET /chunks/{ref}`).
+    ///
+    /// # Errors
+    /// Any refusal.
+    pub async fn read(&self, chunk: ChunkRef, capability: &Capability) -> Result<ChunkReader, Refusal> {
+        self.may_watch(capability).await?;
+        Ok(self.0.parts.hub.read(&capability.grant, chunk)?)
+    }
+
+    /// The core vouches for a token that could not be verified here.
+    async fn may_watch(&self, capability: &Capability) -> Result<(), Refusal> {
+        let grant = &capability.grant;
+        let now = self.0.parts.clock.unix_s();
+        if grant.expired(now) {
+            return Err(Code::CapabilityExpired.into());
+        }
+        if grant.use_ != Use::Fanout {
+            return Err(Code::CapabilityWrongUse.into());
+        }
+        if capability.trust == Trust::Verified {
+            return Ok(());
+        }
+        let core = self.0.parts.core.as_ref().ok_or(Code::CoreUnavailable)?;
+        let stream = grant.lanes.first().ok_or(Code::NotWatchable)?.stream.clone();
+        let permit = permit(core, Call::Authorize, 0).await?;
+        let fields = FanoutFields {
+            session: grant.session.as_str(),
+            capability: &capability.token,
+            incident: grant.incident.as_str(),
+            stream: stream.as_str(),
+        };
+        match core.fanout_authorize(permit, fields).await {
+            Outcome::Accepted => {
+                self.0.vouched.remember(capability, now);
+                Ok(())
+            }
+            outcome => Err(refused(&outcome)),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One group: its window behind its lock, those who watch it, and how they are woken.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::watch;
+
+use super::hub::{GroupKey, Inner};
+use crate::proto::Code;
+use crate::proto::window::{Place, Window};
+
+/// Where a chunk lies, among all windows.
+#[derive(Clone)]
+pub(super) struct Address {
+    pub(super) cell: Weak<Cell>,
+    pub(super) place: Place,
+}
+
+/// Whom a change concerns.
+#[derive(Clone, Copy)]
+pub(super) enum Wake {
+    /// Nobody, unless the capture device's own state changed.
+    Nobody,
+    /// Those who watch this lane.
+    Lane(usize),
+    /// Everybody.
+    All,
+}
+
+/// What a contact listens to.
+#[derive(Clone, Copy)]
+pub(super) enum Channel {
+    /// One lane, and what concerns everybody.
+    Lane(usize),
+    /// Everything.
+    Any,
+}
+
+pub(super) struct Cell {
+    pub(super) key: GroupKey,
+    window: Mutex<State>,
+    contacts: AtomicUsize,
+    lanes: [watch::Sender<()>; 2],
+    any: watch::Sender<()>,
+}
+
+/// A window, and whether the hub still knows it.
+pub(super) struct State {
+    pub(super) window: Window,
+    /// The hub has let go of it: a publisher asks for the group again.
+    pub(super) closed: bool,
+}
+
+impl Cell {
+    pub(super) fn new(key: GroupKey, window: Window) -> Self {
+        Self {
+            key,
+            window: Mutex::new(State { window, closed: false }),
+            contacts: AtomicUsize::new(0),
+            lanes: [watch::Sender::new(()), watch::Sender::new(())],
+            any: watch::Sender::new(()),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the window, does elsewhere what follows from it, and wakes whom it concerns.
+    pub(super) fn change<T>(self: &Arc<Self>, hub: &Inner, whom: Wake, change: impl FnOnce(&mut Window) -> T) -> T {
+        let mut state = self.lock();
+        let captures = state.window.captures();
+        let result = change(&mut state.window);
+        self.changed(hub, state, captures, whom);
+        result
+    }
+
+    /// The end of a change that began when there were `captures` events of the capture device:
+    /// such an event concerns everybody.
+    pub(super) fn changed(self: &Arc<Self>, hub: &Inner, mut state: MutexGuard<'_, State>, captures: u64, whom: Wake) {
+        hub.settle(self, &mut state);
+        let all = captures != state.window.captures();
+        drop(state);
+        self.wake(if all { Wake::All } else { whom });
+    }
+
+    pub(super) fn wake(&self, whom: Wake) {
+        for (lane, sender) in self.lanes.iter().enumerate() {
+            match whom {
+                Wake::Lane(this) if this != lane => {}
+                Wake::Nobody => return,
+                Wake::Lane(_) | Wake::All => sender.send_replace(()),
+            }
+        }
+        self.any.send_replace(());
+    }
+
+    pub(super) fn listen(&self, channel: Channel) -> watch::Receiver<()> {
+        match channel {
+            Channel::Lane(lane) => self.lanes.get(lane).unwrap_or(&self.any).subscribe(),
+            Channel::Any => self.any.subscribe(),
+        }
+    }
+
+    pub(super) fn watched(&self) -> bool {
+        self.contacts.load(Ordering::Acquire) > 0
+    }
+}
+
+/// A contact's seat in a group. Dropping it frees the seat.
+pub(super) struct Seat {
+    pub(super) hub: Arc<Inner>,
+    pub(super) cell: Arc<Cell>,
+}
+
+impl Seat {
+    /// Takes one of `limit` seats.
+    pub(super) fn take(hub: &Arc<Inner>, cell: Arc<Cell>, limit: usize) -> Result<Self, Code> {
+        let taken = cell
+            .contacts
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1));
+        taken.map_err(|_| Code::TooManyContacts)?;
+        hub.metrics.fanout.contacts.inc();
+        Ok(Self { hub: hub.clone(), cell })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.hub.metrics.fanout.contacts.dec();
+        if self.cell.contacts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.hub.let_go_if_unused(&self.cell);
+        }
+    }
+}

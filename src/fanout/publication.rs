@@ -1,0 +1,166 @@
+//! The uploader's side: one chunk on its way to contacts.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::ChunkMeta;
+use super::cell::{Address, Cell, State, Wake};
+use super::hub::{GroupKey, Inner};
+use crate::proto::Media;
+use crate::proto::memory::Full;
+use crate::proto::message::WithdrawnReason;
+use crate::proto::window::{Cause, Opened, Place, RECORD_COST, lane_of};
+use crate::telemetry::names::UnlabelledMedia;
+
+/// One chunk on its way to contacts. Dropping it leaves the chunk arriving, for a later attempt
+/// to go on; [`Publication::withdraw`] says that it will not.
+pub struct Publication {
+    hub: Arc<Inner>,
+    /// `None`: no more groups fit.
+    cell: Option<Arc<Cell>>,
+    meta: Arc<ChunkMeta>,
+    owner: u64,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Clone, Copy)]
+enum Progress {
+    /// No byte came yet.
+    Waiting,
+    /// It has its place.
+    Begun(Place),
+    /// It is not shown: another lane, no room at all, or a newer attempt brings other bytes.
+    Dark,
+}
+
+impl Publication {
+    pub(super) fn open(hub: &Arc<Inner>, cell: Option<Arc<Cell>>, meta: ChunkMeta, owner: u64, shown: bool) -> Self {
+        let opened = cell.as_ref().map_or(Opened::Stale, |cell| {
+            let whom = lane_of(meta.variant).map_or(Wake::Nobody, Wake::Lane);
+            cell.change(hub, if shown { whom } else { Wake::Nobody }, |window| {
+                // An offer is a sign of life too: the group is not let go before its first byte.
+                window.seen(hub.clock.now_ms());
+                if shown { window.open(&meta, owner) } else { Opened::Stale }
+            })
+        });
+        let progress = match opened {
+            Opened::Here(place) => Progress::Begun(place),
+            Opened::Fresh => Progress::Waiting,
+            Opened::Stale => Progress::Dark,
+        };
+        Self { hub: hub.clone(), cell, meta: Arc::new(meta), owner, progress: Mutex::new(progress) }
+    }
+
+    /// Bytes at `offset`; those that contacts have already are skipped.
+    pub fn push(&self, offset: u64, bytes: &Bytes) {
+        let now = self.hub.clock.now_ms();
+        let Some(cell) = &self.cell else { return };
+        let Some(place) = self.begun(cell, offset, now) else { return };
+        loop {
+            let mut state = cell.lock();
+            let captures = state.window.captures();
+            match self.charge(&state, place, offset, bytes.len()) {
+                Ok(()) => {
+                    state.window.push(place, offset, bytes, now);
+                    return cell.changed(&self.hub, state, captures, Wake::Lane(place.lane));
+                }
+                Err(full) => {
+                    drop(state);
+                    if !self.hub.make_room(full) {
+                        return self.give_up(cell, place);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The chunk is whole and its hash agrees.
+    pub fn complete(&self) {
+        let now = self.hub.clock.now_ms();
+        let Some(cell) = &self.cell else { return };
+        // Nothing was pushed: the bytes came before this window, so the chunk can't be shown.
+        let Some(place) = self.begun(cell, self.meta.length, now) else { return };
+        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.complete(place, now));
+    }
+
+    /// The chunk is not what it was said to be.
+    pub fn withdraw(&self, reason: WithdrawnReason) {
+        let (Some(cell), Progress::Begun(place)) = (&self.cell, self.progress()) else { return };
+        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.withdraw(place, self.owner, reason));
+    }
+
+    fn progress(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The chunk's place; takes it with the first byte.
+    fn begun(&self, cell: &Arc<Cell>, offset: u64, now: u64) -> Option<Place> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Progress::Begun(place) = *progress {
+            return Some(place);
+        }
+        let waiting = matches!(*progress, Progress::Waiting);
+        let Some(lane) = lane_of(self.meta.variant).filter(|_| waiting) else {
+            cell.change(&self.hub, Wake::Nobody, |window| window.seen(now));
+            return None;
+        };
+        let place = self.begin(cell, lane, offset, now);
+        *progress = place.map_or(Progress::Dark, Progress::Begun);
+        place
+    }
+
+    fn begin(&self, cell: &Arc<Cell>, lane: usize, offset: u64, now: u64) -> Option<Place> {
+        loop {
+            let mut state = cell.lock();
+            if state.closed {
+                return None;
+            }
+            let captures = state.window.captures();
+            // An attempt beside this one may have begun the same chunk.
+            match state.window.open(&self.meta, self.owner) {
+                Opened::Here(place) => return Some(place),
+                Opened::Fresh => {}
+                Opened::Stale => return None,
+            }
+            let address = Address { cell: Arc::downgrade(cell), place: state.window.next_place(lane) };
+            let opened = self.hub.budget().open(&self.meta.session, address, RECORD_COST);
+            match opened {
+                Ok(slot) => {
+                    let place = state.window.begin(&self.meta, self.owner, slot, offset, now);
+                    self.hub.name(self.meta.chunk, cell);
+                    cell.changed(&self.hub, state, captures, Wake::Lane(lane));
+                    self.count_unlabelled(&cell.key);
+                    return place;
+                }
+                Err(full) => {
+                    cell.changed(&self.hub, state, captures, Wake::Lane(lane));
+                    if !self.hub.make_room(full) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn charge(&self, state: &State, place: Place, offset: u64, len: usize) -> Result<(), Full<Address>> {
+        let price = state.window.price(place, offset, len).filter(|price| *price > 0);
+        match (price, state.window.slot(place)) {
+            (Some(price), Some(slot)) => self.hub.budget().charge(slot, price),
+            _ => Ok(()),
+        }
+    }
+
+    /// Not even an empty window has room for these bytes.
+    fn give_up(&self, cell: &Arc<Cell>, place: Place) {
+        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.evict(place, Cause::Memory));
+    }
+
+    fn count_unlabelled(&self, key: &GroupKey) {
+        match self.meta.media {
+            Media::Audio if key.unlabelled() => self.hub.metrics.fanout.unlabelled(UnlabelledMedia::Audio),
+            Media::Video if key.unlabelled() => self.hub.metrics.fanout.unlabelled(UnlabelledMedia::Video),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A contact's place in the windows.
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::cell::{Channel, Seat, Wake};
+use super::hub::{GroupKey, Inner};
+use super::timer::Timer;
+use std::sync::Arc;
+
+use crate::proto::claims::Grant;
+use crate::proto::cursor::Cursor;
+use crate::proto::frame::{encode_json, kind};
+use crate::proto::message::{self, Ending, StartAt, StartWord};
+use crate::proto::window::{Contact, LANES, Out, Start, View, Window};
+use crate::proto::{Code, StreamId, Variant};
+
+/// A contact is told where it is at most this often.
+const CURSOR_EVERY_MS: u64 = 1_000;
+
+/// What a contact asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Which variants; `None`: every watchable lane.
+    pub lanes: Option<Vec<Variant>>,
+    /// Where to begin; `None`: live.
+    pub from: Option<StartAt>,
+    /// A cursor of an earlier subscription; goes before `from`.
+    pub cursor: Option<String>,
+}
+
+impl Wanted {
+    fn start(&self) -> Start {
+        match (&self.cursor, &self.from) {
+            // A cursor that can't be read is followed from the oldest, so that nothing is missed.
+            (Some(cursor), _) => Cursor::decode(cursor).map_or(Start::Oldest, Start::Cursor),
+            (None, None | Some(StartAt::Word(StartWord::Live))) => Start::Live,
+            (None, Some(StartAt::Word(StartWord::Oldest))) => Start::Oldest,
+            (None, Some(StartAt::At { stream, index })) => Start::At(stream.clone(), *index),
+        }
+    }
+}
+
+/// What a contact is sent next.
+pub enum Step {
+    /// Encoded frames, in order. Their bytes are shared by all contacts.
+    Frames(Vec<Bytes>),
+    /// The same, and then nothing more: the last frame is `ENDING`.
+    End(Vec<Bytes>),
+}
+
+/// A contact's place in the windows.
+pub struct Subscription {
+    seat: Seat,
+    contact: Contact,
+    grant: Grant,
+    lanes: Option<Vec<Variant>>,
+    wake: watch::Receiver<()>,
+    timer: Timer,
+    ending: Option<Code>,
+    over: bool,
+    /// The place moved since the last `CURSOR`.
+    moved: bool,
+    cursor_at: Option<u64>,
+}
+
+impl Subscription {
+    pub(super) fn open(hub: &Arc<Inner>, grant: &Grant, wanted: Wanted) -> Result<Self, Code> {
+        hub.may_watch(grant)?;
+        let view = view(hub, grant, wanted.lanes.as_deref());
+        if view.lanes == [false; 2] {
+            return Err(Code::NotWatchable);
+        }
+        let seat = hub.seat(grant)?;
+        let now = hub.clock.now_ms();
+        let wake = seat.cell.listen(channel(&view));
+        let contact = {
+            let mut state = seat.cell.lock();
+            state.window.tick(now);
+            Contact::new(&state.window, view, wanted.start(), now)
+        };
+        Ok(Self {
+            seat,
+            contact,
+            grant: grant.clone(),
+            lanes: wanted.lanes,
+            wake,
+            timer: Timer::default(),
+            ending: None,
+            over: false,
+            moved: false,
+            cursor_at: None,
+        })
+    }
+
+    /// Waits for the next frames: control first, then audio, then preview. At most 256 KiB of
+    /// media a step. Cancel-safe. After [`Step::End`] there are only empty ends.
+    pub async fn next(&mut self) -> Step {
+        loop {
+            self.wake.mark_unchanged();
+            let due = match self.poll() {
+                Ok(step) => return step,
+                Err(due) => due,
+            };
+            let clock = self.seat.hub.clock.clone();
+            tokio::select! {
+                // An error would mean that the group is gone; this subscription holds it.
+                _ = self.wake.changed() => {}
+                () = self.timer.until(&clock, due) => {}
+            }
+        }
+    }
+
+    /// A new capability for the same incident and group.
+    ///
+    /// # Errors
+    /// `CapabilityWrongBinding`, `CapabilityExpired`, `CapabilityWrongUse`.
+    pub fn renew(&mut self, grant: &Grant) -> Result<(), Code> {
+        self.seat.hub.may_watch(grant)?;
+        if GroupKey::of_contact(grant) != Ok(self.seat.cell.key.clone()) {
+            return Err(Code::CapabilityWrongBinding);
+        }
+        let exp = self.grant.exp.max(grant.exp);
+        self.grant = Grant { exp, ..grant.clone() };
+        self.look();
+        Ok(())
+    }
+
+    /// Other lanes from now on.
+    pub fn lanes(&mut self, lanes: Vec<Variant>) {
+        self.lanes = Some(lanes);
+        self.look();
+    }
+
+    /// One chunk again, if it is in the window; else it is announced as omitted.
+    pub fn fetch(&mut self, stream: &StreamId, index: u64) {
+        self.contact.fetch(&self.seat.cell.lock().window, stream, index);
+    }
+
+    /// Ends it with this reason: the next step is the last.
+    pub fn end(&mut self, reason: Code) {
+        self.ending.get_or_insert(reason);
+    }
+
+    fn look(&mut self) {
+        let view = view(&self.seat.hub, &self.grant, self.lanes.as_deref());
+        self.wake = self.seat.cell.listen(channel(&view));
+        self.contact.look(view, &self.seat.cell.lock().window);
+    }
+
+    /// The next step, or when to look again without being woken.
+    fn poll(&mut self) -> Result<Step, u64> {
+        if self.over {
+            return Ok(Step::End(Vec::new()));
+        }
+        let clock = &self.seat.hub.clock;
+        let (now, unix_ms) = (clock.now_ms(), clock.unix_ms());
+        let expires = self.grant.exp.saturating_mul(1000).saturating_sub(unix_ms);
+        if expires <= 0 {
+            return Ok(self.finish(Vec::new(), Some(Code::CapabilityExpired)));
+        }
+        let cell = self.seat.cell.clone();
+        let mut state = cell.lock();
+        let ticked = state.window.tick(now);
+        let mut out = if self.ending.is_some() { Out::control_only() } else { Out::default() };
+        self.contact.poll(&mut state.window, now, &mut out);
+        let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
+        let settled = self.contact.settled(&state.window, now);
+        self.count(&out);
+        let mut frames = out.frames;
+        self.add_cursor(&state.window, now, &mut frames);
+        drop(state);
+        if ticked {
+            cell.wake(Wake::All);
+        }
+        match self.ending {
+            Some(reason) => Ok(self.finish(frames, Some(reason))),
+            None if settled => Ok(self.finish(frames, None)),
+            None if frames.is_empty() => Err(due),
+            None => Ok(Step::Frames(frames)),
+        }
+    }
+
+    /// When something is to be done though nothing comes.
+    fn due(&self, window: &Window, now: u64) -> u64 {
+        let cursor = self.cursor_at.filter(|_| self.moved).map(|at| at.saturating_add(CURSOR_EVERY_MS));
+        let settles = self.contact.settles_at(window);
+        [cursor, settles, window.silent_at()].into_iter().flatten().min().unwrap_or(u64::MAX).max(now)
+    }
+
+    fn count(&mut self, out: &Out) {
+        let metrics = &self.seat.hub.metrics.fanout;
+        for lane in 0..LANES.len() {
+            metrics.delivered(lane, out.counts.frames[lane], out.counts.bytes[lane]);
+        }
+        for (reason, chunks) in &out.counts.omitted {
+            metrics.omitted(*reason, *chunks);
+        }
+        self.moved |= out.counts.finished > 0;
+    }
+
+    fn add_cursor(&mut self, window: &Window, now: u64, frames: &mut Vec<Bytes>) {
+        if self.moved && self.cursor_at.is_none_or(|at| now >= at.saturating_add(CURSOR_EVERY_MS)) {
+            let cursor = self.contact.cursor(window);
+            frames.push(encode_json(kind::CURSOR, &message::Cursor { cursor }));
+            self.moved = false;
+            self.cursor_at = Some(now);
+        }
+    }
+
+    fn finish(&mut self, mut frames: Vec<Bytes>, reason: Option<Code>) -> Step {
+        self.over = true;
+        self.seat.hub.metrics.fanout.ending(reason);
+        let reason = reason.map_or("ended", Code::name).to_owned();
+        frames.push(encode_json(kind::ENDING, &Ending { reason }));
+        Step::End(frames)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if !self.over {
+            self.seat.hub.metrics.fanout.left();
+        }
+    }
+}
+
+/// What a grant and a wish come to.
+fn view(hub: &Inner, grant: &Grant, wanted: Option<&[Variant]>) -> View {
+    let shown = |variant: Variant| hub.reaches(grant, variant) && wanted.is_none_or(|wanted| wanted.contains(&variant));
+    let streams = (!grant.lanes.is_empty()).then(|| grant.lanes.iter().map(|lane| lane.stream.clone()).collect());
+    View { lanes: LANES.map(shown), streams }
+}
+
+/// Only what a contact sees wakes it.
+const fn channel(view: &View) -> Channel {
+    match view.lanes {
+        [true, false] => Channel::Lane(0),
+        [false, true] => Channel::Lane(1),
+        _ => Channel::Any,
+    }
+}

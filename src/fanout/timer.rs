@@ -1,0 +1,36 @@
+//! A deadline that is kept over many waits, so that a wake by media does not arm it anew.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+/// Longest sleep: the machine's calendar may be set while a contact waits for its capability's
+/// end, which is a calendar time.
+const MAX_SLEEP_MS: u64 = 30_000;
+
+type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The armed sleep, with its end in milliseconds of the clock.
+#[derive(Default)]
+pub(super) struct Timer {
+    armed: Option<(u64, Sleep)>,
+}
+
+impl Timer {
+    /// Waits until `due` (milliseconds of `clock`) or earlier. Cancel-safe.
+    pub(super) async fn until(&mut self, clock: &Clock, due: u64) {
+        let now = clock.now_ms();
+        let due = due.min(now.saturating_add(MAX_SLEEP_MS));
+        let armed = match &mut self.armed {
+            Some(armed) if armed.0 <= due => armed,
+            slot => {
+                let (clock, time) = (clock.clone(), Duration::from_millis(due.saturating_sub(now)));
+                slot.insert((due, Box::pin(async move { clock.sleep(time).await })))
+            }
+        };
+        armed.1.as_mut().await;
+        self.armed = None;
+    }
+}

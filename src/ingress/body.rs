@@ -1,0 +1,393 @@
+//! Bodies, alike for every version of HTTP: a request's bytes as they come, an answer's as they
+//! go.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::{mpsc, oneshot};
+
+use super::conn::{Conn, Ctx};
+use super::h3;
+use super::ticket::Ticket;
+use crate::telemetry::names::Transport;
+
+/// Small pieces that are there already are joined up to this before anything handles them: each
+/// one costs a hash update, a write and a wake-up of every contact.
+pub(super) const GATHER: usize = 64 * 1024;
+/// Largest piece of a streamed answer: with `idle_timeout` for each, even 1 kB/s is progress.
+pub(super) const PIECE: usize = 16 * 1024;
+/// Bytes of a refused request's body that are read so that its sender comes to read the answer.
+const DRAIN_BYTES: u64 = 8 << 20;
+
+/// The body broke off: the peer left or reset it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Broken;
+
+/// A request's body.
+pub(super) struct RequestBody {
+    source: Source,
+    begun: bool,
+    end: Option<Result<(), Broken>>,
+    received: Counter,
+}
+
+enum Source {
+    Nothing,
+    Hyper(hyper::body::Incoming),
+    H3(h3::Incoming),
+    /// `None` stands for a pause.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests bring their own bytes"))]
+    Pieces(VecDeque<Option<Bytes>>),
+}
+
+impl RequestBody {
+    pub(super) fn hyper(incoming: hyper::body::Incoming, received: Counter) -> Self {
+        let source = if incoming.is_end_stream() { Source::Nothing } else { Source::Hyper(incoming) };
+        Self { source, begun: false, end: None, received }
+    }
+
+    pub(super) fn h3(incoming: h3::Incoming, received: Counter) -> Self {
+        Self { source: Source::H3(incoming), begun: false, end: None, received }
+    }
+
+    /// The next bytes, as soon as there are any; `None` at the end.
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes, Broken>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        self.begun = true;
+        let mut one = Bytes::new();
+        let mut joined = BytesMut::new();
+        while self.end.is_none() {
+            match self.source.poll(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => self.end = Some(Ok(())),
+                Poll::Ready(Some(Err(broken))) => self.end = Some(Err(broken)),
+                Poll::Ready(Some(Ok(piece))) => {
+                    self.received.inc_by(piece.len() as u64);
+                    if one.is_empty() && joined.is_empty() {
+                        one = piece;
+                    } else {
+                        if joined.is_empty() {
+                            joined.reserve(GATHER);
+                            joined.extend_from_slice(&std::mem::take(&mut one));
+                        }
+                        joined.extend_from_slice(&piece);
+                    }
+                    if one.len().max(joined.len()) >= GATHER / 2 {
+                        break;
+                    }
+                }
+            }
+        }
+        let piece = if joined.is_empty() { one } else { joined.freeze() };
+        if !piece.is_empty() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        match self.end {
+            None => Poll::Pending,
+            Some(Ok(())) => Poll::Ready(None),
+            Some(Err(broken)) => Poll::Ready(Some(Err(broken))),
+        }
+    }
+
+    /// Reads what is left of a body that nobody wants, apart from the answer: many clients read
+    /// nothing before they have sent everything, and a reset would take the answer away from
+    /// them. One that waits for `100 Continue` is not asked to send. After a refusal only so much
+    /// is read. Says when it is over, if there is anything to read.
+    pub(super) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<()>> {
+        let rest = Self {
+            source: std::mem::replace(&mut self.source, Source::Nothing),
+            begun: self.begun,
+            end: self.end,
+            received: self.received.clone(),
+        };
+        self.end = self.end.or(Some(Ok(())));
+        let ended = rest.end.is_some() || matches!(rest.source, Source::Nothing);
+        if ended || (left.expects_continue && !rest.begun) {
+            return None;
+        }
+        let (done, over) = oneshot::channel();
+        let ctx = LeftOver { conn: Arc::clone(&ctx.conn), transport: ctx.transport };
+        ctx.conn.service.tasks.clone().spawn(async move {
+            if !ctx.read(rest, left.refused).await {
+                ctx.conn.service.dropped_body(ctx.transport);
+            }
+            drop(done);
+        });
+        Some(over)
+    }
+}
+
+/// Why a body is not read by its handler.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leave {
+    /// The request was refused; else its bytes are here already.
+    pub(super) refused: bool,
+    /// The request has `Expect: 100-continue`.
+    pub(super) expects_continue: bool,
+}
+
+/// Where a body that is left came from. It holds no ticket: the request is answered.
+struct LeftOver {
+    conn: Arc<Conn>,
+    transport: Transport,
+}
+
+impl LeftOver {
+    /// Reads a body to its end; `false` if it was too long or too slow for that.
+    async fn read(&self, mut rest: RequestBody, refused: bool) -> bool {
+        let service = &self.conn.service;
+        let (clock, idle) = (&service.shared.clock, service.limits.idle_timeout);
+        let mut left = if refused { DRAIN_BYTES } else { service.shared.max_chunk.saturating_add(DRAIN_BYTES) };
+        let mut patience = Box::pin(clock.sleep(idle));
+        loop {
+            let next = tokio::select! {
+                next = rest.next() => next,
+                () = &mut patience => return false,
+                () = service.cut.cancelled() => return false,
+            };
+            let Some(Ok(piece)) = next else { return true };
+            left = left.saturating_sub(piece.len() as u64);
+            if left == 0 {
+                return false;
+            }
+            if !refused {
+                patience = Box::pin(clock.sleep(idle));
+            }
+        }
+    }
+}
+
+impl Source {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        match self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Hyper(incoming) => loop {
+                match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                    None => return Poll::Ready(None),
+                    Some(Err(_)) => return Poll::Ready(Some(Err(Broken))),
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) if !data.is_empty() => return Poll::Ready(Some(Ok(data))),
+                        // Trailers say nothing here.
+                        _ => {}
+                    },
+                }
+            },
+            Self::H3(incoming) => incoming.poll_next(cx),
+            Self::Pieces(pieces) => match pieces.pop_front() {
+                None => Poll::Ready(None),
+                Some(Some(piece)) => Poll::Ready(Some(Ok(piece))),
+                Some(None) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+impl RequestBody {
+    /// A body of these pieces; `None` is a pause.
+    pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
+        let source = Source::Pieces(pieces.into_iter().collect());
+        Self { source, begun: false, end: None, received: Counter::default() }
+    }
+}
+
+/// An answer's body.
+pub(super) struct ResponseBody {
+    kind: Kind,
+    /// Closed when the answer is written or given up.
+    ticket: Option<Arc<Ticket>>,
+    /// Something that must outlive the answer.
+    keep: Option<Box<dyn Any + Send>>,
+    /// The body waits for this.
+    after: Option<oneshot::Receiver<()>>,
+}
+
+enum Kind {
+    Whole(Bytes),
+    Flow(mpsc::Receiver<Piece>),
+}
+
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The answer ends before its end: the transport must reset it.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut off")]
+pub(super) struct Cut;
+
+impl ResponseBody {
+    pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
+        Self { kind: Kind::Whole(bytes.into()), ticket: None, keep: None, after: None }
+    }
+
+    /// A streamed body and the end that feeds it. The body is cut off unless
+    /// [`Outflow::finish`] is called.
+    pub(super) fn flow() -> (Outflow, Self) {
+        let (tx, rx) = mpsc::channel(1);
+        (Outflow(tx), Self { kind: Kind::Flow(rx), ticket: None, keep: None, after: None })
+    }
+
+    pub(super) fn keeping(mut self, keep: impl Any + Send) -> Self {
+        self.keep = Some(Box::new(keep));
+        self
+    }
+
+    /// The answer's head goes at once, its body only when the request's is over.
+    pub(super) fn after(mut self, over: Option<oneshot::Receiver<()>>) -> Self {
+        self.after = over;
+        self
+    }
+
+    /// The answer can't be written to its end, for this reason.
+    pub(super) fn ended(&self, code: crate::proto::Code) {
+        if let Some(ticket) = &self.ticket {
+            ticket.ended(Some(code));
+        }
+    }
+
+    pub(super) fn with_ticket(mut self, ticket: Arc<Ticket>) -> Self {
+        self.ticket = Some(ticket);
+        self
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(over) = &mut self.after {
+            let _ = ready!(Pin::new(over).poll(cx));
+            self.after = None;
+        }
+        match &mut self.kind {
+            Kind::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Flow(pieces) => match ready!(pieces.poll_recv(cx)) {
+                Some(Piece::Bytes(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Some(Piece::End) => {
+                    self.kind = Kind::Whole(Bytes::new());
+                    Poll::Ready(None)
+                }
+                None => Poll::Ready(Some(Err(Cut))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.after.is_none() && matches!(&self.kind, Kind::Whole(bytes) if bytes.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Flow(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// Feeds a streamed answer. One piece waits at most; the next waits for the peer.
+pub(super) struct Outflow(mpsc::Sender<Piece>);
+
+/// Why a streamed answer can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// The peer left.
+    Gone,
+    /// The peer took nothing for `idle_timeout`.
+    TooSlow,
+}
+
+impl Outflow {
+    /// Sends bytes, in pieces that each must be taken within `idle_timeout`. A peer that takes
+    /// nothing loses its connection on HTTP/1.1 and 2; on HTTP/3 its stream is reset.
+    pub(super) async fn send(&self, ctx: &Ctx, mut bytes: Bytes) -> Result<(), Stopped> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            match ctx.unless_idle(self.0.send(Piece::Bytes(piece))).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return Err(Stopped::Gone),
+                None => {
+                    if ctx.transport != Transport::H3 {
+                        ctx.conn.cut.cancel();
+                    }
+                    return Err(Stopped::TooSlow);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer is complete.
+    pub(super) async fn finish(self, ctx: &Ctx) {
+        let _ = ctx.unless_idle(self.0.send(Piece::End)).await;
+    }
+
+    /// Ends when the peer left.
+    pub(super) async fn gone(&self) {
+        self.0.closed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_pieces_are_joined_and_a_pause_ends_the_joining() {
+        let piece = |len: usize| Some(Bytes::from(vec![1; len]));
+        let mut body = RequestBody::pieces([piece(1400), piece(1400), None, piece(10), piece(GATHER), piece(5)]);
+        assert_eq!(body.next().await.unwrap().unwrap().len(), 2800);
+        assert_eq!(body.next().await.unwrap().unwrap().len(), 10 + GATHER);
+        assert_eq!(body.next().await.unwrap().unwrap().len(), 5);
+        assert_eq!(body.next().await, None);
+        assert_eq!(body.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_flow_that_is_not_finished_is_cut_off() {
+        let (out, mut body) = ResponseBody::flow();
+        out.0.send(Piece::Bytes(Bytes::from_static(b"a"))).await.unwrap();
+        let mut frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(frame.unwrap().is_ok());
+        drop(out);
+        frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(frame.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_cut_where_its_stream_can_not_be() {
+        use crate::clock::Clock;
+        for (transport, cuts) in [(Transport::H1, true), (Transport::H2, true), (Transport::H3, false)] {
+            let clock = Clock::at_unix_ms(0);
+            let ctx = crate::ingress::tests::harness::context(clock.clone(), transport);
+            let idle = ctx.limits.idle_timeout;
+            let (out, _body) = ResponseBody::flow();
+            let sending = tokio::spawn({
+                let ctx = ctx.clone();
+                async move { out.send(&ctx, Bytes::from(vec![0; 3 * PIECE])).await }
+            });
+            while !sending.is_finished() {
+                tokio::task::yield_now().await;
+                clock.advance(idle / 10);
+            }
+            assert_eq!(sending.await.unwrap(), Err(Stopped::TooSlow));
+            assert_eq!(ctx.conn.cut.is_cancelled(), cuts, "{transport:?}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! `/capture`: many chunks over one WebSocket, none of which holds up another.
+
+mod chunk;
+mod lane;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use self::chunk::Chunk;
+use self::lane::Lane;
+use super::conn::Ctx;
+use super::respond::{self, Reply};
+use super::ws::{self, Goodbye, Outbox, Reader, Room};
+use crate::admission::Refusal;
+use crate::capability::Capability;
+use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES, Piece, kind};
+use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
+use crate::proto::offer::Timestamp;
+use crate::proto::{CAPTURE_SUBPROTOCOL, Code, Digest, IncidentId, Media, Offer, PROTOCOL, StreamId};
+
+/// Chunks of one connection that are received or followed. A core that is away for an hour
+/// leaves this many waiting; a further offer hears `too_many_offers` and may use another
+/// connection.
+const OFFERS: usize = 1024;
+/// Capabilities one connection may hold: several lanes, each with the next one beside it.
+const CAPABILITIES: usize = 64;
+/// How often it is looked whether there is a new hint.
+const HINT_EVERY: Duration = Duration::from_secs(3);
+/// Replies that may wait to be written; small frames all.
+const ROOM: Room = Room { read_buffer: 64 * 1024, messages: 64 };
+
+/// The upgrade of `/capture`.
+pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
+    ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, |ctx, reader, out| async move {
+        match Session::open(ctx, reader, out).await {
+            Ok(Some(session)) => session.run().await,
+            Ok(None) => Goodbye::Left,
+            Err(refusal) => told(&refusal),
+        }
+    })
+}
+
+fn told(refusal: &Refusal) -> Goodbye {
+    Goodbye::Told(respond::bye(refusal), refusal.code)
+}
+
+struct Session {
+    ctx: Ctx,
+    reader: Reader,
+    out: Outbox,
+    /// Newest last.
+    capabilities: Vec<Capability>,
+    lanes: HashMap<u64, Arc<Lane>>,
+    highest: Option<u64>,
+    receiving: watch::Sender<usize>,
+    tasks: JoinSet<Option<u64>>,
+    /// What the message that opened the session held beside `HELLO`.
+    early: Vec<Frame>,
+}
+
+impl Session {
+    /// Waits for `HELLO` and answers it.
+    async fn open(ctx: Ctx, mut reader: Reader, out: Outbox) -> Result<Option<Self>, Refusal> {
+        let Some(mut frames) = reader.first(kind::HELLO).await? else { return Ok(None) };
+        let early = frames.split_off(1);
+        let hello: Hello = frames.first().map(frame::control).ok_or(Code::ProtocolError)??;
+        if hello.protocol != PROTOCOL {
+            return Err(Code::UnsupportedProtocol.into());
+        }
+        if hello.capabilities.is_empty() {
+            return Err(Code::CapabilityMissing.into());
+        }
+        let mut session = Self {
+            ctx,
+            reader,
+            out,
+            capabilities: Vec::new(),
+            lanes: HashMap::new(),
+            highest: None,
+            receiving: watch::Sender::new(0),
+            tasks: JoinSet::new(),
+            early,
+        };
+        for token in &hello.capabilities {
+            session.present(token).await?;
+        }
+        session.welcome().await;
+        Ok(Some(session))
+    }
+
+    async fn welcome(&self) {
+        let shared = &self.ctx.shared;
+        let limits = message::Limits {
+            max_chunk: shared.max_chunk,
+            max_piece: MAX_PIECE_BYTES as u64,
+            offers: OFFERS as u32,
+            in_flight: u32::try_from(self.ctx.limits.in_flight_per_session).unwrap_or(u32::MAX),
+        };
+        let welcome = Welcome { protocol: PROTOCOL, node: shared.node.to_string(), limits };
+        self.out.send(frame::encode_json(kind::WELCOME, &welcome)).await;
+    }
+
+    async fn run(mut self) -> Goodbye {
+        match self.serve().await {
+            Ok(()) => Goodbye::Left,
+            Err(refusal) => told(&refusal),
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Refusal> {
+        for frame in std::mem::take(&mut self.early) {
+            self.frame(frame).await?;
+        }
+        let clock = self.ctx.shared.clock.clone();
+        let drain = self.ctx.drain.clone();
+        let mut received = self.receiving.subscribe();
+        let mut look = Box::pin(clock.sleep(Duration::ZERO));
+        let mut hint = Hint::default();
+        loop {
+            let drained = async {
+                drain.cancelled().await;
+                // The sender lives as long as the session.
+                let _ = received.wait_for(|count| *count == 0).await;
+            };
+            tokio::select! {
+                message = self.reader.next() => match message? {
+                    None => return Ok(()),
+                    Some(frames) => for frame in frames {
+                        self.frame(frame).await?;
+                    },
+                },
+                Some(ended) = self.tasks.join_next() => {
+                    if let Ok(Some(handle)) = ended {
+                        self.lanes.remove(&handle);
+                    }
+                }
+                () = &mut look => {
+                    look = Box::pin(clock.sleep(HINT_EVERY));
+                    self.hint(&mut hint).await;
+                }
+                () = self.out.closed() => return Ok(()),
+                () = drained => return Err(Code::Draining.into()),
+            }
+        }
+    }
+
+    async fn frame(&mut self, frame: Frame) -> Result<(), Refusal> {
+        match frame.kind {
+            kind::OFFER => self.offer(&frame).await?,
+            kind::CAPTURE_PIECE => self.piece(Piece::decode(frame.body)?)?,
+            kind::CAPABILITY => {
+                let body: message::Capability = frame::control(&frame)?;
+                self.present(&body.capability).await?;
+            }
+            kind::ALIVE => self.capabilities.iter().for_each(|one| self.ctx.shared.admission.alive(one)),
+            kind::END => self.capabilities.iter().for_each(|one| self.ctx.shared.admission.ended(one)),
+            kind::HELLO => return Err(Code::ProtocolError.into()),
+            // Unknown types, and those of the other side, mean nothing here.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a capability in. It is read in its turn, since the next frame may be an offer that
+    /// needs it; what it releases goes on by itself.
+    async fn present(&mut self, token: &str) -> Result<(), Refusal> {
+        let capability = self.ctx.shared.admission.capability(token, self.ctx.client).await?;
+        let now = self.ctx.shared.clock.unix_s();
+        self.capabilities.retain(|one| !one.grant.expired(now));
+        if self.capabilities.len() >= CAPABILITIES {
+            self.capabilities.remove(0);
+        }
+        self.capabilities.push(capability.clone());
+        let admission = self.ctx.shared.admission.clone();
+        self.tasks.spawn(async move {
+            admission.present(&capability).await;
+            None
+        });
+        Ok(())
+    }
+
+    async fn offer(&mut self, frame: &Frame) -> Result<(), Refusal> {
+        let (handle, offer) = read_offer(frame)?;
+        if self.lanes.contains_key(&handle) {
+            return Err(Code::ProtocolError.into());
+        }
+        self.highest = self.highest.max(Some(handle));
+        let refused = match offer {
+            Err(code) => code,
+            Ok(_) if self.ctx.drain.is_cancelled() => Code::Draining,
+            Ok(_) if self.lanes.len() >= OFFERS => Code::TooManyOffers,
+            Ok(offer) => match self.capability_for(&offer) {
+                Some(capability) => {
+                    self.begin(handle, offer, capability);
+                    return Ok(());
+                }
+                None => Code::CapabilityMissing,
+            },
+        };
+        self.out.send(respond::capture_refusal(handle, &refused.into())).await;
+        Ok(())
+    }
+
+    fn begin(&mut self, handle: u64, offer: Offer, capability: Capability) {
+        let lane = Arc::new(Lane::default());
+        self.lanes.insert(handle, Arc::clone(&lane));
+        let chunk =
+            Chunk { ctx: self.ctx.clone(), handle, lane, out: self.out.clone(), receiving: self.receiving.clone() };
+        self.tasks.spawn(async move {
+            Box::pin(chunk.run(offer, capability)).await;
+            Some(handle)
+        });
+    }
+
+    /// The newest capability that reaches the offer's stream; if none does, the newest, so that
+    /// admission says what is wrong with it.
+    fn capability_for(&self, offer: &Offer) -> Option<Capability> {
+        let reaches =
+            |one: &&Capability| one.grant.incident == offer.incident && one.grant.lane(&offer.stream).is_some();
+        self.capabilities.iter().rev().find(reaches).or(self.capabilities.last()).cloned()
+    }
+
+    fn piece(&self, piece: Piece) -> Result<(), Refusal> {
+        match self.lanes.get(&piece.handle) {
+            Some(lane) => Ok(lane.piece(piece.offset, piece.bytes)?),
+            // A piece may be under way when its chunk is refused; a handle that never was is a
+            // mistake.
+            None if Some(piece.handle) <= self.highest => Ok(()),
+            None => Err(Code::UnknownHandle.into()),
+        }
+    }
+
+    async fn hint(&self, last: &mut Hint) {
+        let now = self.ctx.shared.admission.hint();
+        if material(last, &now) {
+            self.out.send(frame::encode_json(kind::HINT, &now)).await;
+            *last = now;
+        }
+    }
+}
+
+/// Whether a hint says something new: the core came or went, or a class's room moved by a tenth.
+fn material(last: &Hint, now: &Hint) -> bool {
+    let away = last.core_away.unwrap_or_default() != now.core_away.unwrap_or_default();
+    let limited = last.core_limited_s.is_some() != now.core_limited_s.is_some();
+    let (before, after) = (last.pressure.unwrap_or_default(), now.pressure.unwrap_or_default());
+    away || limited || before.iter().zip(after).any(|(before, after)| (before - after).abs() >= 0.1)
+}
+
+/// An offer's handle, and the offer or what is wrong with it. Without a handle nothing can be
+/// answered, and the connection ends.
+fn read_offer(frame: &Frame) -> Result<(u64, Result<Offer, Code>), Code> {
+    if let Ok(body) = frame::control::<OfferBody>(frame) {
+        return Ok((body.handle, body.into_offer()));
+    }
+    let body: serde_json::Value = frame::control(frame)?;
+    let handle = body.get("handle").and_then(serde_json::Value::as_u64).ok_or(Code::ProtocolError)?;
+    Ok((handle, Err(blame(&body))))
+}
+
+/// The code of the first member that can't be read, in the order of the dictionary's rules.
+fn blame(body: &serde_json::Value) -> Code {
+    fn reads<T: serde::de::DeserializeOwned>(body: &serde_json::Value, name: &str) -> bool {
+        body.get(name).is_some_and(|value| T::deserialize(value).is_ok())
+    }
+    let rules = [
+        (reads::<u64>(body, "length"), Code::LengthRequired),
+        (reads::<IncidentId>(body, "incident") && reads::<StreamId>(body, "stream"), Code::InvalidIdentifier),
+        (reads::<u64>(body, "index"), Code::InvalidChunkIndex),
+        (reads::<Media>(body, "media"), Code::InvalidMediaType),
+        (reads::<Timestamp>(body, "started") && reads::<Timestamp>(body, "ended"), Code::InvalidTime),
+        (reads::<Digest>(body, "sha256"), Code::InvalidDigest),
+    ];
+    rules.into_iter().find(|(reads, _)| !reads).map_or(Code::InvalidChunkHeader, |(_, code)| code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn offer() -> serde_json::Value {
+        json!({
+            "handle": 7, "incident": "i", "stream": "s", "index": 1, "media": "audio",
+            "started": "2026-06-10T12:00:00Z", "ended": "2026-06-10T12:00:02Z", "length": 10,
+            "sha256": "0".repeat(64), "later": {"x": 1},
+        })
+    }
+
+    fn read(body: &serde_json::Value) -> Result<(u64, Result<Offer, Code>), Code> {
+        read_offer(&Frame { kind: kind::OFFER, body: body.to_string().into() })
+    }
+
+    #[test]
+    fn each_broken_member_has_its_code() {
+        assert!(read(&offer()).unwrap().1.is_ok());
+        let cases = [
+            ("incident", json!(""), Code::InvalidIdentifier),
+            ("stream", json!(null), Code::InvalidIdentifier),
+            ("index", json!("1"), Code::InvalidChunkIndex),
+            ("index", json!(0), Code::InvalidChunkIndex),
+            ("media", json!("film"), Code::InvalidMediaType),
+            ("ended", json!("later"), Code::InvalidTime),
+            ("sha256", json!("AA"), Code::InvalidDigest),
+            ("length", json!(-1), Code::LengthRequired),
+            ("role", json!("preview_only"), Code::RoleRefused),
+            ("role", json!(3), Code::InvalidChunkHeader),
+            ("sig", json!("!"), Code::SignatureInvalid),
+        ];
+        for (name, value, code) in cases {
+            let mut body = offer();
+            body[name] = value;
+            let (handle, offer) = read(&body).unwrap();
+            assert_eq!((handle, offer.unwrap_err()), (7, code), "{name}");
+        }
+        let mut nameless = offer();
+        nameless["handle"] = json!(null);
+        assert_eq!(read(&nameless).unwrap_err(), Code::ProtocolError);
+    }
+
+    #[test]
+    fn a_hint_is_sent_when_it_says_something_new() {
+        let calm = Hint::default();
+        let full = |level: f32| Hint { pressure: Some([0.0, 0.0, 0.0, level]), ..Hint::default() };
+        assert!(!material(&calm, &full(0.05)));
+        assert!(material(&calm, &full(0.5)));
+        assert!(!material(&full(0.5), &full(0.55)));
+        assert!(material(&calm, &Hint { core_away: Some(true), ..Hint::default() }));
+        assert!(!material(&calm, &Hint { core_away: Some(false), ..Hint::default() }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_offer_panics(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_offer(&Frame { kind: kind::OFFER, body: body.into() });
+        }
+    }
+}

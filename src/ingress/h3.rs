@@ -1,0 +1,124 @@
+//! HTTP/3 requests on one QUIC connection.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use h3::server::{RequestResolver, RequestStream};
+use http::Response;
+use http_body::Body as _;
+
+use super::body::{Broken, PIECE, RequestBody, ResponseBody};
+use super::conn::{Conn, client_key};
+use super::h3_quinn::{Connection, RecvStream, SendStream};
+use super::respond::{MAX_HEADER_BYTES, Reply};
+use super::route;
+use crate::proto::Code;
+use crate::telemetry::names::Transport;
+
+/// The body of a request on HTTP/3.
+pub(super) struct Incoming(RequestStream<RecvStream, Bytes>);
+
+impl Incoming {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        loop {
+            match ready!(self.0.poll_recv_data(cx)) {
+                Err(_) => return Poll::Ready(Some(Err(Broken))),
+                Ok(None) => return Poll::Ready(None),
+                Ok(Some(mut data)) if data.has_remaining() => {
+                    return Poll::Ready(Some(Ok(data.copy_to_bytes(data.remaining()))));
+                }
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+}
+
+/// Serves a connection to its end, its idleness, or the relay's.
+pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
+    let mut builder = h3::server::builder();
+    builder.max_field_section_size(2 * MAX_HEADER_BYTES as u64);
+    let Ok(mut serving) = builder.build::<_, Bytes>(Connection::new(quic.clone())).await else { return };
+    let mut watchdog = std::pin::pin!(conn.watchdog());
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            accepted = serving.accept() => match accepted {
+                // Resolved in its own task: one slow head must not hold up the connection.
+                Ok(Some(resolver)) => {
+                    let (conn, quic) = (Arc::clone(&conn), quic.clone());
+                    conn.service.tasks.clone().spawn(Box::pin(request(conn, quic, resolver)));
+                }
+                Ok(None) | Err(_) => return,
+            },
+            () = conn.service.drain.cancelled(), if !draining => {
+                draining = true;
+                if serving.shutdown(0).await.is_err() {
+                    return;
+                }
+            }
+            () = conn.cut.cancelled() => return,
+            reason = watchdog.as_mut() => {
+                return conn.service.shared.metrics.ingress.refuse_connection(reason);
+            }
+        }
+    }
+}
+
+async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestResolver<Connection, Bytes>) {
+    let service = Arc::clone(&conn.service);
+    let head = tokio::select! {
+        head = resolver.resolve_request() => head,
+        () = service.shared.clock.sleep(service.limits.header_timeout) => return,
+        () = service.cut.cancelled() => return,
+    };
+    let Ok((request, stream)) = head else { return };
+    let (send, recv) = stream.split();
+    let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
+    let received = service.received(Transport::H3);
+    let request = request.map(|()| RequestBody::h3(Incoming(recv), received));
+    let answering = async {
+        let reply = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request)).await;
+        answer(&conn, send, reply).await;
+    };
+    tokio::select! {
+        () = answering => {}
+        _ = quic.closed() => {}
+        () = service.cut.cancelled() => {}
+    }
+}
+
+/// Writes an answer. Unless it is finished, dropping the stream resets it.
+async fn answer(conn: &Conn, mut send: RequestStream<SendStream, Bytes>, reply: Reply) {
+    let (parts, mut body) = reply.into_parts();
+    let head = Response::from_parts(parts, ());
+    if !matches!(in_time(conn, send.send_response(head)).await, Some(Ok(()))) {
+        return;
+    }
+    while let Some(frame) = next_frame(&mut body).await {
+        let Ok(mut bytes) = frame else { return };
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            match in_time(conn, send.send_data(piece)).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return,
+                None => return body.ended(Code::ContactTooSlow),
+            }
+        }
+    }
+    let _ = in_time(conn, send.finish()).await;
+}
+
+async fn next_frame(body: &mut ResponseBody) -> Option<Result<Bytes, super::body::Cut>> {
+    let mut body = std::pin::Pin::new(body);
+    let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await?;
+    Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
+}
+
+async fn in_time<F: Future>(conn: &Conn, write: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        written = write => Some(written),
+        () = conn.service.shared.clock.sleep(conn.service.limits.idle_timeout) => None,
+    }
+}

@@ -1,0 +1,347 @@
+//! `h3::quic` over quinn. Our own, for the reasons in `docs/decisions/0005-own-h3-adapter.md`:
+//! reads are joined, cancelling a read harms nothing, and a request's stream that is dropped
+//! before its end is reset, never finished.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
+use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use tokio_util::io::poll_read_buf;
+
+use super::body::GATHER;
+
+/// `H3_NO_ERROR`: the answer is complete, the rest of the request is not needed.
+const NO_ERROR: u32 = 0x100;
+/// `H3_INTERNAL_ERROR`: what a request's stream ends with unless it is finished.
+const INTERNAL_ERROR: u32 = 0x102;
+/// Spare room below which a new buffer is begun.
+const MIN_READ: usize = 8 * 1024;
+
+type Opened = Result<(quinn::SendStream, quinn::RecvStream), ConnectionError>;
+type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// A QUIC connection as h3 sees it.
+pub(super) struct Connection {
+    opener: Opener,
+    accepting_bi: Pending<Opened>,
+    accepting_uni: Pending<Result<quinn::RecvStream, ConnectionError>>,
+}
+
+/// Opens streams towards the peer.
+pub(super) struct Opener {
+    quic: quinn::Connection,
+    opening_bi: Pending<Opened>,
+    opening_uni: Pending<Result<quinn::SendStream, ConnectionError>>,
+}
+
+impl Connection {
+    pub(super) fn new(quic: quinn::Connection) -> Self {
+        Self { opener: Opener::new(quic), accepting_bi: None, accepting_uni: None }
+    }
+}
+
+impl Opener {
+    fn new(quic: quinn::Connection) -> Self {
+        Self { quic, opening_bi: None, opening_uni: None }
+    }
+}
+
+/// Polls the future in `slot`, made by `make` if there is none, and leaves it there until it is
+/// done: cancelling the caller loses nothing.
+fn poll_slot<T, F>(slot: &mut Pending<T>, cx: &mut Context<'_>, make: impl FnOnce() -> F) -> Poll<T>
+where
+    F: Future<Output = T> + Send + 'static,
+{
+    let future = slot.get_or_insert_with(|| Box::pin(make()));
+    let output = ready!(future.as_mut().poll(cx));
+    *slot = None;
+    Poll::Ready(output)
+}
+
+impl quic::Connection<Bytes> for Connection {
+    type RecvStream = RecvStream;
+    type OpenStreams = Opener;
+
+    fn poll_accept_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<RecvStream, ConnectionErrorIncoming>> {
+        let quic = &self.opener.quic;
+        let make = || {
+            let quic = quic.clone();
+            async move { quic.accept_uni().await }
+        };
+        let stream = ready!(poll_slot(&mut self.accepting_uni, cx, make));
+        Poll::Ready(stream.map(RecvStream::new).map_err(connection_error))
+    }
+
+    fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<BidiStream, ConnectionErrorIncoming>> {
+        let quic = &self.opener.quic;
+        let make = || {
+            let quic = quic.clone();
+            async move { quic.accept_bi().await }
+        };
+        let stream = ready!(poll_slot(&mut self.accepting_bi, cx, make));
+        Poll::Ready(stream.map(BidiStream::new).map_err(connection_error))
+    }
+
+    fn opener(&self) -> Opener {
+        Opener::new(self.opener.quic.clone())
+    }
+}
+
+impl quic::OpenStreams<Bytes> for Opener {
+    type BidiStream = BidiStream;
+    type SendStream = SendStream;
+
+    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<BidiStream, StreamErrorIncoming>> {
+        let quic = &self.quic;
+        let make = || {
+            let quic = quic.clone();
+            async move { quic.open_bi().await }
+        };
+        let stream = ready!(poll_slot(&mut self.opening_bi, cx, make));
+        Poll::Ready(stream.map(BidiStream::new).map_err(lost))
+    }
+
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<SendStream, StreamErrorIncoming>> {
+        let quic = &self.quic;
+        let make = || {
+            let quic = quic.clone();
+            async move { quic.open_uni().await }
+        };
+        let stream = ready!(poll_slot(&mut self.opening_uni, cx, make));
+        Poll::Ready(stream.map(|stream| SendStream::new(stream, false)).map_err(lost))
+    }
+
+    fn close(&mut self, code: h3::error::Code, reason: &[u8]) {
+        self.quic.close(varint(code.value()), reason);
+    }
+}
+
+impl quic::OpenStreams<Bytes> for Connection {
+    type BidiStream = BidiStream;
+    type SendStream = SendStream;
+
+    fn poll_open_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<BidiStream, StreamErrorIncoming>> {
+        self.opener.poll_open_bidi(cx)
+    }
+
+    fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<SendStream, StreamErrorIncoming>> {
+        self.opener.poll_open_send(cx)
+    }
+
+    fn close(&mut self, code: h3::error::Code, reason: &[u8]) {
+        self.opener.close(code, reason);
+    }
+}
+
+/// A request's stream.
+pub(super) struct BidiStream {
+    send: SendStream,
+    recv: RecvStream,
+}
+
+impl BidiStream {
+    fn new((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Self {
+        Self { send: SendStream::new(send, true), recv: RecvStream::new(recv) }
+    }
+}
+
+impl quic::BidiStream<Bytes> for BidiStream {
+    type SendStream = SendStream;
+    type RecvStream = RecvStream;
+
+    fn split(self) -> (SendStream, RecvStream) {
+        (self.send, self.recv)
+    }
+}
+
+impl quic::RecvStream for BidiStream {
+    type Buf = Bytes;
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        self.recv.poll_data(cx)
+    }
+
+    fn stop_sending(&mut self, error_code: u64) {
+        self.recv.stop_sending(error_code);
+    }
+
+    fn recv_id(&self) -> StreamId {
+        self.recv.recv_id()
+    }
+}
+
+impl quic::SendStream<Bytes> for BidiStream {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_ready(cx)
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        self.send.send_data(data)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.send.poll_finish(cx)
+    }
+
+    fn reset(&mut self, reset_code: u64) {
+        self.send.reset(reset_code);
+    }
+
+    fn send_id(&self) -> StreamId {
+        self.send.send_id()
+    }
+}
+
+/// The receiving half of a stream.
+pub(super) struct RecvStream {
+    stream: quinn::RecvStream,
+    /// What is read lands here: everything that has arrived, up to [`GATHER`], at once.
+    buffer: BytesMut,
+    ended: bool,
+}
+
+impl RecvStream {
+    fn new(stream: quinn::RecvStream) -> Self {
+        Self { stream, buffer: BytesMut::new(), ended: false }
+    }
+}
+
+impl quic::RecvStream for RecvStream {
+    type Buf = Bytes;
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        if self.ended {
+            return Poll::Ready(Ok(None));
+        }
+        if self.buffer.capacity() < MIN_READ {
+            self.buffer.reserve(GATHER);
+        }
+        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)) {
+            Ok(0) => {
+                self.ended = true;
+                Poll::Ready(Ok(None))
+            }
+            Ok(_) => Poll::Ready(Ok(Some(self.buffer.split().freeze()))),
+            Err(error) => Poll::Ready(Err(read_error(error))),
+        }
+    }
+
+    fn stop_sending(&mut self, error_code: u64) {
+        self.ended = true;
+        let _ = self.stream.stop(varint(error_code));
+    }
+
+    fn recv_id(&self) -> StreamId {
+        stream_id(self.stream.id())
+    }
+}
+
+impl Drop for RecvStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.stream.stop(VarInt::from_u32(NO_ERROR));
+        }
+    }
+}
+
+/// The sending half of a stream.
+pub(super) struct SendStream {
+    stream: quinn::SendStream,
+    writing: Option<WriteBuf<Bytes>>,
+    /// Whether dropping it now must tell the peer that this is not the end.
+    guarded: bool,
+}
+
+impl SendStream {
+    fn new(stream: quinn::SendStream, guarded: bool) -> Self {
+        Self { stream, writing: None, guarded }
+    }
+}
+
+impl quic::SendStream<Bytes> for SendStream {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        while let Some(data) = self.writing.as_mut().filter(|data| data.has_remaining()) {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, data.chunk())).map_err(write_error)?;
+            data.advance(written);
+        }
+        self.writing = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
+        if self.writing.is_some() {
+            let connection_error = ConnectionErrorIncoming::InternalError("a write is under way".into());
+            return Err(StreamErrorIncoming::ConnectionErrorIncoming { connection_error });
+        }
+        self.writing = Some(data.into());
+        Ok(())
+    }
+
+    fn poll_finish(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
+        self.guarded = false;
+        Poll::Ready(self.stream.finish().map_err(|error| StreamErrorIncoming::Unknown(Box::new(error))))
+    }
+
+    fn reset(&mut self, reset_code: u64) {
+        self.guarded = false;
+        let _ = self.stream.reset(varint(reset_code));
+    }
+
+    fn send_id(&self) -> StreamId {
+        stream_id(self.stream.id())
+    }
+}
+
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        // quinn finishes a dropped stream, and a cut-off answer would look whole.
+        if self.guarded {
+            let _ = self.stream.reset(VarInt::from_u32(INTERNAL_ERROR));
+        }
+    }
+}
+
+fn varint(value: u64) -> VarInt {
+    VarInt::from_u64(value).unwrap_or(VarInt::MAX)
+}
+
+fn stream_id(id: quinn::StreamId) -> StreamId {
+    match StreamId::try_from(u64::from(VarInt::from(id))) {
+        Ok(id) => id,
+        Err(_) => unreachable!("both are numbers of 62 bits"),
+    }
+}
+
+fn connection_error(error: ConnectionError) -> ConnectionErrorIncoming {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            ConnectionErrorIncoming::ApplicationClose { error_code: close.error_code.into() }
+        }
+        ConnectionError::TimedOut => ConnectionErrorIncoming::Timeout,
+        other => ConnectionErrorIncoming::Undefined(Arc::new(other)),
+    }
+}
+
+fn lost(error: ConnectionError) -> StreamErrorIncoming {
+    StreamErrorIncoming::ConnectionErrorIncoming { connection_error: connection_error(error) }
+}
+
+fn read_error(error: std::io::Error) -> StreamErrorIncoming {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>()) {
+        Some(ReadError::Reset(code)) => StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() },
+        Some(ReadError::ConnectionLost(error)) => lost(error.clone()),
+        _ => StreamErrorIncoming::Unknown(Box::new(error)),
+    }
+}
+
+fn write_error(error: WriteError) -> StreamErrorIncoming {
+    match error {
+        WriteError::Stopped(code) => StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() },
+        WriteError::ConnectionLost(error) => lost(error),
+        other => StreamErrorIncoming::Unknown(Box::new(other)),
+    }
+}

@@ -1,0 +1,243 @@
+//! `/chunks/{ref}` but for `PUT`, and what its methods share.
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
+
+use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
+use super::conn::Ctx;
+use super::put;
+use super::respond::{self, Reply, Shape};
+use crate::admission::Refusal;
+use crate::capability::Capability;
+use crate::fanout::ChunkReader;
+use crate::proto::claims::MAX_TOKEN_BYTES;
+use crate::proto::{ChunkRef, ChunkState, Code, dictionary};
+
+/// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
+const WAIT_S: (u64, u64) = (30, 120);
+
+/// `PUT /chunks/{ref}`
+pub(super) async fn put(ctx: &Ctx, name: &str, parts: &Parts, body: &mut RequestBody) -> Reply {
+    let wait = Wait::of(&parts.headers);
+    let mut reply = match put::receive(ctx, name, parts, body, wait.seconds).await {
+        Ok(reply) => reply,
+        Err(refusal) => respond::refusal(Shape::Native, &refusal),
+    };
+    wait.applied(&mut reply);
+    reply
+}
+
+/// `HEAD /chunks/{ref}`: where the chunk stands, for a bearer whose capability covers it.
+pub(super) async fn head(ctx: &Ctx, name: &str, parts: &Parts) -> Reply {
+    let standing = async {
+        let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
+        let capability = capability(ctx, &parts.headers).await?;
+        ctx.shared.admission.standing(chunk, &capability).ok_or(Refusal::from(Code::NotFound))
+    };
+    let standing = match standing.await {
+        Ok(standing) => standing,
+        Err(refusal) => return respond::refusal(Shape::Native, &refusal),
+    };
+    let mut reply = respond::empty(StatusCode::OK);
+    let headers = reply.headers_mut();
+    headers.insert(respond::UPLOAD_OFFSET, standing.offset.into());
+    // Complete is what the core confirmed, nothing less (contract C15).
+    let complete = if standing.state == ChunkState::Confirmed { "?1" } else { "?0" };
+    headers.insert(respond::UPLOAD_COMPLETE, HeaderValue::from_static(complete));
+    headers.insert(respond::STATE, HeaderValue::from_static(standing.state.as_str()));
+    reply
+}
+
+/// `DELETE /chunks/{ref}`: ends an attempt; from `staged` on nothing does.
+pub(super) async fn delete(ctx: &Ctx, name: &str, parts: &Parts) -> Reply {
+    let deleted = async {
+        let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
+        let capability = capability(ctx, &parts.headers).await?;
+        ctx.shared.admission.delete(chunk, &capability).await
+    };
+    match deleted.await {
+        Ok(()) => respond::empty(StatusCode::NO_CONTENT),
+        Err(refusal) => respond::refusal(Shape::Native, &refusal),
+    }
+}
+
+/// `GET /chunks/{ref}`: waits for that chunk and streams it as it arrives.
+pub(super) async fn get(ctx: &Ctx, name: &str, parts: &Parts) -> Reply {
+    let wait = Wait::of(&parts.headers);
+    let mut reply = match read(ctx, name, parts, &wait).await {
+        Ok(reply) => reply,
+        Err(refusal) => respond::refusal(Shape::Native, &refusal),
+    };
+    wait.applied(&mut reply);
+    reply
+}
+
+async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply, Refusal> {
+    let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
+    let capability = capability(ctx, &parts.headers).await?;
+    let mut reader = ctx.shared.admission.read(chunk, &capability).await?;
+    let begins = ctx.within(std::time::Duration::from_secs(wait.seconds), reader.begins());
+    let meta = tokio::select! {
+        meta = begins => meta.ok_or(Code::ChunkNotInWindow)?.ok_or(Code::CapabilityExpired)?,
+        () = ctx.drain.cancelled() => return Err(Code::Draining.into()),
+    };
+    let (out, body) = ResponseBody::flow();
+    let mut reply = Response::new(body);
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, meta.length.into());
+    if let Ok(digest) = HeaderValue::from_str(&dictionary::write_digest(&meta.sha256)) {
+        headers.insert(HeaderName::from_static("repr-digest"), digest);
+    }
+    ctx.tasks.spawn(pour(ctx.clone(), reader, meta.length, out));
+    Ok(reply)
+}
+
+/// Copies a chunk to the contact. A chunk that turns out to be another cuts the answer off: what
+/// was sent is not that chunk. Its last byte waits for the hash, since with it a body of known
+/// length is complete.
+async fn pour(ctx: Ctx, mut reader: ChunkReader, length: u64, out: Outflow) {
+    let (mut left, mut last) = (length, Bytes::new());
+    loop {
+        let next = tokio::select! {
+            next = reader.next() => next,
+            () = out.gone() => return,
+            () = ctx.cut.cancelled() => return,
+        };
+        let (bytes, ends) = match next {
+            Ok(Some(mut bytes)) => {
+                left = left.saturating_sub(bytes.len() as u64);
+                if left == 0 && !bytes.is_empty() {
+                    last = bytes.split_off(bytes.len() - 1);
+                }
+                (bytes, false)
+            }
+            Ok(None) => (std::mem::take(&mut last), true),
+            Err(code) => return ctx.ticket.ended(Some(code)),
+        };
+        match out.send(&ctx, bytes).await {
+            Ok(()) if ends => return out.finish(&ctx).await,
+            Ok(()) => {}
+            Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
+            Err(Stopped::Gone) => return,
+        }
+    }
+}
+
+/// The bearer's capability.
+pub(super) async fn capability(ctx: &Ctx, headers: &HeaderMap) -> Result<Capability, Refusal> {
+    ctx.shared.admission.capability(bearer(headers)?, ctx.client).await
+}
+
+/// The one token of `Authorization: Bearer`.
+pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Code> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or(Code::CapabilityMissing)?;
+    if values.next().is_some() {
+        return Err(Code::BadRequest);
+    }
+    let value = value.to_str().map_err(|_| Code::CapabilityInvalid)?;
+    let (scheme, token) = value.split_once(' ').ok_or(Code::CapabilityMissing)?;
+    let token = token.trim_matches(' ');
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(Code::CapabilityMissing);
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(Code::CapabilityInvalid);
+    }
+    Ok(token)
+}
+
+/// How long an answer may wait (`Prefer: wait=N`, RFC 7240).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    /// Seconds.
+    pub(super) seconds: u64,
+    asked: bool,
+}
+
+impl Wait {
+    fn of(headers: &HeaderMap) -> Self {
+        let asked = headers
+            .get_all("prefer")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .find_map(wait_of);
+        match asked {
+            Some(seconds) => Self { seconds: seconds.min(WAIT_S.1), asked: true },
+            None => Self { seconds: WAIT_S.0, asked: false },
+        }
+    }
+
+    fn applied(&self, reply: &mut Reply) {
+        if self.asked
+            && let Ok(value) = HeaderValue::from_str(&format!("wait={}", self.seconds))
+        {
+            reply.headers_mut().insert(respond::PREFERENCE_APPLIED, value);
+        }
+    }
+}
+
+fn wait_of(preference: &str) -> Option<u64> {
+    let preference = preference.split(';').next()?;
+    let (name, value) = preference.split_once('=')?;
+    if !name.trim().eq_ignore_ascii_case("wait") {
+        return None;
+    }
+    value.trim().trim_matches('"').parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn headers(name: &'static str, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn waits_have_a_default_and_an_end() {
+        let of = |values: &[&str]| Wait::of(&headers("prefer", values)).seconds;
+        assert_eq!(of(&[]), 30);
+        assert_eq!(of(&["wait=5"]), 5);
+        assert_eq!(of(&["respond-async, wait=0"]), 0);
+        assert_eq!(of(&["respond-async", "Wait=\"7\"; x=1"]), 7);
+        assert_eq!(of(&["wait=9999"]), 120);
+        assert_eq!(of(&["wait=-1"]), 30);
+        assert_eq!(of(&["wait"]), 30);
+    }
+
+    #[test]
+    fn one_bearer_token_is_needed() {
+        let of = |values: &[&str]| bearer(&headers("authorization", values)).map(str::to_owned);
+        assert_eq!(of(&["Bearer abc"]), Ok("abc".into()));
+        assert_eq!(of(&["bearer  abc "]), Ok("abc".into()));
+        assert_eq!(of(&[]), Err(Code::CapabilityMissing));
+        assert_eq!(of(&["Bearer"]), Err(Code::CapabilityMissing));
+        assert_eq!(of(&["Bearer "]), Err(Code::CapabilityMissing));
+        assert_eq!(of(&["Basic abc"]), Err(Code::CapabilityMissing));
+        assert_eq!(of(&["Bearer a", "Bearer b"]), Err(Code::BadRequest));
+        assert_eq!(of(&[&format!("Bearer {}", "a".repeat(MAX_TOKEN_BYTES + 1))]), Err(Code::CapabilityInvalid));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_panics(value in prop::collection::vec(0x20u8..=0xff, 0..80)) {
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                let mut all = HeaderMap::new();
+                all.insert("prefer", value.clone());
+                all.insert("authorization", value);
+                let _ = Wait::of(&all);
+                let _ = bearer(&all);
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The QUIC endpoint: its limits, and who may begin a handshake.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use tokio::net::TcpListener;
+
+use super::conn::{Conn, Listener};
+use super::gate::Place;
+use super::{Service, accept, h3, tls};
+use crate::config;
+use crate::telemetry::names::{Handshake, HandshakeFailure, RefusedConnection, Transport};
+
+/// Requests a peer may have open on one connection.
+const STREAMS: u32 = 100;
+/// One-way streams of a peer: control and QPACK need three.
+const UNI_STREAMS: u32 = 8;
+/// What a peer may send on one stream before the relay took it: 80 Mbit/s at 100 ms.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The same for a whole connection: what a hostile one can make the relay hold.
+const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// What is held for a peer until it acknowledges; small, so that what a contact is sent next is
+/// decided late.
+const SEND_WINDOW: u64 = 256 * 1024;
+/// Connections whose first packets wait to be looked at.
+const MAX_INCOMING: usize = 1024;
+/// Bytes such a connection may have waiting, and all of them together.
+const INCOMING_BYTES: (u64, u64) = (64 * 1024, 8 << 20);
+/// Unfinished handshakes from which on a peer must show that its address is its own: without
+/// that, up to three times what it sent goes to an address it may only claim.
+pub(super) const RETRY_FROM: usize = 64;
+/// What the kernel may hold of arrived packets until they are read: 20 ms at 800 Mbit/s. It
+/// grants less where the system's own limit is lower.
+const UDP_BUFFER: usize = 2 << 20;
+/// Port 0: tries until one port is free for TCP and UDP.
+const PORT_TRIES: usize = 16;
+
+/// The endpoint's configuration.
+pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) -> Result<ServerConfig, tls::Error> {
+    let crypto = QuicServerConfig::try_from(certificate.server(&[b"h3"])?).map_err(|_| tls::Error::Unusable)?;
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(STREAMS.into())
+        .max_concurrent_uni_streams(UNI_STREAMS.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
+        .keep_alive_interval(Some(limits.idle_timeout / 3));
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::new(transport))
+        // A phone that changes its network keeps its connection and its chunk.
+        .migration(true)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES.0)
+        .incoming_buffer_size_total(INCOMING_BYTES.1);
+    Ok(config)
+}
+
+/// Binds one port for TCP and UDP.
+pub(super) fn bind_both(at: SocketAddr, config: &ServerConfig) -> io::Result<(TcpListener, Endpoint)> {
+    let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        let listener = accept::bind(at)?;
+        tries -= 1;
+        match UdpSocket::bind(listener.local_addr()?) {
+            Ok(socket) => {
+                let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER);
+                let runtime = Arc::new(quinn::TokioRuntime);
+                let endpoint = Endpoint::new(EndpointConfig::default(), Some(config.clone()), socket, runtime)?;
+                return Ok((listener, endpoint));
+            }
+            Err(error) if tries == 0 || error.kind() != io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Accepts connections until the relay drains.
+pub(super) async fn run(service: Arc<Service>, endpoint: Endpoint) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = service.drain.cancelled() => break,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        admit(&service, incoming);
+    }
+    // New connections are refused; those that are open go on.
+    endpoint.set_server_config(None);
+}
+
+fn admit(service: &Arc<Service>, incoming: Incoming) {
+    let metrics = &service.shared.metrics.ingress;
+    let crowded = service.unfinished.load(Ordering::Relaxed) >= RETRY_FROM;
+    if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+        metrics.refuse_connection(RefusedConnection::Retried);
+        let _ = incoming.retry();
+        return;
+    }
+    if !service.gate.may_shake_hands() {
+        metrics.refuse_connection(RefusedConnection::HandshakeRate);
+        return incoming.refuse();
+    }
+    let Some(place) = service.gate.enter() else {
+        metrics.refuse_connection(RefusedConnection::Full);
+        return incoming.refuse();
+    };
+    if place.courtesy {
+        metrics.refuse_connection(RefusedConnection::Full);
+    }
+    let counted = Unfinished::new(&service.unfinished);
+    let service = Arc::clone(service);
+    service.tasks.clone().spawn(async move {
+        let cut = service.cut.clone();
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => {}
+            () = Box::pin(connect(service, incoming, place, counted)) => {}
+        }
+    });
+}
+
+async fn connect(service: Arc<Service>, incoming: Incoming, place: Place, counted: Unfinished) {
+    let metrics = &service.shared.metrics.ingress;
+    let started = service.shared.clock.now_ms();
+    let Ok(connecting) = incoming.accept() else {
+        return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Protocol);
+    };
+    // The whole handshake is awaited: nothing a replayed first flight says is acted upon.
+    let shaken = tokio::select! {
+        shaken = connecting => shaken,
+        () = service.shared.clock.sleep(service.limits.header_timeout) => {
+            return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Timeout);
+        }
+    };
+    drop(counted);
+    match shaken {
+        Ok(quic) => {
+            let conn = Conn::open_since(Arc::clone(&service), Listener::Quic, Transport::H3, place, started);
+            h3::serve(conn, quic.clone()).await;
+            quic.close(VarInt::from_u32(0x100), b"");
+        }
+        Err(error) => {
+            let class = match error {
+                quinn::ConnectionError::TimedOut => HandshakeFailure::Timeout,
+                quinn::ConnectionError::ApplicationClosed(_)
+                | quinn::ConnectionError::LocallyClosed
+                | quinn::ConnectionError::Reset => HandshakeFailure::Closed,
+                _ => HandshakeFailure::Protocol,
+            };
+            metrics.fail_handshake(Handshake::Quic, class);
+        }
+    }
+}
+
+/// Counts a handshake until it is done.
+struct Unfinished(Arc<AtomicUsize>);
+
+impl Unfinished {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,169 @@
+//! Limits, each reached once, and the end of the relay.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::harness::{ALL, PATIENCE, Relay, Via, get, limits, request, start};
+
+/// Sends bytes as they are and reads what comes until the relay closes.
+async fn raw(relay: &Relay, bytes: &[u8]) -> String {
+    let mut tcp = TcpStream::connect(relay.plain).await.unwrap();
+    tcp.write_all(bytes).await.unwrap();
+    read_all(&mut tcp).await
+}
+
+async fn read_all(tcp: &mut TcpStream) -> String {
+    let mut read = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut read)).await.expect("the relay closes");
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+#[tokio::test]
+async fn requests_that_two_readers_may_read_differently_are_refused() {
+    let relay = start(limits()).await;
+    let head = "GET /health/live HTTP/1.1\r\nConnection: close\r\n";
+    assert!(raw(&relay, format!("{head}Host: a\r\n\r\n").as_bytes()).await.starts_with("HTTP/1.1 200"));
+    for bad in [
+        "\r\n",
+        "Host: a\r\nHost: a\r\n\r\n",
+        "Host: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let answer = raw(&relay, format!("{head}{bad}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{bad:?}: {answer}");
+    }
+    let answer = raw(&relay, format!("{head}\r\n").as_bytes()).await;
+    assert!(answer.contains("\"bad_request\"") && answer.contains("no-store"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_asks_first_is_refused_before_the_body() {
+    let relay = start(limits()).await;
+    let head = "PUT /chunks/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\
+                Expect: 100-continue\r\nConnection: close\r\n\r\n";
+    let answer = raw(&relay, head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "no 100 Continue for a body that nobody wants: {answer}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_told_so() {
+    let relay = start(limits()).await;
+    let long = "x".repeat(40 * 1024);
+    for via in ALL {
+        let answer = relay.ask(via, request(http::Method::GET, "/health/live", &[("x-long", &long)]), "").await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (431, "headers_too_large"), "{via:?}");
+    }
+}
+
+#[tokio::test]
+async fn silence_before_a_request_is_cut_at_the_header_timeout() {
+    let mut short = limits();
+    short.header_timeout = Duration::from_millis(150);
+    let relay = start(short).await;
+    assert_eq!(raw(&relay, b"").await, "", "before the version of HTTP is known");
+    assert_eq!(raw(&relay, b"GET /health/live HTTP/1.1\r\nHos").await, "", "within the head");
+    assert!(raw(&relay, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.len() < 100, "after HTTP/2's preface");
+    relay.counted("waystation_connections_refused_total{reason=\"header_timeout\"} 3").await;
+    let mut tls = TcpStream::connect(relay.public).await.unwrap();
+    assert_eq!(read_all(&mut tls).await, "");
+    relay.counted("waystation_handshakes_failed_total{handshake=\"tls\",class=\"timeout\"} 1").await;
+    let mut tls = TcpStream::connect(relay.public).await.unwrap();
+    tls.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    relay.counted("waystation_handshakes_failed_total{handshake=\"tls\",class=\"protocol\"} 1").await;
+    drop(TcpStream::connect(relay.public).await.unwrap());
+    relay.counted("waystation_handshakes_failed_total{handshake=\"tls\",class=\"closed\"} 1").await;
+    assert!(relay.try_quic(b"h2").await.is_err());
+    relay.counted("waystation_handshakes_failed_total{handshake=\"quic\",class=\"protocol\"} 1").await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_let_go_and_a_busy_one_is_not() {
+    let mut short = limits();
+    short.idle_timeout = Duration::from_millis(200);
+    let relay = start(short).await;
+    let mut tcp = TcpStream::connect(relay.plain).await.unwrap();
+    tcp.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(read_all(&mut tcp).await.starts_with("HTTP/1.1 200"));
+    relay.counted("waystation_connections_refused_total{reason=\"idle\"} 1").await;
+}
+
+#[tokio::test]
+async fn a_dead_sender_is_cut_and_told_and_a_slow_one_is_not() {
+    let mut short = limits();
+    short.idle_timeout = Duration::from_millis(400);
+    let relay = start(short).await;
+    let head = "POST /upload/complete-chunk HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+                Content-Type: multipart/form-data; boundary=B\r\nContent-Length: 1000\r\n\r\n";
+    let mut tcp = TcpStream::connect(relay.plain).await.unwrap();
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    // Far slower than the limit in all, never silent for it.
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        tcp.write_all(b"x").await.unwrap();
+    }
+    let answer = read_all(&mut tcp).await;
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_stalled"), "{answer}");
+    relay.counted("waystation_requests_total{route=\"upload\",status=\"4xx\",code=\"body_stalled\"} 1").await;
+}
+
+#[tokio::test]
+async fn a_full_relay_says_so_on_every_transport() {
+    let mut one = limits();
+    one.connections = 1;
+    let relay = start(one).await;
+    let mut held = TcpStream::connect(relay.plain).await.unwrap();
+    held.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut some = [0; 12];
+    held.read_exact(&mut some).await.unwrap();
+    for via in ALL {
+        let answer = relay.ask(via, get("/health/live"), "").await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "too_many_connections"), "{via:?}");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    relay.counted("waystation_connections_refused_total{reason=\"full\"} 4").await;
+}
+
+#[tokio::test]
+async fn handshakes_have_a_rate() {
+    let mut slow = limits();
+    slow.handshakes_per_second = 1;
+    let relay = start(slow).await;
+    let _first = relay.tls(b"http/1.1").await;
+    assert!(relay.try_quic(b"h3").await.is_err());
+    relay.counted("waystation_connections_refused_total{reason=\"handshake_rate\"} 1").await;
+    let mut tcp = TcpStream::connect(relay.public).await.unwrap();
+    assert_eq!(read_all(&mut tcp).await, "");
+    assert_eq!(relay.ask(Via::Plain, get("/health/live"), "").await.status, 200, "plain shakes no hands");
+}
+
+#[tokio::test]
+async fn in_a_crowd_of_handshakes_an_address_must_show_that_it_is_real() {
+    let relay = start(limits()).await;
+    let crowd = crate::ingress::quic::RETRY_FROM;
+    relay.service.unfinished.store(crowd, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
+    relay.counted("waystation_connections_refused_total{reason=\"retried\"} 1").await;
+    assert_eq!(relay.service.unfinished.load(std::sync::atomic::Ordering::Relaxed), crowd);
+}
+
+#[tokio::test]
+async fn draining_ends_idle_connections_and_is_over_soon() {
+    let relay = start(limits()).await;
+    let idle = TcpStream::connect(relay.plain).await.unwrap();
+    let mut used = TcpStream::connect(relay.plain).await.unwrap();
+    used.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let quic = relay.quic().await;
+    let (_driver, mut send) = h3::client::new(crate::ingress::h3_quinn::Connection::new(quic.clone())).await.unwrap();
+    let asked = get("https://localhost/health/live");
+    let mut stream = send.send_request(asked).await.unwrap();
+    stream.finish().await.unwrap();
+    assert_eq!(stream.recv_response().await.unwrap().status(), 200);
+    relay.shutdown.cancel();
+    let drained = tokio::time::timeout(PATIENCE, relay.served).await.unwrap().unwrap();
+    assert_eq!(drained.cut, 1, "the one that never sent a request is cut at the deadline");
+    assert!(read_all(&mut used).await.starts_with("HTTP/1.1 200"));
+    quic.closed().await;
+    drop(idle);
+}

@@ -1,0 +1,7 @@
+//! Ingress on real sockets, as far as requests go without admission's answer.
+
+pub(super) mod harness;
+mod limits;
+mod routes;
+mod streams;
+mod websocket;

@@ -1,0 +1,313 @@
+//! `/watch`: what contacts see, as WebSocket messages or as the body of a streaming `GET`.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use http::Response;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::body::{Outflow, ResponseBody, Stopped};
+use super::conn::Ctx;
+use super::native;
+use super::respond::{self, Reply, Shape};
+use super::ws::{self, Goodbye, Outbox, Reader, Room};
+use crate::admission::Refusal;
+use crate::capability::Capability;
+use crate::fanout::{Step, Subscription, Wanted};
+use crate::proto::dictionary::{self, WatchHeader};
+use crate::proto::frame::{self, Frame, kind};
+use crate::proto::message::{self, Fetch, Lanes, Watch};
+use crate::proto::varint;
+use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
+
+/// Frames are joined up to this for one message or one piece of a body, so that a thin link
+/// always has something whole soon.
+const JOIN: usize = 32 * 1024;
+/// A contact sends little; and only one message waits for it, so that what it is sent next is
+/// decided as late as possible.
+const ROOM: Room = Room { read_buffer: 4 * 1024, messages: 1 };
+/// Commands of a contact that may wait.
+const COMMANDS: usize = 16;
+
+/// The upgrade of `/watch`.
+pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
+    ws::start(ctx, parts, WATCH_SUBPROTOCOL, ROOM, |ctx, reader, out| async move {
+        match open(&ctx, reader).await {
+            Ok(Some((subscription, commands))) => serve(&ctx, subscription, commands, &out).await,
+            Ok(None) => Goodbye::Left,
+            Err(refusal) => Goodbye::Told(respond::ending(refusal.code), refusal.code),
+        }
+    })
+}
+
+/// What a contact asks for while it watches.
+enum Command {
+    Renew(Capability),
+    Lanes(Lanes),
+    Fetch(Fetch),
+    /// It broke the protocol, or fell silent.
+    End(Code),
+}
+
+async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Subscription, Commands)>, Refusal> {
+    let Some(frames) = reader.first(kind::WATCH).await? else { return Ok(None) };
+    let watch: Watch = frames.first().map(frame::control).ok_or(Code::ProtocolError)??;
+    if watch.protocol != PROTOCOL {
+        return Err(Code::UnsupportedProtocol.into());
+    }
+    let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
+    let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
+    let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
+    let (tx, rx) = mpsc::channel(COMMANDS);
+    let early = frames.into_iter().skip(1).collect();
+    let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
+    Ok(Some((subscription, Commands { rx, _task: task })))
+}
+
+/// The reading half of a contact's session.
+struct Commands {
+    rx: mpsc::Receiver<Command>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Reads commands apart from the writing, so that a contact whose link is full can still say
+/// that it wants less.
+async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Command>) {
+    let mut frames = early;
+    loop {
+        for frame in frames {
+            match command(&ctx, &frame).await {
+                Ok(None) => {}
+                Ok(Some(command)) => {
+                    if tx.send(command).await.is_err() {
+                        return;
+                    }
+                }
+                Err(code) => {
+                    let _ = tx.send(Command::End(code)).await;
+                    return;
+                }
+            }
+        }
+        frames = match reader.next().await {
+            Ok(Some(frames)) => frames,
+            Ok(None) => return,
+            Err(code) => {
+                let _ = tx.send(Command::End(code)).await;
+                return;
+            }
+        };
+    }
+}
+
+async fn command(ctx: &Ctx, frame: &Frame) -> Result<Option<Command>, Code> {
+    Ok(match frame.kind {
+        kind::RENEW => {
+            let body: message::Capability = frame::control(frame)?;
+            // One that is no good leaves the subscription with the one it has; it ends at that
+            // one's `exp`, with a reason.
+            let read = ctx.shared.admission.capability(&body.capability, ctx.client).await;
+            read.ok().map(Command::Renew)
+        }
+        kind::LANES => Some(Command::Lanes(frame::control(frame)?)),
+        kind::FETCH => Some(Command::Fetch(frame::control(frame)?)),
+        kind::WATCH => return Err(Code::ProtocolError),
+        _ => None,
+    })
+}
+
+async fn serve(ctx: &Ctx, mut subscription: Subscription, mut commands: Commands, out: &Outbox) -> Goodbye {
+    let mut waiting = VecDeque::new();
+    let mut last = false;
+    let mut ending = None;
+    loop {
+        if last && waiting.is_empty() {
+            return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code));
+        }
+        let step = async {
+            let slot = out.room().await?;
+            if let Some(message) = waiting.pop_front() {
+                slot.send(message);
+                return Some(None);
+            }
+            drop(slot);
+            Some(Some(subscription.next().await))
+        };
+        tokio::select! {
+            step = step => match step {
+                None => return Goodbye::Left,
+                Some(None) => {}
+                Some(Some(Step::Frames(frames))) => waiting.extend(joined(frames)),
+                Some(Some(Step::End(frames))) => {
+                    waiting.extend(joined(frames));
+                    last = true;
+                }
+            },
+            command = commands.rx.recv(), if ending.is_none() => match command {
+                None => return Goodbye::Left,
+                Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
+                Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
+                Some(Command::Renew(capability)) => {
+                    let _ = ctx.shared.admission.renew(&mut subscription, &capability).await;
+                }
+                Some(Command::End(code)) => {
+                    subscription.end(code);
+                    ending = Some(code);
+                }
+            },
+            () = ctx.drain.cancelled(), if ending.is_none() => {
+                subscription.end(Code::Draining);
+                ending = Some(Code::Draining);
+            }
+        }
+    }
+}
+
+/// Joins frames to messages of whole frames of about [`JOIN`] bytes. A frame may come in several
+/// parts (its head, then bytes shared with other contacts).
+fn joined(frames: Vec<Bytes>) -> Vec<Bytes> {
+    let mut messages = Vec::new();
+    let mut message = BytesMut::new();
+    let mut missing = 0;
+    for part in frames {
+        missing = rest_of_frame(missing, &part);
+        if message.is_empty() && missing == 0 && part.len() >= JOIN {
+            messages.push(part);
+            continue;
+        }
+        message.extend_from_slice(&part);
+        if missing == 0 && message.len() >= JOIN {
+            messages.push(message.split().freeze());
+        }
+    }
+    if !message.is_empty() {
+        messages.push(message.freeze());
+    }
+    messages
+}
+
+/// How many bytes of the frame that `part` ends in are still to come, when `missing` were before
+/// it.
+fn rest_of_frame(mut missing: usize, part: &[u8]) -> usize {
+    let mut part = part;
+    loop {
+        if missing >= part.len() {
+            return missing - part.len();
+        }
+        part = &part[missing..];
+        let (Some(_), Some(len)) = (varint::get(&mut part), varint::get(&mut part)) else { return 0 };
+        missing = usize::try_from(len).unwrap_or(usize::MAX);
+    }
+}
+
+/// Streaming `GET /watch`.
+pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
+    let subscription = async {
+        if ctx.drain.is_cancelled() {
+            return Err(Refusal::from(Code::Draining));
+        }
+        let wanted = wanted(&parts.headers)?;
+        let capability = native::capability(ctx, &parts.headers).await?;
+        ctx.shared.admission.watch(&capability, wanted, ctx.client).await
+    };
+    let subscription = match subscription.await {
+        Ok(subscription) => subscription,
+        Err(refusal) => return respond::refusal(Shape::Native, &refusal),
+    };
+    let (out, body) = ResponseBody::flow();
+    ctx.tasks.spawn(pour(ctx.clone(), subscription, out));
+    let mut reply = Response::new(body);
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    reply
+}
+
+fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
+    let mut values = headers.get_all("waystation-watch").iter();
+    let header = match values.next() {
+        None => WatchHeader::default(),
+        Some(value) => dictionary::parse_watch(value.to_str().map_err(|_| Code::ProtocolError)?)?,
+    };
+    if values.next().is_some() {
+        return Err(Code::ProtocolError);
+    }
+    Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
+}
+
+async fn pour(ctx: Ctx, mut subscription: Subscription, out: Outflow) {
+    let mut draining = false;
+    loop {
+        let step = tokio::select! {
+            step = subscription.next() => step,
+            () = out.gone() => return,
+            () = ctx.cut.cancelled() => return,
+            () = ctx.drain.cancelled(), if !draining => {
+                draining = true;
+                subscription.end(Code::Draining);
+                ctx.ticket.ended(Some(Code::Draining));
+                continue;
+            }
+        };
+        let (frames, last) = match step {
+            Step::Frames(frames) => (frames, false),
+            Step::End(frames) => (frames, true),
+        };
+        for bytes in joined(frames) {
+            match out.send(&ctx, bytes).await {
+                Ok(()) => {}
+                Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
+                Err(Stopped::Gone) => return,
+            }
+        }
+        if last {
+            return out.finish(&ctx).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::frame::{Decoder, Piece, split_message};
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_header_may_be_missing_but_not_doubled() {
+        let mut headers = HeaderMap::new();
+        assert!(wanted(&headers).unwrap().lanes.is_none());
+        headers.append("waystation-watch", HeaderValue::from_static("from=\"oldest\""));
+        assert!(wanted(&headers).unwrap().from.is_some());
+        headers.append("waystation-watch", HeaderValue::from_static("from=\"live\""));
+        assert_eq!(wanted(&headers).err(), Some(Code::ProtocolError));
+    }
+
+    proptest! {
+        #[test]
+        fn messages_hold_whole_frames_however_they_come(
+            pieces in prop::collection::vec((0usize..50_000, any::<bool>()), 0..12),
+        ) {
+            let mut parts = Vec::new();
+            let mut wire = Vec::new();
+            for (size, split) in &pieces {
+                let bytes = vec![7; *size];
+                let whole = Piece::encode(kind::PIECE, 3, 9, &bytes);
+                wire.extend_from_slice(&whole);
+                if *split {
+                    parts.push(Piece::head(kind::PIECE, 3, 9, *size));
+                    parts.push(Bytes::from(bytes));
+                } else {
+                    parts.push(whole);
+                }
+            }
+            let messages = joined(parts);
+            prop_assert!(messages.iter().all(|message| split_message(message.clone()).is_ok()));
+            prop_assert_eq!(messages.concat(), wire.clone());
+            let mut decoder = Decoder::default();
+            decoder.push(&wire);
+            while decoder.next_frame().unwrap().is_some() {}
+            prop_assert!(!decoder.pending());
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of a session.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use hyper::ext::Protocol;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::conn::Ctx;
+use super::cors;
+use super::io::Stalling;
+use super::respond::{self, Reply, Shape};
+use crate::admission::Refusal;
+use crate::proto::Code;
+use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
+use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
+use crate::telemetry::names::Transport;
+
+/// The first message, which authenticates, must be here by then.
+pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// Largest message: one full `PIECE` and some control frames beside it.
+const MAX_MESSAGE: usize = MAX_PIECE_BYTES + 128 * 1024;
+/// What is gathered before it is written to the socket.
+const WRITE_BUFFER: usize = 64 * 1024;
+/// Small frames that wait are sent in one message up to this.
+const JOIN: usize = 32 * 1024;
+/// How long a peer may take to read the last frame.
+const LINGER: Duration = Duration::from_secs(2);
+
+type Socket = WebSocketStream<Stalling<TokioIo<Upgraded>>>;
+
+/// Whether a request asks for a WebSocket: `Upgrade` on HTTP/1.1, extended CONNECT on HTTP/2.
+pub(super) fn wanted(parts: &Parts) -> bool {
+    if parts.method == Method::CONNECT {
+        return parts.extensions.get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
+    }
+    parts.method == Method::GET && has_token(&parts.headers, &header::UPGRADE, "websocket")
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    list(headers, name).any(|one| one.eq_ignore_ascii_case(token))
+}
+
+fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|one| !one.is_empty())
+}
+
+/// A WebSocket is needed on this route.
+pub(super) fn needed() -> Reply {
+    let mut refusal = Refusal::from(Code::BadRequest);
+    refusal.status = Some(StatusCode::UPGRADE_REQUIRED.as_u16());
+    let mut reply = respond::refusal(Shape::Native, &refusal);
+    reply.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    reply
+}
+
+/// How a session ended.
+pub(super) enum Goodbye {
+    /// The peer left.
+    Left,
+    /// What was asked for is over.
+    Done,
+    /// The relay ends it: the last frame, unless it is sent already, and the code of the close.
+    Told(Bytes, Code),
+}
+
+/// Checks the upgrade and starts `session` on it.
+pub(super) fn start<S, F>(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static str, room: Room, session: S) -> Reply
+where
+    S: FnOnce(Ctx, Reader, Outbox) -> F + Send + 'static,
+    F: Future<Output = Goodbye> + Send,
+{
+    let (reply, upgrade) = match accept(ctx, parts, subprotocol) {
+        Ok(accepted) => accepted,
+        Err(code) => return respond::refusal(Shape::Native, &code.into()),
+    };
+    let (ctx, cut) = (ctx.clone(), ctx.cut.clone());
+    let tasks = ctx.tasks.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => {}
+            () = Box::pin(run(ctx, upgrade, room, session)) => {}
+        }
+    });
+    reply
+}
+
+fn accept(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static str) -> Result<(Reply, OnUpgrade), Code> {
+    if cors::allowed(ctx, &parts.headers) == Some(false) {
+        return Err(Code::OriginNotAllowed);
+    }
+    if ctx.drain.is_cancelled() {
+        return Err(Code::Draining);
+    }
+    let version = parts.headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
+    if version != Some(b"13") {
+        return Err(Code::BadRequest);
+    }
+    if !list(&parts.headers, &header::SEC_WEBSOCKET_PROTOCOL).any(|one| one == subprotocol) {
+        return Err(Code::UnsupportedProtocol);
+    }
+    let mut reply = if parts.method == Method::CONNECT {
+        respond::empty(StatusCode::OK)
+    } else {
+        let key = parts.headers.get(header::SEC_WEBSOCKET_KEY).ok_or(Code::BadRequest)?;
+        if !has_token(&parts.headers, &header::CONNECTION, "upgrade") || key.len() != 24 {
+            return Err(Code::BadRequest);
+        }
+        let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(|_| Code::BadRequest)?;
+        let mut reply = respond::empty(StatusCode::SWITCHING_PROTOCOLS);
+        reply.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        reply.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        reply
+    };
+    let upgrade = parts.extensions.remove::<OnUpgrade>().ok_or(Code::BadRequest)?;
+    reply.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+    Ok((reply, upgrade))
+}
+
+/// What a session may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Bytes read ahead from the socket.
+    pub(super) read_buffer: usize,
+    /// Messages that may wait to be written.
+    pub(super) messages: usize,
+}
+
+async fn run<S, F>(ctx: Ctx, upgrade: OnUpgrade, room: Room, session: S)
+where
+    S: FnOnce(Ctx, Reader, Outbox) -> F,
+    F: Future<Output = Goodbye>,
+{
+    let Some(Ok(upgraded)) = ctx.within(ctx.limits.header_timeout, upgrade).await else { return };
+    let config = WebSocketConfig::default()
+        .read_buffer_size(room.read_buffer)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_write_buffer_size(WRITE_BUFFER + 2 * MAX_MESSAGE)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout);
+    let socket: Socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
+    let (sink, stream) = socket.split();
+    let (tx, rx) = mpsc::channel(room.messages);
+    let _open = Open::new(&ctx);
+    let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), sink, rx)));
+    let reader = Reader::new(ctx.clone(), stream);
+    let (rest, stream) = (Outbox(tx.clone()), reader.stream.clone());
+    let goodbye = session(ctx.clone(), reader, Outbox(tx)).await;
+    let lingers = !matches!(goodbye, Goodbye::Left);
+    let told = farewell(goodbye, rest).await;
+    let written = writer.await.ok().flatten();
+    // Closing a socket with unread bytes resets it, and the last frame may be lost with them.
+    if lingers && written.is_none() {
+        let _ = ctx.within(LINGER, async { while let Some(Ok(_)) = stream.lock().await.next().await {} }).await;
+    }
+    ctx.ticket.ended(told.or(written));
+    let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
+    ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
+}
+
+/// Sends the last frame and the close. Returns the code they carry.
+async fn farewell(goodbye: Goodbye, out: Outbox) -> Option<Code> {
+    let (code, close) = match goodbye {
+        Goodbye::Told(last, code) => {
+            if !last.is_empty() {
+                out.send(last).await;
+            }
+            (Some(code), Out::Close(code.close(), code.name()))
+        }
+        Goodbye::Done | Goodbye::Left => (None, Out::Close(u16::from(CloseCode::Normal), "")),
+    };
+    let _ = out.0.send(close).await;
+    code
+}
+
+/// Counts a session while it is open.
+struct Open(Ctx);
+
+impl Open {
+    fn new(ctx: &Ctx) -> Self {
+        ctx.shared.metrics.ingress.websocket_sessions.get_or_create(&ByRoute { route: ctx.ticket.route }).inc();
+        Self(ctx.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let route = ByRoute { route: self.0.ticket.route };
+        self.0.shared.metrics.ingress.websocket_sessions.get_or_create(&route).dec();
+    }
+}
+
+enum Out {
+    Message(Bytes),
+    Close(u16, &'static str),
+}
+
+/// Where a session's frames go: bounded, and the peer's slowness is felt here.
+#[derive(Clone)]
+pub(super) struct Outbox(mpsc::Sender<Out>);
+
+impl Outbox {
+    /// Sends a message of whole frames; `false` when the connection is gone.
+    pub(super) async fn send(&self, message: Bytes) -> bool {
+        self.0.send(Out::Message(message)).await.is_ok()
+    }
+
+    /// Waits for room for one message; `None` when the connection is gone.
+    pub(super) async fn room(&self) -> Option<Slot<'_>> {
+        self.0.reserve().await.ok().map(Slot)
+    }
+
+    /// Ends when the connection is gone.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// Room for one message.
+pub(super) struct Slot<'a>(mpsc::Permit<'a, Out>);
+
+impl Slot<'_> {
+    pub(super) fn send(self, message: Bytes) {
+        self.0.send(Out::Message(message));
+    }
+}
+
+/// Writes what comes, and a ping when it is time for a sign of life. Ends with a code if the
+/// peer took nothing for too long.
+async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Receiver<Out>) -> Option<Code> {
+    let ping_every = ctx.limits.idle_timeout / 3;
+    let mut ping = Box::pin(ctx.shared.clock.sleep(ping_every));
+    let mut held = None;
+    loop {
+        let out = match held.take() {
+            Some(out) => Some(out),
+            None => tokio::select! {
+                out = rx.recv() => Some(out?),
+                () = &mut ping => None,
+            },
+        };
+        let sent = match out {
+            None => {
+                ping = Box::pin(ctx.shared.clock.sleep(ping_every));
+                sink.send(Message::Ping(Bytes::new())).await
+            }
+            Some(Out::Message(first)) => {
+                let message = join(first, &mut rx, &mut held);
+                sink.send(Message::Binary(message)).await
+            }
+            Some(Out::Close(code, reason)) => {
+                let frame = CloseFrame { code: code.into(), reason: reason.into() };
+                let _ = sink.send(Message::Close(Some(frame))).await;
+                return None;
+            }
+        };
+        if let Err(error) = sent {
+            let stalled = matches!(&error, Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut);
+            return stalled.then_some(Code::ContactTooSlow);
+        }
+    }
+}
+
+/// Joins small messages that wait already: one message holds whole frames, however many.
+fn join(first: Bytes, rx: &mut mpsc::Receiver<Out>, held: &mut Option<Out>) -> Bytes {
+    let mut joined = BytesMut::new();
+    let mut len = first.len();
+    while len < JOIN {
+        match rx.try_recv() {
+            Ok(Out::Message(next)) if len + next.len() <= 2 * JOIN => {
+                if joined.is_empty() {
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&next);
+                len = joined.len();
+            }
+            Ok(other) => {
+                *held = Some(other);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if joined.is_empty() { first } else { joined.freeze() }
+}
+
+/// The reading half.
+pub(super) struct Reader {
+    ctx: Ctx,
+    stream: Arc<tokio::sync::Mutex<SplitStream<Socket>>>,
+    /// When the peer last gave a sign of life.
+    sign_ms: u64,
+    received: Counter,
+}
+
+impl Reader {
+    fn new(ctx: Ctx, stream: SplitStream<Socket>) -> Self {
+        let (sign_ms, received) = (ctx.shared.clock.now_ms(), ctx.received(Transport::Ws));
+        Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign_ms, received, ctx }
+    }
+
+    /// The frames of the next message; `None` when the peer left. Cancel-safe, and a peer that
+    /// gives no sign for `idle_timeout` is found whatever else the caller waits for.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
+        loop {
+            let idle = self.ctx.limits.idle_timeout;
+            let silent = Duration::from_millis(self.ctx.shared.clock.now_ms().saturating_sub(self.sign_ms));
+            let left = idle.saturating_sub(silent);
+            let next = async { self.stream.lock().await.next().await };
+            let Some(message) = self.ctx.within(left, next).await else {
+                return Err(Code::BodyStalled);
+            };
+            self.sign_ms = self.ctx.shared.clock.now_ms();
+            match message {
+                None | Some(Ok(Message::Close(_))) => return Ok(None),
+                Some(Ok(Message::Binary(bytes))) => {
+                    self.received.inc_by(bytes.len() as u64);
+                    return frame::split_message(bytes).map(Some);
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Text(_)) | Err(Error::Protocol(_) | Error::Utf8(_))) => {
+                    return Err(Code::ProtocolError);
+                }
+                Some(Err(Error::Capacity(_))) => return Err(Code::FrameTooLarge),
+                Some(Err(_)) => return Ok(None),
+            }
+        }
+    }
+
+    /// The first message, which must come at once and begin with a frame of `kind`.
+    pub(super) async fn first(&mut self, kind: u64) -> Result<Option<Vec<Frame>>, Code> {
+        let ctx = self.ctx.clone();
+        let first = ctx.within(FIRST_MESSAGE, async {
+            loop {
+                match self.next().await {
+                    Ok(Some(frames)) if frames.is_empty() => {}
+                    other => return other,
+                }
+            }
+        });
+        match first.await {
+            None => Err(Code::FirstMessageTimeout),
+            Some(Ok(Some(frames))) if frames.first().is_none_or(|frame| frame.kind != kind) => Err(Code::ProtocolError),
+            Some(other) => other,
+        }
+    }
+}

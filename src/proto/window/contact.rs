@@ -1,0 +1,277 @@
+//! A contact's place in a window, and what it is given next.
+//!
+//! A contact costs its place: two lanes of at most [`MAX_OPEN`] chunks begun and not finished,
+//! and at most [`MAX_FETCHES`] chunks asked for again. A poll costs what it hands out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::events::{Event, Place};
+use super::lane::StreamTag;
+use super::out::Out;
+use super::{ChunkMeta, LANES, SETTLE_MS, Window};
+use crate::cursor::{self, Cursor, MAX_UNFINISHED};
+use crate::frame::{encode_json, kind};
+use crate::id::{ChunkRef, StreamId};
+use crate::message::{CaptureEvent, CaptureWord, Fetch, Omitted, OmittedReason};
+
+/// Chunks of a lane that a contact has begun and not finished.
+pub const MAX_OPEN: usize = MAX_UNFINISHED;
+/// Chunks asked for again that wait to be sent.
+pub const MAX_FETCHES: usize = 16;
+
+/// What a contact may see.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Which lanes, in the order of [`LANES`].
+    pub lanes: [bool; 2],
+    /// Which streams; `None`: all.
+    pub streams: Option<Vec<StreamId>>,
+}
+
+impl View {
+    pub(super) fn allows(&self, stream: &StreamId) -> bool {
+        self.streams.as_ref().is_none_or(|streams| streams.contains(stream))
+    }
+
+    fn shows(&self, lane: usize, stream: &StreamId) -> bool {
+        self.lanes[lane] && self.allows(stream)
+    }
+}
+
+/// A contact.
+pub struct Contact {
+    pub(super) view: View,
+    pub(super) lanes: [Position; 2],
+    pub(super) event: u64,
+    pub(super) fetches: VecDeque<Open>,
+    /// Answers that wait for the next poll.
+    pub(super) pending: Vec<Bytes>,
+    /// Chunks left out that are still to be counted.
+    pub(super) left_out: Vec<(OmittedReason, u64)>,
+}
+
+/// A place in a lane.
+#[derive(Default)]
+pub(super) struct Position {
+    pub(super) start: u64,
+    pub(super) next: u64,
+    /// The lane's end when the contact came to it: what began before is a replay. `None`: it never
+    /// came.
+    pub(super) joined: Option<u64>,
+    pub(super) open: Vec<Open>,
+    /// Chunks before `next` to begin again, after a resume.
+    pub(super) redo: VecDeque<u64>,
+    /// The streams announced: from, and up to but without.
+    pub(super) streams: Option<(u64, u64)>,
+    /// The last chunk finished.
+    pub(super) last: Option<(u64, StreamTag, u64)>,
+    /// What was delivered by another window.
+    pub(super) before: Option<Before>,
+}
+
+impl Position {
+    /// Goes to `at`, never back.
+    pub(super) fn join(&mut self, at: u64, end: u64) {
+        if self.joined.is_none() {
+            self.start = at;
+        }
+        self.next = self.next.max(at);
+        self.joined = Some(end);
+    }
+}
+
+/// What a contact had before it came to this window.
+pub(super) struct Before {
+    pub(super) tag: StreamTag,
+    pub(super) index: u64,
+    /// Streams before this number were delivered.
+    pub(super) ordinal: u64,
+    pub(super) gap_told: bool,
+}
+
+pub(super) struct Open {
+    pub(super) place: Place,
+    pub(super) meta: Arc<ChunkMeta>,
+    /// Its next frame.
+    pub(super) frame: usize,
+    /// Its `CHUNK` was handed out.
+    pub(super) begun: bool,
+}
+
+impl Contact {
+    /// Hands out what is next: control, then `audio_priority`, then `live_preview`, then what was
+    /// asked for again.
+    pub fn poll(&mut self, window: &mut Window, now: u64, out: &mut Out) {
+        out.frames.append(&mut self.pending);
+        self.read_events(window, now, out);
+        for lane in 0..LANES.len() {
+            if self.view.lanes[lane] && !out.control_only {
+                self.fill(lane, window, out);
+            }
+        }
+        if !out.control_only {
+            self.refetch(window, out);
+        }
+        out.counts.omitted.append(&mut self.left_out);
+    }
+
+    /// Whether the recording is over and nothing more will come of it.
+    #[must_use]
+    pub fn settled(&self, window: &Window, now: u64) -> bool {
+        let lane_settled = |lane: usize| {
+            let (here, there) = (&self.lanes[lane], &window.lanes[lane]);
+            !self.view.lanes[lane]
+                || here.next >= there.end() && here.open.is_empty() && here.redo.is_empty() && there.open_ended == 0
+        };
+        window.capture == Some(CaptureWord::Ended)
+            && window.last_sign.is_none_or(|sign| now >= sign.saturating_add(SETTLE_MS))
+            && self.event >= window.events.end()
+            && self.fetches.is_empty()
+            && (0..LANES.len()).all(lane_settled)
+    }
+
+    /// When [`Contact::settled`] should be asked again, if only time is missing.
+    #[must_use]
+    pub fn settles_at(&self, window: &Window) -> Option<u64> {
+        let sign = window.last_sign.filter(|_| window.capture == Some(CaptureWord::Ended))?;
+        self.settled(window, u64::MAX).then(|| sign.saturating_add(SETTLE_MS))
+    }
+
+    /// Another view from now on. A lane that joins begins with its newest chunk, or where the
+    /// contact left it if that is later.
+    pub fn look(&mut self, view: View, window: &Window) {
+        for lane in 0..LANES.len() {
+            let here = &mut self.lanes[lane];
+            here.open.retain(|open| view.allows(&open.meta.stream));
+            if view.lanes[lane] && !self.view.lanes[lane] {
+                here.join(window.live(lane, &view), window.lanes[lane].end());
+            } else if !view.lanes[lane] {
+                here.open.clear();
+                here.redo.clear();
+            }
+        }
+        self.fetches.retain(|open| view.allows(&open.meta.stream));
+        self.view = view;
+    }
+
+    /// Asks for one chunk again; what can't be given is named as omitted with the next poll.
+    pub fn fetch(&mut self, window: &Window, stream: &StreamId, index: u64) {
+        let place = window.place(ChunkRef::of(&window.incident, stream, index)).filter(|_| self.view.allows(stream));
+        let entry = place.and_then(|place| Some((place, window.lanes[place.lane].entry(place.seq)?)));
+        let reason = match entry {
+            None => OmittedReason::Evicted,
+            Some((place, entry)) => match entry.gone {
+                Some(reason) => reason,
+                None if self.fetches.len() >= MAX_FETCHES => OmittedReason::Slow,
+                None if self.will_get(place) => return,
+                None => {
+                    self.fetches.push_back(Open { place, meta: entry.meta.clone(), frame: 0, begun: false });
+                    return;
+                }
+            },
+        };
+        self.left_out.push((reason, 1));
+        let omitted = Omitted { stream: stream.clone(), from: index, to: index, reason };
+        self.pending.push(encode_json(kind::OMITTED, &omitted));
+    }
+
+    /// Where it is, for another connection to go on.
+    #[must_use]
+    pub fn cursor(&self, window: &Window) -> String {
+        let lane = |lane: usize| {
+            let here = &self.lanes[lane];
+            let ordinal = |open: &Open| window.lanes[lane].entry(open.place.seq).map_or(0, |entry| entry.ordinal);
+            let first_open =
+                here.open.iter().map(|open| (ordinal(open), open.meta.clone())).min_by_key(|o| (o.0, o.1.index));
+            let last = match (here.last, first_open) {
+                (Some((at, _, index)), Some((ordinal, meta))) if (ordinal, meta.index) < (at, index) => {
+                    Some((super::lane::tag(&meta.stream), meta.index.saturating_sub(1)))
+                }
+                (last, _) => last.map(|(_, tag, index)| (tag, index)),
+            };
+            let last = last.or(here.before.as_ref().map(|before| (before.tag, before.index)));
+            let unfinished = here.open.iter().map(|open| open.place.seq).chain(here.redo.iter().copied()).collect();
+            here.joined.map(|_| cursor::LaneCursor { start: here.start, next: here.next, unfinished, last })
+        };
+        Cursor { instance: window.instance, event: self.event, lanes: [lane(0), lane(1)] }.encode()
+    }
+
+    /// Whether a chunk will come without being fetched.
+    fn will_get(&self, place: Place) -> bool {
+        let here = &self.lanes[place.lane];
+        let coming = |open: &Open| open.place == place;
+        self.fetches.iter().any(coming)
+            || self.view.lanes[place.lane]
+                && (place.seq >= here.next || here.redo.contains(&place.seq) || here.open.iter().any(coming))
+    }
+
+    /// Whether it was told of a chunk's beginning, or that it is left out.
+    fn saw(&self, place: Place) -> bool {
+        let here = &self.lanes[place.lane];
+        self.view.lanes[place.lane] && (here.start..here.next).contains(&place.seq) && !here.redo.contains(&place.seq)
+    }
+
+    fn read_events(&mut self, window: &mut Window, now: u64, out: &mut Out) {
+        let end = window.events.end();
+        if self.event < window.events.base() {
+            self.resync(window, now, out);
+        } else {
+            for number in self.event..end {
+                match window.events.get(number) {
+                    Some(Event::Changed(place)) => self.changed(place, Some(number), window, out),
+                    Some(Event::Capture(word, last_sign)) => self.tell_capture(word, last_sign, window, out),
+                    Some(Event::Completed(_)) | None => {}
+                }
+            }
+        }
+        self.event = end;
+    }
+
+    /// Tells the state of everything it has seen, after it fell behind the events.
+    fn resync(&mut self, window: &mut Window, now: u64, out: &mut Out) {
+        for lane in 0..LANES.len() {
+            let from = self.lanes[lane].start.max(window.lanes[lane].base);
+            for seq in from..self.lanes[lane].next {
+                self.changed(Place { lane, seq }, None, window, out);
+            }
+        }
+        self.tell_standing_capture(window, now, out);
+    }
+
+    /// A chunk changed with this event; of several, the latest speaks for all.
+    fn changed(&mut self, place: Place, event: Option<u64>, window: &mut Window, out: &mut Out) {
+        if !self.saw(place) {
+            return;
+        }
+        let Some(entry) = window.lanes[place.lane].entry_mut(place.seq) else { return };
+        if event.is_some_and(|number| number != entry.changed) || !self.view.allows(&entry.meta.stream) {
+            return;
+        }
+        let frame = entry.change();
+        if entry.withdrawn.is_some() {
+            self.lanes[place.lane].open.retain(|open| open.place != place);
+            self.fetches.retain(|open| open.place != place);
+        }
+        out.frames.push(frame);
+    }
+
+    /// `CAPTURE`, if the device is silent or the recording over.
+    pub(super) fn tell_standing_capture(&self, window: &Window, now: u64, out: &mut Out) {
+        if let Some(word) = window.capture {
+            self.tell_capture(word, window.since_sign(now), window, out);
+        }
+    }
+
+    fn tell_capture(&self, event: CaptureWord, last_sign: u64, window: &Window, out: &mut Out) {
+        let newest = |lane: usize| {
+            let mut entries = window.lanes[lane].entries().rev();
+            entries.find(|(_, entry)| self.view.shows(lane, &entry.meta.stream)).map(|(_, entry)| entry)
+        };
+        let newest = (0..LANES.len()).filter_map(newest).max_by_key(|entry| entry.ends);
+        let last_chunk = newest.map(|entry| Fetch { stream: entry.meta.stream.clone(), index: entry.meta.index });
+        out.json(kind::CAPTURE, &CaptureEvent { event, last_sign, last_chunk });
+    }
+}

@@ -1,0 +1,208 @@
+//! From a contact's place to the end of what is here: which chunk is next, and its frames.
+
+use super::contact::{Contact, MAX_OPEN, Open};
+use super::entry::Entry;
+use super::events::Place;
+use super::lane::Slot;
+use super::out::{Omissions, Out};
+use super::{LANES, Window};
+use crate::frame::kind;
+use crate::message::{Omitted, OmittedReason, StreamJoins};
+
+enum Sent {
+    /// The step is full.
+    Full,
+    /// Nothing more is here.
+    Waiting,
+    /// The chunk is told to its end.
+    Done,
+}
+
+impl Contact {
+    /// Goes on with what was begun, then begins what is next, until the step is full.
+    pub(super) fn fill(&mut self, lane: usize, window: &mut Window, out: &mut Out) {
+        let mut omissions = Omissions::default();
+        let mut at = 0;
+        loop {
+            if at == self.lanes[lane].open.len()
+                && (out.full(1) || at >= MAX_OPEN || !self.begin(lane, window, &mut omissions, out))
+            {
+                break;
+            }
+            match send(&mut self.lanes[lane].open[at], window, &mut omissions, out) {
+                Sent::Full => break,
+                Sent::Waiting => at += 1,
+                Sent::Done => {
+                    let done = self.lanes[lane].open.remove(at);
+                    self.finish(&done, window);
+                }
+            }
+        }
+        omissions.flush(out);
+    }
+
+    fn finish(&mut self, done: &Open, window: &Window) {
+        let lane = done.place.lane;
+        let Some(entry) = window.lanes[lane].entry(done.place.seq) else { return };
+        let last = (entry.ordinal, entry.tag, done.meta.index);
+        let here = &mut self.lanes[lane];
+        if here.last.is_none_or(|(ordinal, _, index)| (ordinal, index) < (last.0, last.2)) {
+            here.last = Some(last);
+        }
+    }
+
+    /// Begins the lane's next chunk; names on the way what can't be shown. `false`: nothing is
+    /// there to begin.
+    fn begin(&mut self, lane: usize, window: &mut Window, omissions: &mut Omissions, out: &mut Out) -> bool {
+        while let Some(seq) = self.next_seq(lane, window, omissions, out) {
+            match window.lanes[lane].slot(seq) {
+                Some(Slot::Live(entry)) if self.view.allows(&entry.meta.stream) => {}
+                Some(Slot::Tomb(stream, index, Some(reason))) if self.view.allows(stream) => {
+                    omissions.add(stream, *index, *reason, out);
+                    continue;
+                }
+                _ => continue,
+            }
+            if self.had_before(lane, seq, window, omissions, out) {
+                continue;
+            }
+            let newer = |entry: &Entry| window.names.get(&entry.meta.chunk) != Some(&Place { lane, seq });
+            let Some(entry) = window.lanes[lane].entry(seq) else { continue };
+            if let Some(reason) = entry.gone {
+                if reason != OmittedReason::Withdrawn || !newer(entry) {
+                    omissions.add(&entry.meta.stream, entry.meta.index, reason, out);
+                }
+                continue;
+            }
+            omissions.flush(out);
+            self.announce(lane, seq, window, out);
+            return true;
+        }
+        false
+    }
+
+    fn next_seq(&mut self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) -> Option<u64> {
+        let there = &window.lanes[lane];
+        while let Some(seq) = self.lanes[lane].redo.pop_front() {
+            if seq >= there.base {
+                return Some(seq);
+            }
+            self.fell_out(lane, window, omissions, out);
+        }
+        let here = &mut self.lanes[lane];
+        if here.next < there.base {
+            here.next = there.base;
+            self.fell_out(lane, window, omissions, out);
+        }
+        let here = &mut self.lanes[lane];
+        (here.next < there.end()).then(|| {
+            here.next += 1;
+            here.next - 1
+        })
+    }
+
+    /// The places of what it missed are forgotten; their streams' indexes are not.
+    fn fell_out(&self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) {
+        omissions.flush(out);
+        let from = self.lanes[lane].last.map_or(0, |(ordinal, ..)| ordinal);
+        for (ordinal, stream) in window.lanes[lane].streams_from(from) {
+            let Some(to) = stream.forgotten.filter(|_| self.view.allows(&stream.id)) else { continue };
+            let after = self.lanes[lane].last.filter(|last| last.0 == ordinal).map_or(stream.first, |last| last.2 + 1);
+            if after <= to {
+                out.omitted(&Omitted { stream: stream.id.clone(), from: after, to, reason: OmittedReason::Evicted });
+            }
+        }
+    }
+
+    /// Whether another window delivered this chunk already. Names the hole between the two.
+    fn had_before(&mut self, lane: usize, seq: u64, window: &Window, omissions: &mut Omissions, out: &mut Out) -> bool {
+        let Some(before) = &mut self.lanes[lane].before else { return false };
+        let Some(entry) = window.lanes[lane].entry(seq) else { return false };
+        if entry.tag != before.tag {
+            return entry.ordinal < before.ordinal;
+        }
+        if entry.meta.index <= before.index {
+            return true;
+        }
+        let first = window.lanes[lane].stream(entry.ordinal).map_or(0, |stream| stream.first);
+        if !std::mem::replace(&mut before.gap_told, true) && before.index + 1 < first {
+            omissions.flush(out);
+            let (from, to, reason) = (before.index + 1, first - 1, OmittedReason::Evicted);
+            out.omitted(&Omitted { stream: entry.meta.stream.clone(), from, to, reason });
+        }
+        false
+    }
+
+    /// `STREAM` where it is new, `CHUNK`, and `STATE` where that says more.
+    fn announce(&mut self, lane: usize, seq: u64, window: &mut Window, out: &mut Out) {
+        let here = &mut self.lanes[lane];
+        let replay = here.joined.is_some_and(|joined| seq < joined);
+        let Some(entry) = window.lanes[lane].entry(seq) else { return };
+        let own = entry.ordinal;
+        let (first, next) = here.streams.unwrap_or((own, own));
+        let new = if own < first { own..own + 1 } else { next..(own + 1).max(next) };
+        here.streams = Some((first, next.max(own + 1)));
+        let known = |ordinal: u64| {
+            let stream = window.lanes[lane].stream(ordinal).map(|stream| &stream.id);
+            stream.filter(|stream| self.view.allows(stream))
+        };
+        for ordinal in new {
+            // The lane may have forgotten the stream of an old chunk; the chunk has not.
+            let stream = known(ordinal).or((ordinal == own).then_some(&entry.meta.stream));
+            if let Some(stream) = stream.cloned() {
+                let follows = ordinal.checked_sub(1).and_then(known).cloned();
+                out.json(kind::STREAM, &StreamJoins { stream, variant: LANES[lane], follows });
+            }
+        }
+        let Some(entry) = window.lanes[lane].entry_mut(seq) else { return };
+        out.frames.push(entry.begins(replay));
+        out.frames.extend(entry.states_beside());
+        let meta = entry.meta.clone();
+        self.lanes[lane].open.push(Open { place: Place { lane, seq }, meta, frame: 0, begun: true });
+    }
+
+    pub(super) fn refetch(&mut self, window: &mut Window, out: &mut Out) {
+        let mut omissions = Omissions::default();
+        let mut at = 0;
+        while at < self.fetches.len() && !out.full(1) {
+            let open = &mut self.fetches[at];
+            let entry = window.lanes[open.place.lane].entry_mut(open.place.seq);
+            if let Some(entry) = entry.filter(|entry| entry.held() && !open.begun) {
+                out.frames.push(entry.begins(true));
+                open.begun = true;
+            }
+            match send(open, window, &mut omissions, out) {
+                Sent::Full => break,
+                Sent::Waiting => at += 1,
+                Sent::Done => drop(self.fetches.remove(at)),
+            }
+        }
+        omissions.flush(out);
+    }
+}
+
+/// Hands out what is here of an open chunk.
+fn send(open: &mut Open, window: &mut Window, omissions: &mut Omissions, out: &mut Out) -> Sent {
+    let lane = open.place.lane;
+    let entry = window.lanes[lane].entry_mut(open.place.seq);
+    let gone = entry.as_ref().and_then(|entry| entry.gone);
+    let Some(entry) = entry.filter(|entry| entry.held()) else {
+        let reason = gone.unwrap_or(OmittedReason::Evicted);
+        omissions.add(&open.meta.stream, open.meta.index, reason, out);
+        return Sent::Done;
+    };
+    let Some(body) = &mut entry.body else { return Sent::Done };
+    while let Some(frame) = body.frame(open.frame) {
+        if out.full(frame.len()) {
+            return Sent::Full;
+        }
+        out.piece(lane, frame);
+        open.frame += 1;
+    }
+    if !entry.whole {
+        return Sent::Waiting;
+    }
+    out.frames.push(entry.completes());
+    out.counts.finished += 1;
+    Sent::Done
+}

@@ -1,0 +1,157 @@
+//! Where a contact begins.
+
+use super::contact::{Before, Contact, Position, View};
+use super::out::Out;
+use super::{LANES, Window};
+use crate::cursor::{Cursor, LaneCursor};
+use crate::frame::{encode_json, kind};
+use crate::id::StreamId;
+use crate::message::{Omitted, OmittedReason, Watching};
+
+/// Where a contact wants to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// With the newest chunk of each lane.
+    Live,
+    /// With the oldest.
+    Oldest,
+    /// At a chunk; the other lane at the same time.
+    At(StreamId, u64),
+    /// After what a cursor says was delivered.
+    Cursor(Cursor),
+}
+
+impl Contact {
+    /// A contact at its beginning. Its first poll hands out `WATCHING` and how the device is.
+    #[must_use]
+    pub fn new(window: &Window, view: View, start: Start, now: u64) -> Self {
+        let mut contact = Self {
+            lanes: [Position::default(), Position::default()],
+            event: window.events.end(),
+            fetches: std::collections::VecDeque::new(),
+            pending: Vec::new(),
+            left_out: Vec::new(),
+            view,
+        };
+        let body = Watching { node: window.rules.node.to_string(), window_start: window.oldest_start(&contact.view) };
+        contact.pending.push(encode_json(kind::WATCHING, &body));
+        match start {
+            Start::Live => contact.begin_at(window, |window, view, lane| window.live(lane, view)),
+            Start::Oldest => contact.begin_at(window, |window, view, lane| window.oldest(lane, view)),
+            Start::At(stream, index) => contact.begin_at_chunk(window, &stream, index),
+            Start::Cursor(cursor) => contact.resume(window, &cursor),
+        }
+        let mut out = Out::default();
+        contact.tell_standing_capture(window, now, &mut out);
+        contact.pending.append(&mut out.frames);
+        contact
+    }
+
+    fn begin_at(&mut self, window: &Window, place: impl Fn(&Window, &View, usize) -> u64) {
+        for lane in 0..LANES.len() {
+            if self.view.lanes[lane] {
+                self.lanes[lane].join(place(window, &self.view, lane), window.lanes[lane].end());
+            }
+        }
+    }
+
+    fn begin_at_chunk(&mut self, window: &Window, stream: &StreamId, index: u64) {
+        let found = (0..LANES.len()).find_map(|lane| Some((lane, window.lanes[lane].find(stream, index)?)));
+        let known = |lane: usize| window.lanes[lane].streams_from(0).any(|(_, known)| known.id == *stream);
+        let Some((lane, (seq, first))) = found else {
+            // A known stream that has not come so far yet: its next chunk is the one, or none.
+            if (0..LANES.len()).any(known) {
+                return self.begin_at(window, |window, view, lane| {
+                    if known(lane) { window.lanes[lane].end() } else { window.live(lane, view) }
+                });
+            }
+            self.leave_out(stream, index, index);
+            return self.begin_at(window, |window, view, lane| window.oldest(lane, view));
+        };
+        if first > index {
+            self.leave_out(stream, index, first - 1);
+        }
+        let starts = window.lanes[lane].entry(seq).map(|entry| {
+            let length = entry.meta.ended.unix_ms().saturating_sub(entry.meta.started.unix_ms());
+            entry.ends.saturating_sub(length)
+        });
+        self.begin_at(window, |window, view, other| match starts {
+            _ if other == lane => seq,
+            Some(starts) => {
+                let mut entries = window.lanes[other].entries();
+                let at = entries.find(|(_, entry)| entry.held() && entry.ends > starts);
+                at.map_or_else(|| window.lanes[other].end(), |(seq, _)| seq)
+            }
+            None => window.oldest(other, view),
+        });
+    }
+
+    fn leave_out(&mut self, stream: &StreamId, from: u64, to: u64) {
+        if self.view.allows(stream) {
+            let omitted = Omitted { stream: stream.clone(), from, to, reason: OmittedReason::Evicted };
+            self.left_out.push((omitted.reason, to - from + 1));
+            self.pending.push(encode_json(kind::OMITTED, &omitted));
+        }
+    }
+
+    fn resume(&mut self, window: &Window, cursor: &Cursor) {
+        let here = cursor.instance == window.instance;
+        for lane in 0..LANES.len() {
+            if !self.view.lanes[lane] {
+                continue;
+            }
+            let there = &window.lanes[lane];
+            let position = match &cursor.lanes[lane] {
+                Some(at) if here && at.start <= at.next && at.next <= there.end() => Position {
+                    start: at.start,
+                    next: at.next,
+                    redo: at.unfinished.iter().copied().collect(),
+                    last: at.last.and_then(|(tag, index)| {
+                        there.streams_from(0).find(|(_, stream)| stream.tag == tag).map(|(at, _)| (at, tag, index))
+                    }),
+                    ..Position::default()
+                },
+                Some(at) => elsewhere(window, lane, at),
+                // The lane was not watched: nothing of it was delivered.
+                None => Position { start: window.live(lane, &self.view), ..Position::default() },
+            };
+            let start = position.start;
+            self.lanes[lane] = position;
+            self.lanes[lane].join(start, there.end());
+        }
+        if here && cursor.event <= window.events.end() {
+            self.event = cursor.event;
+        }
+    }
+}
+
+/// A place that speaks of another window: read by the streams' hashes.
+fn elsewhere(window: &Window, lane: usize, at: &LaneCursor) -> Position {
+    let before = at.last.map(|(tag, index)| {
+        let known = window.lanes[lane].streams_from(0).find(|(_, stream)| stream.tag == tag);
+        Before { tag, index, ordinal: known.map_or(0, |(ordinal, _)| ordinal), gap_told: false }
+    });
+    let oldest = window.lanes[lane].base;
+    Position { start: oldest, before, ..Position::default() }
+}
+
+impl Window {
+    /// The newest chunk of a lane that can be shown; its end if there is none.
+    pub(super) fn live(&self, lane: usize, view: &View) -> u64 {
+        let mut entries = self.lanes[lane].entries().rev();
+        let newest = entries.find(|(_, entry)| entry.held() && view.allows(&entry.meta.stream));
+        newest.map_or_else(|| self.lanes[lane].end(), |(seq, _)| seq)
+    }
+
+    fn oldest(&self, lane: usize, view: &View) -> u64 {
+        let mut entries = self.lanes[lane].entries();
+        let oldest = entries.find(|(_, entry)| entry.held() && view.allows(&entry.meta.stream));
+        oldest.map_or_else(|| self.lanes[lane].end(), |(seq, _)| seq)
+    }
+
+    fn oldest_start(&self, view: &View) -> Option<crate::offer::Timestamp> {
+        let lanes = (0..LANES.len()).filter(|lane| view.lanes[*lane]);
+        let oldest = lanes.filter_map(|lane| self.lanes[lane].entry(self.oldest(lane, view)));
+        oldest.min_by_key(|entry| entry.ends).map(|entry| entry.meta.started.clone())
+    }
+}

@@ -1,0 +1,88 @@
+//! What a poll hands out.
+
+use bytes::Bytes;
+
+use crate::frame::{encode_json, kind};
+use crate::id::StreamId;
+use crate::message::{Omitted, OmittedReason};
+
+/// Media bytes of one poll.
+pub const STEP_MEDIA: usize = 256 * 1024;
+
+/// What a poll handed out.
+#[derive(Default)]
+pub struct Out {
+    /// Frames, in order.
+    pub frames: Vec<Bytes>,
+    /// What to count.
+    pub counts: Counts,
+    media: usize,
+    pub(super) control_only: bool,
+}
+
+/// What is counted of a poll.
+#[derive(Default, Debug, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// `PIECE` frames, by lane.
+    pub frames: [u64; 2],
+    /// Their bytes, by lane.
+    pub bytes: [u64; 2],
+    /// Chunks left out, with their reasons.
+    pub omitted: Vec<(OmittedReason, u64)>,
+    /// Chunks finished or left out: the place moved.
+    pub finished: u64,
+}
+
+impl Out {
+    /// For a last poll: nothing is begun and no media handed out.
+    #[must_use]
+    pub fn control_only() -> Self {
+        Self { control_only: true, ..Self::default() }
+    }
+
+    pub(super) fn full(&self, more: usize) -> bool {
+        self.media > 0 && self.media + more > STEP_MEDIA
+    }
+
+    pub(super) fn piece(&mut self, lane: usize, frame: &Bytes) {
+        self.media += frame.len();
+        self.counts.frames[lane] += 1;
+        self.counts.bytes[lane] += frame.len() as u64;
+        self.frames.push(frame.clone());
+    }
+
+    pub(super) fn json(&mut self, kind: u64, body: &impl serde::Serialize) {
+        self.frames.push(encode_json(kind, body));
+    }
+
+    pub(super) fn omitted(&mut self, omitted: &Omitted) {
+        self.counts.omitted.push((omitted.reason, omitted.to - omitted.from + 1));
+        self.counts.finished += 1;
+        self.json(kind::OMITTED, omitted);
+    }
+}
+
+/// Chunks left out one after the other are told as one.
+#[derive(Default)]
+pub(super) struct Omissions(Option<Omitted>);
+
+impl Omissions {
+    pub(super) fn add(&mut self, stream: &StreamId, index: u64, reason: OmittedReason, out: &mut Out) {
+        if let Some(last) = &mut self.0
+            && last.stream == *stream
+            && last.reason == reason
+            && last.to + 1 == index
+        {
+            last.to = index;
+            return;
+        }
+        self.flush(out);
+        self.0 = Some(Omitted { stream: stream.clone(), from: index, to: index, reason });
+    }
+
+    pub(super) fn flush(&mut self, out: &mut Out) {
+        if let Some(omitted) = self.0.take() {
+            out.omitted(&omitted);
+        }
+    }
+}

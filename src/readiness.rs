@@ -1,0 +1,186 @@
+//! What the relay says of itself in one word or one table: to probes, to the drop-in route, and
+//! to `waystation status`.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::admin;
+use crate::capability::Verifier;
+use crate::config::Config;
+use crate::core::{CoreApi, Reach};
+use crate::ingress::Ready;
+use crate::proto::ledger::Reason;
+use crate::staging::Staging;
+use crate::telemetry::Metrics;
+
+/// From this share of the room on, uploads are under pressure.
+const PRESSURE: f32 = 1.0;
+
+/// What readiness looks at. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Readiness {
+    switch: bool,
+    identity: bool,
+    region: bool,
+    core: Option<CoreApi>,
+    verifier: Verifier,
+    staging: Staging,
+}
+
+/// `/readyz`.
+#[derive(Serialize)]
+struct Ops {
+    status: &'static str,
+    core: &'static str,
+    staging: &'static str,
+    capabilities: &'static str,
+}
+
+/// `/status`.
+#[derive(Serialize)]
+struct Status {
+    ready: Ops,
+    waiting: Vec<Waiting>,
+    next_expiry_seconds: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Waiting {
+    class: &'static str,
+    reason: &'static str,
+    chunks: u64,
+    bytes: u64,
+    oldest_seconds: u64,
+    what_to_do: &'static str,
+}
+
+impl Readiness {
+    pub(crate) fn new(config: &Config, core: Option<CoreApi>, verifier: Verifier, staging: Staging) -> Self {
+        Self {
+            switch: config.relay.ready,
+            identity: !config.relay.id.is_empty(),
+            region: !config.relay.region.is_empty(),
+            core,
+            verifier,
+            staging,
+        }
+    }
+
+    /// For the ops listener: "can take bytes". With the core away that is so when capabilities
+    /// are verified here.
+    pub(crate) fn ops(&self) -> admin::Readiness {
+        let this = self.clone();
+        Arc::new(move || {
+            let ready = this.words();
+            (ready.status != "not_ready", json(&ready))
+        })
+    }
+
+    /// For `GET /health/ready` (contract B.2).
+    pub(crate) fn drop_in(&self) -> Arc<dyn Fn() -> Ready + Send + Sync> {
+        let this = self.clone();
+        Arc::new(move || {
+            let temp_staging = match this.disk() {
+                "unusable" => "unavailable",
+                "full" => "pressure",
+                _ => "ok",
+            };
+            let uploads = match (temp_staging, this.core.is_some()) {
+                ("unavailable", _) => "storage_unavailable",
+                ("pressure", _) => "temp_staging_pressure",
+                (_, false) => "core_unconfigured",
+                _ => "ready",
+            };
+            Ready {
+                uploads,
+                core: if this.core.is_some() { "configured" } else { "unconfigured" },
+                temp_staging,
+                relay_identity_configured: this.identity,
+                region_configured: this.region,
+                ready: this.switch && uploads == "ready",
+            }
+        })
+    }
+
+    /// The metrics' text, with the gauges of what is held brought up to date.
+    pub(crate) fn metrics(&self, metrics: Metrics) -> admin::Text {
+        let staging = self.staging.clone();
+        Arc::new(move || {
+            staging.refresh_metrics();
+            metrics.text()
+        })
+    }
+
+    /// What waits, for `waystation status`.
+    pub(crate) fn status(&self) -> admin::Text {
+        let this = self.clone();
+        Arc::new(move || {
+            let waiting = this.staging.waiting().into_iter().map(|of| Waiting {
+                class: of.class.as_str(),
+                reason: of.reason.as_str(),
+                chunks: of.chunks,
+                bytes: of.bytes,
+                oldest_seconds: of.oldest_s,
+                what_to_do: what_to_do(of.reason),
+            });
+            json(&Status {
+                ready: this.words(),
+                waiting: waiting.collect(),
+                next_expiry_seconds: this.staging.next_expiry_s(),
+            })
+        })
+    }
+
+    fn words(&self) -> Ops {
+        let core = match self.core.as_ref().map(|core| *core.reach().borrow()) {
+            None => "unconfigured",
+            Some(Reach::Away { .. }) => "away",
+            Some(Reach::Unknown) => "unknown",
+            Some(Reach::Answers) => "answers",
+        };
+        let (staging, local) = (self.disk(), self.verifier.verifies_locally());
+        let takes = self.switch && staging == "ok" && core != "unconfigured" && (core != "away" || local);
+        let status = match (takes, core) {
+            (false, _) => "not_ready",
+            (true, "away") => "degraded",
+            (true, _) => "ready",
+        };
+        Ops { status, core, staging, capabilities: if local { "verified_here" } else { "asked_of_core" } }
+    }
+
+    fn disk(&self) -> &'static str {
+        if !self.staging.usable() {
+            "unusable"
+        } else if self.staging.pressure()[0] >= PRESSURE {
+            "full"
+        } else {
+            "ok"
+        }
+    }
+}
+
+/// What an operator does about chunks that wait for this reason.
+const fn what_to_do(reason: Reason) -> &'static str {
+    match reason {
+        Reason::CoreUnreachable => {
+            "Nothing is lost. Check the core and the way to it; chunks go out by themselves when it answers."
+        }
+        Reason::CoreLimited => {
+            "The core limits this relay's calls. If it lasts, ask the core's operator for a larger limit."
+        }
+        Reason::ServiceToken => "The core does not accept this relay. Check core.service_token_file and core.url.",
+        Reason::AwaitingCapability => {
+            "Their capability ran out. Any new capability for their stream releases them; ask the recorder or the account's holder to reconnect."
+        }
+        Reason::AccountQuota => {
+            "The account's storage at the core is full. It is tried every ten minutes; the account's holder must make room."
+        }
+        Reason::Unsettled => "The core may have them. Someone with the account's rights reconciles with the core.",
+        Reason::Queued => "They wait for their turn. If it lasts, the link to the core is too thin for what comes in.",
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

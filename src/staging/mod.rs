@@ -1,0 +1,39 @@
+//! Chunks on disk: written as they come, hashed while written, `staged` once they are durable.
+//!
+//! [`layout`] states what the stored bytes must keep true, [`vault`] writes and reads them,
+//! [`committer`] alone makes the value that says a chunk is durable, [`recover`] says what may be
+//! believed after a crash. `docs/storage.md` tells the same to operators.
+
+pub mod committer;
+pub mod disk;
+pub mod incoming;
+pub mod layout;
+pub mod meta;
+pub mod part;
+pub mod recover;
+pub mod seal;
+mod store;
+mod tally;
+pub mod vault;
+mod work;
+
+#[cfg(test)]
+mod crash_test;
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod kill_test;
+#[cfg(test)]
+mod sim;
+
+pub use committer::{CommitError, Committer, Durable};
+pub use disk::{Disk, StdDisk};
+pub use incoming::{Hashed, Incoming, SPOOL_PREFIX, Spooled};
+pub use meta::{Meta, StreamCapability};
+pub use part::Part;
+pub use recover::{Found, Recovered};
+pub use seal::{KeyError, SealKey};
+pub use store::{Observer, Offered, OpenError, Staging, Standing};
+pub use tally::Waiting;
+pub use vault::{Reader, Vault};
+pub use work::{Job, JobBody};

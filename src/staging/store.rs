@@ -1,0 +1,506 @@
+//! The async face of staging: the ledger says what may happen, the vault makes it so.
+//!
+//! The ledger's lock is held for look-ups only, never while a byte is read or written. Whoever
+//! must know of a change hears it from [`Observer`], at once and in the caller's task.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::incoming::{Incoming, SPOOL_PREFIX, Slot};
+use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
+use crate::capability::{Capability, Trust};
+use crate::clock::Clock;
+use crate::config;
+use crate::proto::claims::Grant;
+use crate::proto::ledger::{Decision, Ledger, Limits, Owner, Reason, Record, StreamKey, Terms};
+use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, SessionId, StreamId, Variant};
+use crate::telemetry::Metrics;
+use crate::telemetry::names::DiskStep;
+use crate::telemetry::names::Recovered as What;
+use crate::telemetry::staging::{OfCode, OfRecovered, OfStep};
+
+/// Metadata kept in memory, so that a chunk which goes out soon is not opened twice. About 2 KiB
+/// each; the rest is read from the disk.
+const MAX_METAS: usize = 4096;
+/// Streams whose newest capability is remembered. About 2 KiB each.
+const MAX_STREAMS: usize = 16_384;
+
+/// Where a chunk stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its name on the wire.
+    pub chunk: ChunkRef,
+    /// Its state.
+    pub state: ChunkState,
+    /// Bytes held from its start.
+    pub offset: u64,
+    /// Bytes in all.
+    pub length: u64,
+    /// The core's receipt.
+    pub receipt: Option<Arc<str>>,
+    /// Why it is not confirmed, in the table's words: the core is away, it waits for a
+    /// capability, the core refused it. `None` while nothing is wrong.
+    pub trouble: Option<(Code, Option<Box<str>>)>,
+}
+
+/// What became of an offer.
+pub enum Offered {
+    /// Bring the bytes.
+    Receive(Incoming),
+    /// It is here.
+    Have(Standing),
+}
+
+/// Hears of every change of a whole chunk's state.
+pub type Observer = Box<dyn Fn(&Standing) + Send + Sync>;
+
+/// Staging. Cheap to clone.
+#[derive(Clone)]
+pub struct Staging(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) vault: Vault,
+    pub(super) committer: Committer,
+    pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
+    ledger: Mutex<Ledger>,
+    slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
+    follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
+    metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
+    streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
+    /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
+    puts: tokio::sync::Mutex<()>,
+    gate: Mutex<Reason>,
+    hasher: RandomState,
+    observer: OnceLock<Observer>,
+    pub(super) work: Notify,
+}
+
+/// Why staging can't begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The directory or the disk.
+    #[error("the staging directory can't be used: {}", .0.kind())]
+    Disk(#[from] io::Error),
+    /// Nothing in the directory opens with this key, and something is there.
+    #[error("the seal key opens none of the chunks in the staging directory: is it the right one?")]
+    WrongKey,
+}
+
+impl Staging {
+    /// Opens the vault and takes over what it recovers. Returns the recovered chunks that were
+    /// whole, so that the layer above can show them again.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        key: &SealKey,
+        config: &config::Staging,
+        limits: &config::Limits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<(Self, Vec<Meta>), OpenError> {
+        let (vault, recovered) = Vault::open(disk, key, clock.clone())?;
+        if recovered.unreadable > 0 && recovered.staged.is_empty() {
+            return Err(OpenError::WrongKey);
+        }
+        let keep_ms = i64::try_from(config.keep_for.as_millis()).unwrap_or(i64::MAX);
+        let limits = Limits { receiving: limits.receiving_total, per_session: limits.in_flight_per_session, keep_ms };
+        let staging = Self(Arc::new(Inner {
+            committer: Committer::start(&vault)?,
+            vault,
+            ledger: Mutex::new(Ledger::new(config.quota, limits)),
+            slots: Mutex::default(),
+            follows: Mutex::default(),
+            metas: Mutex::default(),
+            streams: Mutex::default(),
+            puts: tokio::sync::Mutex::new(()),
+            gate: Mutex::new(Reason::Queued),
+            hasher: RandomState::new(),
+            observer: OnceLock::new(),
+            work: Notify::new(),
+            clock,
+            metrics,
+        }));
+        staging.0.metrics.staging.quota.set(i64::try_from(config.quota).unwrap_or(i64::MAX));
+        let metas = staging.recover(recovered);
+        Ok((staging, metas))
+    }
+
+    /// Sets who hears of changes. Once; later calls change nothing.
+    pub fn observe(&self, observer: Observer) {
+        let _ = self.0.observer.set(observer);
+    }
+
+    /// Decides on an offer whose capability is good, and reserves its room.
+    ///
+    /// # Errors
+    /// The ledger's codes, and `StagingFailed`.
+    pub async fn offer(&self, offer: Offer, variant: Variant, capability: &Capability) -> Result<Offered, Code> {
+        let key = offer.chunk_ref();
+        let terms = self.terms(&offer, variant, &capability.grant);
+        let now = self.0.clock.unix_ms();
+        let decision = self.ledger().handle_offer(key, terms, now);
+        match decision {
+            Err(code) => {
+                self.0.metrics.staging.refused.get_or_create(&OfCode::new(code)).inc();
+                Err(code)
+            }
+            Ok(Decision::Have) => self.standing(key).map(Offered::Have).ok_or(Code::InternalError),
+            Ok(Decision::Receive { epoch, held, replaces }) => {
+                let slot = self.slot(key);
+                let meta = Meta {
+                    offer,
+                    variant,
+                    capability: capability.token.to_string(),
+                    grant: (*capability.grant).clone(),
+                    trust_verified: capability.trust == Trust::Verified,
+                    accepted_unix_ms: now,
+                };
+                Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await.map(Offered::Receive)
+            }
+        }
+    }
+
+    /// Where a chunk stands.
+    #[must_use]
+    pub fn standing(&self, chunk: ChunkRef) -> Option<Standing> {
+        let gate = self.gate();
+        self.ledger().record(chunk).map(|record| standing(chunk, record, gate))
+    }
+
+    /// Whether the chunk is one of this stream.
+    #[must_use]
+    pub fn belongs(&self, chunk: ChunkRef, incident: &IncidentId, stream: &StreamId) -> bool {
+        let wanted = self.stream_key(incident, stream);
+        self.ledger().record(chunk).is_some_and(|record| record.terms.stream == wanted)
+    }
+
+    /// Follows a chunk that is known here.
+    #[must_use]
+    pub fn follow(&self, chunk: ChunkRef) -> Option<watch::Receiver<Standing>> {
+        // The ledger is asked under the followers' lock, so that no change falls in between.
+        let mut follows = self.follows();
+        let now = self.standing(chunk)?;
+        Some(follows.entry(chunk).or_insert_with(|| watch::Sender::new(now)).subscribe())
+    }
+
+    /// Drops a chunk that is being received.
+    ///
+    /// # Errors
+    /// `ChunkStaged` from `staged` on, `NotFound`.
+    pub async fn delete(&self, chunk: ChunkRef) -> Result<(), Code> {
+        self.ledger().handle_delete(chunk)?;
+        self.forget_partial(chunk).await;
+        Ok(())
+    }
+
+    /// A capability for its streams: releases what waits for one, and is kept for what is held.
+    pub async fn present(&self, capability: &Capability) {
+        for lane in &capability.grant.lanes {
+            self.present_for(capability, &lane.stream).await;
+        }
+    }
+
+    /// A capability for one of its streams.
+    pub async fn present_for(&self, capability: &Capability, stream: &StreamId) {
+        let grant = &capability.grant;
+        let key = self.stream_key(&grant.incident, stream);
+        let newer = self.streams().get(&key).is_none_or(|known| known.grant.commit_exp < grant.commit_exp);
+        if !newer {
+            return;
+        }
+        let record = Arc::new(StreamCapability {
+            stream: stream.clone(),
+            capability: capability.token.to_string(),
+            grant: (**grant).clone(),
+        });
+        {
+            let mut streams = self.streams();
+            if streams.len() >= MAX_STREAMS {
+                let now = self.0.clock.unix_s();
+                streams.retain(|_, known| known.grant.commit_exp > now);
+            }
+            if streams.len() < MAX_STREAMS {
+                streams.insert(key, Arc::clone(&record));
+            }
+        }
+        let (released, depend) = self.ledger().handle_capability(key, grant.commit_exp, self.0.clock.unix_s());
+        if depend == 0 {
+            return;
+        }
+        self.0.metrics.staging.released.inc_by(released as u64);
+        let _one_at_a_time = self.0.puts.lock().await;
+        let vault = self.0.vault.clone();
+        let put =
+            blocking(move || vault.put_stream_capability(&record.stream, &record.capability, &record.grant)).await;
+        self.count(DiskStep::Write, &put);
+        self.announce_released(key);
+        self.0.work.notify_waiters();
+    }
+
+    fn announce_released(&self, stream: StreamKey) {
+        let chunks: Vec<_> = self.follows().keys().copied().collect();
+        let of_stream = |chunk: &ChunkRef| self.ledger().record(*chunk).is_some_and(|r| r.terms.stream == stream);
+        for chunk in chunks.into_iter().filter(of_stream) {
+            self.changed(chunk);
+        }
+    }
+
+    /// The newest capability known for a stream, if it outlives `grant`.
+    pub(super) fn newer_capability(&self, grant: &Grant, stream: &StreamId) -> Option<Arc<StreamCapability>> {
+        let key = self.stream_key(&grant.incident, stream);
+        self.streams().get(&key).filter(|known| known.grant.commit_exp > grant.commit_exp).cloned()
+    }
+
+    /// All bytes of a staged chunk, for those who watch after a restart.
+    ///
+    /// # Errors
+    /// From the disk.
+    pub async fn read_whole(&self, chunk: ChunkRef) -> io::Result<bytes::Bytes> {
+        let vault = self.0.vault.clone();
+        blocking(move || {
+            let reader = vault.read(chunk)?;
+            let mut out = vec![0; usize::try_from(reader.len()).map_err(|_| io::ErrorKind::InvalidData)?];
+            let mut filled = 0;
+            while filled < out.len() {
+                match reader.read_at(filled as u64, &mut out[filled..])? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    read => filled += read,
+                }
+            }
+            Ok(out.into())
+        })
+        .await
+    }
+
+    /// Whether the disk takes bytes: it says so itself, and has room for one more chunk.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        self.0.vault.free_bytes().is_ok_and(|free| free > 1 << 20)
+    }
+
+    /// What chunks that could be sent wait for.
+    pub fn set_gate(&self, reason: Reason) {
+        *self.0.gate.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// What chunks that could be sent wait for.
+    #[must_use]
+    pub fn gate(&self) -> Reason {
+        *self.0.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of what was kept for `keep_for`. Runs until it is dropped.
+    pub async fn expire(self) {
+        loop {
+            self.0.clock.sleep(Duration::from_secs(30)).await;
+            let gone = self.ledger().handle_time(self.0.clock.unix_ms());
+            for (chunk, staged) in gone {
+                if staged {
+                    self.changed(chunk);
+                    self.remove_staged(chunk).await;
+                } else {
+                    self.forget_partial(chunk).await;
+                }
+            }
+        }
+    }
+}
+
+// What the parts of staging share.
+impl Staging {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<ChunkRef, Arc<Slot>>> {
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follows(&self) -> MutexGuard<'_, HashMap<ChunkRef, watch::Sender<Standing>>> {
+        self.0.follows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Arc<StreamCapability>>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn metas(&self) -> MutexGuard<'_, HashMap<ChunkRef, Arc<Meta>>> {
+        self.0.metas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, chunk: ChunkRef) -> Arc<Slot> {
+        Arc::clone(self.slots().entry(chunk).or_default())
+    }
+
+    /// The slot is no longer needed: the chunk is staged, dropped, or nobody brings it now.
+    pub(super) fn drop_slot(&self, chunk: ChunkRef, slot: &Arc<Slot>) {
+        let mut slots = self.slots();
+        if slots.get(&chunk).is_some_and(|known| Arc::ptr_eq(known, slot)) {
+            slots.remove(&chunk);
+        }
+    }
+
+    pub(super) async fn forget_partial(&self, chunk: ChunkRef) {
+        let slot = self.slots().remove(&chunk);
+        if let Some(slot) = slot {
+            slot.clear().await;
+        }
+        let vault = self.0.vault.clone();
+        let removed = blocking(move || vault.remove_partial(chunk)).await;
+        self.count(DiskStep::Remove, &removed);
+    }
+
+    pub(super) async fn remove_staged(&self, chunk: ChunkRef) {
+        self.metas().remove(&chunk);
+        let vault = self.0.vault.clone();
+        let removed = blocking(move || vault.remove(chunk)).await;
+        self.count(DiskStep::Remove, &removed);
+    }
+
+    pub(super) fn remember_meta(&self, chunk: ChunkRef, meta: Meta) {
+        let mut metas = self.metas();
+        if metas.len() < MAX_METAS {
+            metas.insert(chunk, Arc::new(meta));
+        }
+    }
+
+    pub(super) fn known_meta(&self, chunk: ChunkRef) -> Option<Arc<Meta>> {
+        self.metas().get(&chunk).cloned()
+    }
+
+    pub(super) fn count<T, E>(&self, step: DiskStep, result: &Result<T, E>) {
+        if result.is_err() {
+            self.0.metrics.staging.disk_errors.get_or_create(&OfStep { step }).inc();
+        }
+    }
+
+    /// Tells followers and the observer how a chunk stands now.
+    pub(super) fn changed(&self, chunk: ChunkRef) {
+        let Some(now) = self.standing(chunk) else { return };
+        {
+            let mut follows = self.follows();
+            if let Some(follow) = follows.get(&chunk) {
+                follow.send_replace(now.clone());
+                if now.state.ended() || follow.receiver_count() == 0 {
+                    follows.remove(&chunk);
+                }
+            }
+        }
+        if let Some(observer) = self.0.observer.get()
+            && now.state != ChunkState::Receiving
+        {
+            observer(&now);
+        }
+    }
+
+    fn hash(&self, kind: u8, value: impl Hash) -> u64 {
+        self.0.hasher.hash_one((kind, value))
+    }
+
+    pub(super) fn owner(&self, session: &SessionId) -> Owner {
+        Owner(self.hash(0, session))
+    }
+
+    pub(super) fn stream_key(&self, incident: &IncidentId, stream: &StreamId) -> StreamKey {
+        StreamKey(self.hash(1, (incident, stream)))
+    }
+
+    pub(super) fn terms(&self, offer: &Offer, variant: Variant, grant: &Grant) -> Terms {
+        let lane = match &grant.group {
+            Some(group) => self.hash(2, (&grant.incident, group, variant)),
+            None => self.hash(3, (&offer.incident, &offer.stream)),
+        };
+        Terms {
+            owner: self.owner(&grant.session),
+            stream: self.stream_key(&offer.incident, &offer.stream),
+            lane,
+            class: variant.class(),
+            index: offer.index,
+            length: offer.length,
+            digest: offer.sha256,
+            attempt: offer.attempt,
+            expires: grant.commit_exp,
+        }
+    }
+
+    fn recover(&self, recovered: Recovered) -> Vec<Meta> {
+        let found = |what, n: u64| _ = self.0.metrics.staging.recovered.get_or_create(&OfRecovered { what }).inc_by(n);
+        found(What::Staged, recovered.staged.len() as u64);
+        found(What::Unreadable, recovered.unreadable);
+        found(What::Removed, recovered.removed);
+        let (spooled, partial): (Vec<_>, Vec<_>) =
+            recovered.partial.into_iter().partition(|(meta, _)| meta.offer.stream.as_str().starts_with(SPOOL_PREFIX));
+        for (meta, _) in &spooled {
+            let removed = self.0.vault.remove_partial(meta.offer.chunk_ref());
+            self.count(DiskStep::Remove, &removed);
+        }
+        found(What::Removed, spooled.len() as u64);
+        found(What::Partial, partial.len() as u64);
+        let mut ledger = self.ledger();
+        let terms_of = |meta: &Meta| (meta.offer.chunk_ref(), self.terms(&meta.offer, meta.variant, &meta.grant));
+        for (meta, Found { len, .. }) in &partial {
+            let (key, terms) = terms_of(meta);
+            ledger.recover_partial(key, terms, meta.accepted_unix_ms, *len);
+        }
+        let mut staged: Vec<Meta> = recovered.staged.into_iter().map(|(meta, _)| meta).collect();
+        staged.sort_by_key(|meta| (meta.accepted_unix_ms, meta.offer.index));
+        for meta in &staged {
+            let (key, terms) = terms_of(meta);
+            ledger.recover_staged(key, terms, meta.accepted_unix_ms);
+        }
+        drop(ledger);
+        for capability in recovered.streams {
+            let key = self.stream_key(&capability.grant.incident, &capability.stream);
+            let expires = capability.grant.commit_exp;
+            if expires <= self.0.clock.unix_s() {
+                let removed = self.0.vault.remove_stream_capability(&capability.stream);
+                self.count(DiskStep::Remove, &removed);
+                continue;
+            }
+            self.streams().insert(key, Arc::new(capability));
+            self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
+        }
+        staged
+    }
+}
+
+pub(super) fn standing(chunk: ChunkRef, record: &Record, gate: Reason) -> Standing {
+    let trouble = record.refusal.clone().or_else(|| {
+        let code = match (record.state, gate) {
+            (ChunkState::AwaitingCapability, _) => Code::AwaitingCapability,
+            (ChunkState::Staged, _) if record.blocked => Code::AccountQuota,
+            (ChunkState::Staged | ChunkState::Forwarding, Reason::CoreUnreachable) => Code::CoreUnavailable,
+            (ChunkState::Staged | ChunkState::Forwarding, Reason::CoreLimited) => Code::CoreLimited,
+            (ChunkState::Staged | ChunkState::Forwarding, Reason::ServiceToken) => Code::CoreRefusesRelay,
+            _ => return None,
+        };
+        Some((code, None))
+    });
+    Standing {
+        chunk,
+        state: record.state,
+        offset: record.held,
+        length: record.terms.length,
+        receipt: record.receipt.clone(),
+        trouble,
+    }
+}
+
+/// Runs a disk operation where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::other("the operation did not finish")),
+    }
+}

@@ -1,0 +1,228 @@
+//! What forwarding sees of staging: the next chunk to commit, its bytes, and where its verdict goes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+
+use super::store::{Staging, blocking};
+use super::{Meta, Reader};
+use crate::proto::ledger::Verdict;
+use crate::proto::{ChunkRef, ChunkState, Class, Offer};
+use crate::telemetry::names::DiskStep;
+
+/// Bytes read from the disk at once.
+const READ_BYTES: usize = 256 * 1024;
+/// How long an attempt whose end nobody told is left alone, ms.
+const UNTOLD_MS: u64 = 1_000;
+
+/// A chunk's bytes as a request body.
+pub type JobBody = BoxBody<Bytes, io::Error>;
+
+/// One chunk on its way to the core. Unless it is settled, dropping it says that nothing is known
+/// of the attempt: it is tried again, and a "duplicate" then is an answer that was lost.
+pub struct Job {
+    staging: Staging,
+    key: ChunkRef,
+    meta: Arc<Meta>,
+    capability: String,
+    session: String,
+    verified: bool,
+    settled: bool,
+}
+
+impl Staging {
+    /// Waits until a chunk of a class not below `lowest` could be taken.
+    pub async fn ready(&self, lowest: Class) {
+        loop {
+            let mut woken = std::pin::pin!(self.0.work.notified());
+            // Registered before the ledger is asked: what comes in between is not missed.
+            woken.as_mut().enable();
+            let now = self.0.clock.now_ms();
+            let due = {
+                let mut ledger = self.ledger();
+                if ledger.waits(now, lowest) {
+                    return;
+                }
+                ledger.next_due()
+            };
+            match due {
+                None => woken.await,
+                Some(due) => tokio::select! {
+                    () = &mut woken => {}
+                    () = self.0.clock.sleep(Duration::from_millis(due.saturating_sub(now).max(1))) => {}
+                },
+            }
+        }
+    }
+
+    /// Takes the next chunk of a class not below `lowest`, in the order of mercy.
+    pub async fn take(&self, lowest: Class) -> Option<Job> {
+        loop {
+            let mut stranded = Vec::new();
+            let key = self.ledger().take(self.0.clock.now_ms(), self.0.clock.unix_s(), lowest, &mut stranded);
+            for chunk in stranded {
+                self.changed(chunk);
+            }
+            let key = key?;
+            if let Some(job) = self.job(key).await {
+                self.changed(key);
+                return Some(job);
+            }
+        }
+    }
+
+    async fn job(&self, key: ChunkRef) -> Option<Job> {
+        let meta = match self.known_meta(key) {
+            Some(meta) => meta,
+            None => {
+                let vault = self.0.vault.clone();
+                let read = blocking(move || vault.meta(key)).await;
+                self.count(DiskStep::Read, &read);
+                match read {
+                    Ok(meta) => Arc::new(meta),
+                    Err(_) => {
+                        // The disk may come back to itself; until then the next chunk goes.
+                        self.ledger().handle_verdict(key, Verdict::Retry(60_000), self.0.clock.now_ms());
+                        return None;
+                    }
+                }
+            }
+        };
+        let newer = self.newer_capability(&meta.grant, &meta.offer.stream);
+        let (capability, grant) = match &newer {
+            Some(newer) => (newer.capability.clone(), &newer.grant),
+            None => (meta.capability.clone(), &meta.grant),
+        };
+        let verified = self.ledger().record(key).is_some_and(|record| record.verified);
+        let session = grant.session.as_str().to_owned();
+        Some(Job { staging: self.clone(), key, meta, capability, session, verified, settled: false })
+    }
+
+    /// The rate at which commits go out.
+    pub fn set_rate(&self, bytes_per_s: u64) {
+        self.ledger().handle_rate(bytes_per_s);
+    }
+
+    /// How many commits of this chunk were tried.
+    fn tries(&self, key: ChunkRef) -> u32 {
+        self.ledger().record(key).map_or(0, |record| record.tries)
+    }
+}
+
+impl Job {
+    /// What was offered.
+    #[must_use]
+    pub fn offer(&self) -> &Offer {
+        &self.meta.offer
+    }
+
+    /// The newest capability for its stream, verbatim.
+    #[must_use]
+    pub fn capability(&self) -> &str {
+        &self.capability
+    }
+
+    /// That capability's session.
+    #[must_use]
+    pub fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// Commits tried, this one included.
+    #[must_use]
+    pub fn tries(&self) -> u32 {
+        self.staging.tries(self.key)
+    }
+
+    /// Its bytes. What was found on the disk at start is hashed first: a disk may rot.
+    ///
+    /// # Errors
+    /// From the disk; `InvalidData` if the bytes are not those of the digest any more.
+    pub async fn body(&self) -> io::Result<JobBody> {
+        let (vault, key, verified) = (self.staging.0.vault.clone(), self.key, self.verified);
+        let opened = blocking(move || {
+            if !verified && !vault.verify(key)? {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let reader = vault.read(key)?;
+            let first = read(&reader, 0)?;
+            Ok((reader, first))
+        })
+        .await;
+        let corrupt = matches!(&opened, Err(error) if error.kind() == io::ErrorKind::InvalidData);
+        self.staging.count(if corrupt { DiskStep::Corrupt } else { DiskStep::Read }, &opened);
+        let (reader, first) = opened?;
+        if first.len() as u64 == self.meta.offer.length {
+            return Ok(Full::new(first).map_err(|never| match never {}).boxed());
+        }
+        Ok(BoxBody::new(StreamBody::new(rest(Arc::new(reader), first))))
+    }
+
+    /// What the core said.
+    pub async fn settle(mut self, verdict: Verdict) {
+        self.settled = true;
+        let state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
+        self.staging.changed(self.key);
+        match state {
+            Some(state) if state.ended() => self.staging.remove_staged(self.key).await,
+            Some(ChunkState::Staged) => self.staging.0.work.notify_waiters(),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.settled {
+            let now = self.staging.0.clock.now_ms();
+            self.staging.ledger().handle_verdict(self.key, Verdict::Ambiguous(UNTOLD_MS), now);
+            self.staging.changed(self.key);
+            self.staging.0.work.notify_waiters();
+        }
+    }
+}
+
+fn read(reader: &Reader, offset: u64) -> io::Result<Bytes> {
+    let left = usize::try_from(reader.len() - offset).unwrap_or(usize::MAX);
+    let mut out = vec![0; left.min(READ_BYTES)];
+    let mut filled = 0;
+    while filled < out.len() {
+        match reader.read_at(offset + filled as u64, &mut out[filled..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
+    Ok(out.into())
+}
+
+/// The body, one read ahead of the connection.
+fn rest(reader: Arc<Reader>, first: Bytes) -> impl stream::Stream<Item = io::Result<Frame<Bytes>>> {
+    stream::unfold((reader, 0u64, Some(first)), |(reader, at, ready)| async move {
+        if at >= reader.len() {
+            return None;
+        }
+        let piece = match ready {
+            Some(piece) => Ok(piece),
+            None => {
+                let reader = Arc::clone(&reader);
+                blocking(move || read(&reader, at)).await
+            }
+        };
+        match piece {
+            Ok(piece) => {
+                let next = at + piece.len() as u64;
+                Some((Ok(Frame::data(piece)), (reader, next, None)))
+            }
+            Err(error) => {
+                let end = reader.len();
+                Some((Err(error), (reader, end, None)))
+            }
+        }
+    })
+}

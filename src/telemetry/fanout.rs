@@ -1,0 +1,171 @@
+//! Metrics of contacts and windows.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::names::{Eviction, Lane, Omission, SubscriptionEnding, UnlabelledMedia, Withdrawal};
+use crate::proto::Code;
+use crate::proto::message::{OmittedReason, WithdrawnReason};
+use crate::proto::window::Cause;
+
+/// Contacts and windows.
+pub struct Fanout {
+    /// Open subscriptions and readers.
+    pub contacts: Gauge,
+    /// Memory charged for all windows, in bytes.
+    pub window_bytes: Gauge,
+    /// Capture groups with a window or a contact.
+    pub groups: Gauge,
+    frames: [Counter; 2],
+    bytes: [Counter; 2],
+    omitted: Family<OmissionLabel, Counter>,
+    withdrawn: Family<WithdrawalLabel, Counter>,
+    evicted: Family<EvictionLabel, Counter>,
+    endings: Family<EndingLabel, Counter>,
+    unlabelled: Family<MediaLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabel {
+    lane: Lane,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OmissionLabel {
+    reason: Omission,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WithdrawalLabel {
+    reason: Withdrawal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EvictionLabel {
+    cause: Eviction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndingLabel {
+    reason: SubscriptionEnding,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MediaLabel {
+    media: UnlabelledMedia,
+}
+
+impl Fanout {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let by_lane = |family: &Family<LaneLabel, Counter>| {
+            [Lane::AudioPriority, Lane::LivePreview].map(|lane| family.get_or_create(&LaneLabel { lane }).clone())
+        };
+        let (frames, bytes) = (Family::default(), Family::default());
+        let new = Self {
+            contacts: Gauge::default(),
+            window_bytes: Gauge::default(),
+            groups: Gauge::default(),
+            frames: by_lane(&frames),
+            bytes: by_lane(&bytes),
+            omitted: Family::default(),
+            withdrawn: Family::default(),
+            evicted: Family::default(),
+            endings: Family::default(),
+            unlabelled: Family::default(),
+        };
+        registry.register("fanout_contacts", "Open subscriptions and readers", new.contacts.clone());
+        registry.register("fanout_groups", "Capture groups with a window or a contact", new.groups.clone());
+        registry.register_with_unit(
+            "fanout_window",
+            "Memory charged for all windows",
+            Unit::Bytes,
+            new.window_bytes.clone(),
+        );
+        registry.register("fanout_delivered_frames", "PIECE frames handed to contacts", frames);
+        registry.register("fanout_delivered_bytes", "Bytes of PIECE frames handed to contacts", bytes);
+        registry.register("fanout_omitted_chunks", "Chunks left out for a contact", new.omitted.clone());
+        registry.register("fanout_withdrawn_chunks", "Chunks withdrawn", new.withdrawn.clone());
+        registry.register("fanout_evicted_chunks", "Chunks that left a window", new.evicted.clone());
+        registry.register("fanout_subscription_endings", "Subscriptions that ended", new.endings.clone());
+        registry.register(
+            "fanout_unlabelled_chunks",
+            "Chunks shown by media type, their capability naming no role",
+            new.unlabelled.clone(),
+        );
+        new
+    }
+
+    /// `PIECE` frames and their bytes went to a contact; `lane` as in
+    /// [`LANES`](crate::proto::window::LANES).
+    pub fn delivered(&self, lane: usize, frames: u64, bytes: u64) {
+        if let (Some(frame_counter), Some(byte_counter)) = (self.frames.get(lane), self.bytes.get(lane))
+            && frames > 0
+        {
+            frame_counter.inc_by(frames);
+            byte_counter.inc_by(bytes);
+        }
+    }
+
+    /// Chunks were left out for a contact.
+    pub fn omitted(&self, reason: OmittedReason, chunks: u64) {
+        let reason = match reason {
+            OmittedReason::Evicted => Omission::Evicted,
+            OmittedReason::Slow => Omission::Slow,
+            OmittedReason::TooLarge => Omission::TooLarge,
+            OmittedReason::Withdrawn => Omission::Withdrawn,
+        };
+        self.omitted.get_or_create(&OmissionLabel { reason }).inc_by(chunks);
+    }
+
+    /// A chunk was withdrawn.
+    pub fn withdrawn(&self, reason: WithdrawnReason) {
+        let reason = match reason {
+            WithdrawnReason::HashMismatch => Withdrawal::HashMismatch,
+            WithdrawnReason::Stalled => Withdrawal::Stalled,
+            WithdrawnReason::Superseded => Withdrawal::Superseded,
+        };
+        self.withdrawn.get_or_create(&WithdrawalLabel { reason }).inc();
+    }
+
+    /// A chunk left a window.
+    pub fn evicted(&self, cause: Cause) {
+        let cause = match cause {
+            Cause::Window => Eviction::Window,
+            Cause::Memory => Eviction::Memory,
+            Cause::Session => Eviction::Session,
+            Cause::Chunks => Eviction::Chunks,
+            Cause::Gap => Eviction::Gap,
+            Cause::Linger => Eviction::Linger,
+        };
+        self.evicted.get_or_create(&EvictionLabel { cause }).inc();
+    }
+
+    /// A subscription ended with this reason; `None`: the recording ended.
+    pub fn ending(&self, reason: Option<Code>) {
+        self.count_ending(match reason {
+            None => SubscriptionEnding::Ended,
+            Some(Code::CapabilityExpired) => SubscriptionEnding::Expired,
+            Some(Code::CapabilityRevoked) => SubscriptionEnding::Revoked,
+            Some(Code::ContactTooSlow) => SubscriptionEnding::TooSlow,
+            Some(Code::Draining) => SubscriptionEnding::Draining,
+            Some(_) => SubscriptionEnding::Other,
+        });
+    }
+
+    /// A contact left before its subscription ended.
+    pub fn left(&self) {
+        self.count_ending(SubscriptionEnding::Left);
+    }
+
+    /// A chunk is shown by its media type, its capability naming no role.
+    pub fn unlabelled(&self, media: UnlabelledMedia) {
+        self.unlabelled.get_or_create(&MediaLabel { media }).inc();
+    }
+
+    fn count_ending(&self, reason: SubscriptionEnding) {
+        self.endings.get_or_create(&EndingLabel { reason }).inc();
+    }
+}

@@ -1,0 +1,3 @@
+//! The system as its users see it.
+
+mod upload;

@@ -1,0 +1,9 @@
+//! A whole small world for end-to-end tests: a core, a relay on port 0 with TLS, sessions, sealed
+//! chunks. Everything is real: sockets, TLS, QUIC, SQLite, disk.
+
+pub mod chunk;
+pub mod http;
+pub mod world;
+
+pub use chunk::Chunk;
+pub use world::{Setup, World};
