@@ -22,6 +22,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Setup {
     /// Lines of TOML below the usual ones, e.g. `[limits]\nconnections = 3`.
     pub toml: String,
+    /// Further lines of `[staging]`.
+    pub staging: String,
+    /// Instead of the usual lines of `[capability]`.
+    pub capability: Option<String>,
+    /// `listen.allowed_origins`.
+    pub allowed_origins: Vec<String>,
     /// The relay's clock.
     pub clock: Clock,
     /// Whether the relay holds the core's HMAC secret.
@@ -36,6 +42,9 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             toml: String::new(),
+            staging: String::new(),
+            capability: None,
+            allowed_origins: Vec::new(),
             clock: Clock::system(),
             proofline_secret: false,
             core: Box::new(|_| ()),
@@ -173,26 +182,30 @@ async fn start(toml: &str, clock: Clock) -> (Addresses, CancellationToken, JoinH
 
 /// The usual configuration. Sections of `setup.toml` must not repeat those that stand here, but
 /// may use `[fanout]`, `[limits]` and `[relay]`.
-fn config(dir: &Path, core: &Running, setup: &Setup) -> String {
+pub fn config(dir: &Path, core: &Running, setup: &Setup) -> String {
     let file = |name: &str| dir.join(name);
     std::fs::write(file("service-token"), core.service_token()).unwrap();
-    let mut capability = format!("jwks_url = \"{}/v1/relay/jwks\"\n", core.url());
+    let usual = || format!("jwks_url = \"{}/v1/relay/jwks\"\n", core.url());
+    let mut capability = setup.capability.clone().unwrap_or_else(usual);
     if setup.proofline_secret {
         std::fs::write(file("proofline-secret"), core.capability_secret()).unwrap();
         capability += &format!("proofline_secret_file = {:?}\n", file("proofline-secret"));
     }
     format!(
         "[listen]\npublic = \"127.0.0.1:0\"\nplain = \"127.0.0.1:0\"\nops = \"127.0.0.1:0\"\n\
+         allowed_origins = {:?}\n\
          [tls]\nself_signed = true\ncertificate = {:?}\n\
          [core]\nurl = \"{}\"\nservice_token_file = {:?}\nmax_requests_per_minute = {}\n\
          [capability]\n{capability}\
-         [staging]\ndirectory = {:?}\nseal_key_file = {:?}\n{}",
+         [staging]\ndirectory = {:?}\nseal_key_file = {:?}\n{}\n{}",
+        setup.allowed_origins,
         file("relay.pem"),
         core.url(),
         file("service-token"),
         setup.max_requests_per_minute,
         file("staging"),
         file("seal.key"),
+        setup.staging,
         setup.toml,
     )
 }

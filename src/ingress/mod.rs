@@ -1,9 +1,9 @@
 //! Bytes in and out: HTTP/1.1, 2 and 3, WebSocket, and the drop-in routes. Transports are
 //! adapters without rules of their own; what may happen is decided by [`crate::admission`].
 //!
-//! One handler answers every version of HTTP ([`route`]); a version brings only its connection
-//! ([`serve`], [`h3`]) and its way to carry a body ([`body`]). A code becomes a status, a close
-//! code, a frame or an event in [`respond`] and nowhere else.
+//! One handler answers every version of HTTP (`route`); a version brings only its connection
+//! (`serve`, `h3`) and its way to carry a body (`body`). A code becomes a status, a close
+//! code, a frame or an event in `respond` and nowhere else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,0 +1,1 @@
+//! The drop-in routes against a core written from the contract.

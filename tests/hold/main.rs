@@ -1,0 +1,1 @@
+//! What is held through kills, restarts and an absent core.

@@ -1,0 +1,1 @@
+//! The way to the core: refusals, budget, order of mercy.

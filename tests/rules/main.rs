@@ -1,0 +1,1 @@
+//! House rules: import directions, sizes, purity, and documents that keep up with the code.

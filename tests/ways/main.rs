@@ -1,0 +1,1 @@
+//! Every transport, end to end: upload and watch.
