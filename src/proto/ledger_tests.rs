@@ -1,4 +1,5 @@
 use super::*;
+use crate::id::Digest;
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { receiving: 8, per_session: 4, keep_ms: 1_000_000 };
@@ -117,6 +118,26 @@ fn time_lets_go_of_what_nobody_confirmed() {
     assert_eq!(state(&l, 1), ChunkState::Expired);
     assert_eq!(l.quota().used(), 0);
     assert_eq!((l.endings(Class::Preview, Ending::Expired), l.endings(Class::Context, Ending::Abandoned)), (1, 1));
+}
+
+#[test]
+fn a_partial_is_kept_for_a_day_and_a_staged_chunk_for_all_of_keep_for() {
+    const WEEK: i64 = 7 * PARTIAL_KEEP_MS;
+    let mut l = Ledger::new(10 << 20, Limits { keep_ms: WEEK, ..LIMITS });
+    stage(&mut l, 1);
+    l.recover_staged(key(2), terms(2), 0);
+    let Ok(Decision::Receive { epoch, .. }) = l.handle_offer(key(3), terms(3), 0) else { panic!() };
+    l.handle_attempt_ended(key(3), epoch);
+    l.recover_partial(key(4), terms(4), 0, 40);
+    assert!(l.handle_time(PARTIAL_KEEP_MS - 1).is_empty());
+    let mut gone = l.handle_time(PARTIAL_KEEP_MS);
+    gone.sort_unstable();
+    assert_eq!(gone, [(key(3), false), (key(4), false)]);
+    assert_eq!(l.next_expiry(), Some(WEEK));
+    assert!(l.handle_time(WEEK - 1).is_empty());
+    let mut gone = l.handle_time(WEEK);
+    gone.sort_unstable();
+    assert_eq!(gone, [(key(1), true), (key(2), true)]);
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! For how long a chunk is kept, and what is let go when that is over.
+
+use super::Ledger;
+use super::record::Ending;
+use crate::code::Code;
+use crate::id::ChunkRef;
+use crate::state::ChunkState;
+
+/// An abandoned partial is kept this long for its client to come back.
+pub const PARTIAL_KEEP_MS: i64 = 24 * 3600 * 1000;
+
+/// When a chunk that was offered at `since` is let go: a partial after a day, since nothing was
+/// promised for it; a whole one after `keep_ms` and never earlier.
+pub(super) const fn until(state: ChunkState, since: i64, keep_ms: i64) -> i64 {
+    let partial = matches!(state, ChunkState::Receiving) && PARTIAL_KEEP_MS < keep_ms;
+    since.saturating_add(if partial { PARTIAL_KEEP_MS } else { keep_ms })
+}
+
+impl Ledger {
+    /// Lets go what was kept for long enough: (chunk, was staged).
+    pub fn handle_time(&mut self, now: i64) -> Vec<(ChunkRef, bool)> {
+        let over: Vec<_> = self
+            .records
+            .iter()
+            .filter(|(_, r)| r.until <= now && !r.state.ended() && r.state != ChunkState::Forwarding && !r.active)
+            .map(|(key, r)| (*key, r.state != ChunkState::Receiving))
+            .collect();
+        for (key, staged) in &over {
+            if *staged {
+                if let Some(record) = self.records.get_mut(key) {
+                    record.refusal = Some((Code::ChunkExpired, None));
+                }
+                self.end(*key, ChunkState::Expired, Ending::Expired);
+            } else if let Some(epoch) = self.records.get(key).map(|r| r.epoch) {
+                self.end_receiving(*key, epoch, Ending::Abandoned);
+            }
+        }
+        over
+    }
+
+    /// When the next unconfirmed chunk expires, Unix ms.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<i64> {
+        self.records.values().filter(|record| record.state.held()).map(|record| record.until).min()
+    }
+}

@@ -1,0 +1,40 @@
+//! What was found on the disk at start, and what came to be known another way.
+
+use super::Ledger;
+use super::record::{Ending, Terms};
+use crate::id::ChunkRef;
+use crate::state::ChunkState;
+
+impl Ledger {
+    /// A whole chunk found on the disk at start. Whether it was tried before is not known, so a
+    /// "duplicate" will be read as an answer that was lost.
+    pub fn recover_staged(&mut self, key: ChunkRef, terms: Terms, since: i64) {
+        let held = terms.length;
+        self.recover(key, terms, since, ChunkState::Staged, held);
+        self.enqueue(key);
+    }
+
+    /// A partial found on the disk at start.
+    pub fn recover_partial(&mut self, key: ChunkRef, terms: Terms, since: i64, held: u64) {
+        self.recover(key, terms, since, ChunkState::Receiving, held);
+    }
+
+    /// Remembers a confirmation that came another way (the drop-in route), so that a resend of
+    /// the same bytes is answered at once.
+    pub fn remember_confirmed(&mut self, key: ChunkRef, terms: Terms, now: i64) {
+        if !self.records.contains_key(&key) {
+            let record = self.fresh(terms, now, ChunkState::Confirmed);
+            self.records.insert(key, record);
+            self.remember(key);
+            self.endings[terms.class.rank()][Ending::Confirmed as usize] += 1;
+        }
+    }
+
+    fn recover(&mut self, key: ChunkRef, terms: Terms, since: i64, state: ChunkState, held: u64) {
+        let mut record = self.fresh(terms, since, state);
+        record.held = held;
+        record.ambiguous = state == ChunkState::Staged;
+        self.quota.recovered(terms.owner, terms.length);
+        self.records.insert(key, record);
+    }
+}
