@@ -132,7 +132,10 @@ pub(super) async fn permit(core: &CoreApi, call: Call, rank: u8) -> Result<crate
         refusal.retry_after = Some(time.max(Duration::from_secs(1)));
         refusal
     };
-    if let Some(time) = core.away_for() {
+    // When the back-off is over somebody has to ask, or nobody would ever find the core back.
+    if let Some(time) = core.away_for()
+        && !time.is_zero()
+    {
         return Err(later(Code::CoreUnavailable, time));
     }
     if let Some(time) = core.limited_for(Limiter::Stream)
@@ -140,9 +143,10 @@ pub(super) async fn permit(core: &CoreApi, call: Call, rank: u8) -> Result<crate
     {
         return Err(later(Code::CoreLimited, time));
     }
-    tokio::time::timeout(PREFLIGHT_WAIT, core.permit_ranked(call, rank))
-        .await
-        .map_err(|_| later(Code::CoreLimited, AWAY_RETRY))
+    tokio::time::timeout(PREFLIGHT_WAIT, core.permit_ranked(call, rank)).await.map_err(|_| match core.away_for() {
+        Some(time) => later(Code::CoreUnavailable, time),
+        None => later(Code::CoreLimited, AWAY_RETRY),
+    })
 }
 
 /// A core's "no" in the native words.
@@ -168,4 +172,37 @@ pub(super) fn refused(outcome: &Outcome) -> Refusal {
         refusal.retry_after = Some(AWAY_RETRY);
     }
     refusal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::core::{Client, FanoutFields};
+    use crate::telemetry::Metrics;
+
+    #[tokio::test]
+    async fn one_call_goes_when_the_back_off_is_over() {
+        let clock = Clock::at_unix_ms(0);
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = crate::config::Core {
+            url: format!("http://{nobody}"),
+            service_token: "canary-service-token-0123456789abcdef".into(),
+            ca_file: None,
+            request_timeout: Duration::from_secs(30),
+            max_requests_per_minute: 0,
+        };
+        let core = CoreApi::new(&config, &Client::new(None).unwrap(), clock.clone(), Metrics::new()).unwrap();
+        let fields = FanoutFields { session: "s", capability: "c", incident: "i", stream: "s" };
+        let first = permit(&core, Call::Preflight, 0).await.unwrap();
+        assert!(matches!(core.fanout_authorize(first, fields).await, Outcome::Ambiguous(_)));
+
+        let refusal = permit(&core, Call::Preflight, 0).await.err().unwrap();
+        assert_eq!(refusal.code, Code::CoreUnavailable);
+        clock.advance(core.away_for().unwrap());
+        let probe = permit(&core, Call::Preflight, 0).await.unwrap();
+        let second = permit(&core, Call::Preflight, 0).await.err().unwrap();
+        assert_eq!(second.code, Code::CoreUnavailable, "only one goes each back-off");
+        drop(probe);
+    }
 }
