@@ -1,9 +1,10 @@
 //! What the relay says of itself in one word or one table: to probes, to the drop-in route, and
 //! to `waystation status`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::capability::Verifier;
@@ -26,12 +27,14 @@ pub(crate) struct Readiness {
     core: Option<CoreApi>,
     verifier: Verifier,
     staging: Staging,
+    stopping: Arc<OnceLock<CancellationToken>>,
 }
 
 /// `/readyz`.
 #[derive(Serialize)]
 struct Ops {
     status: &'static str,
+    relay: &'static str,
     core: &'static str,
     staging: &'static str,
     capabilities: &'static str,
@@ -64,7 +67,14 @@ impl Readiness {
             core,
             verifier,
             staging,
+            stopping: Arc::default(),
         }
+    }
+
+    /// From `shutdown` on the relay is not ready, whatever the rest says. Once; later calls change
+    /// nothing.
+    pub(crate) fn until(&self, shutdown: CancellationToken) {
+        let _ = self.stopping.set(shutdown);
     }
 
     /// For the ops listener: "can take bytes". With the core away that is so when capabilities
@@ -133,20 +143,32 @@ impl Readiness {
     }
 
     fn words(&self) -> Ops {
-        let core = match self.core.as_ref().map(|core| *core.reach().borrow()) {
-            None => "unconfigured",
-            Some(Reach::Away { .. }) => "away",
-            Some(Reach::Unknown) => "unknown",
-            Some(Reach::Answers) => "answers",
-        };
-        let (staging, local) = (self.disk(), self.verifier.verifies_locally());
-        let takes = self.switch && staging == "ok" && core != "unconfigured" && (core != "away" || local);
-        let status = match (takes, core) {
-            (false, _) => "not_ready",
-            (true, "away") => "degraded",
-            (true, _) => "ready",
-        };
-        Ops { status, core, staging, capabilities: if local { "verified_here" } else { "asked_of_core" } }
+        let (relay, core, staging) = (self.relay(), self.core(), self.disk());
+        let local = self.verifier.verifies_locally();
+        let status = status(relay, core, staging, local);
+        let capabilities = if local { "verified_here" } else { "asked_of_core" };
+        Ops { status, relay, core: core.word(), staging, capabilities }
+    }
+
+    fn relay(&self) -> &'static str {
+        if self.stopping.get().is_some_and(CancellationToken::is_cancelled) {
+            "draining"
+        } else if self.switch {
+            "serving"
+        } else {
+            "switched_off"
+        }
+    }
+
+    fn core(&self) -> Core {
+        let Some(core) = &self.core else { return Core::Unconfigured };
+        let reach = *core.reach().borrow();
+        match reach {
+            Reach::Answers => Core::Answers,
+            Reach::Away { .. } if core.away_for().is_some_and(|time| !time.is_zero()) => Core::Away,
+            Reach::Away { .. } => Core::MayBeBack,
+            Reach::Unknown => Core::Unknown,
+        }
     }
 
     fn disk(&self) -> &'static str {
@@ -157,6 +179,39 @@ impl Readiness {
         } else {
             "ok"
         }
+    }
+}
+
+/// What is known of the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Core {
+    Unconfigured,
+    Unknown,
+    Answers,
+    Away,
+    /// It was away and the back-off is over: the next call tells.
+    MayBeBack,
+}
+
+impl Core {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Unconfigured => "unconfigured",
+            Self::Unknown | Self::MayBeBack => "unknown",
+            Self::Answers => "answers",
+            Self::Away => "away",
+        }
+    }
+}
+
+/// Whether bytes can be taken. A relay that must ask the core is not ready while the core is away,
+/// but as soon as the next call may go: without traffic nobody would find the core back.
+fn status(relay: &str, core: Core, staging: &str, local: bool) -> &'static str {
+    let takes = relay == "serving" && staging == "ok" && core != Core::Unconfigured && (core != Core::Away || local);
+    match core {
+        _ if !takes => "not_ready",
+        Core::Away | Core::MayBeBack => "degraded",
+        _ => "ready",
     }
 }
 
@@ -183,4 +238,23 @@ const fn what_to_do(reason: Reason) -> &'static str {
 
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_ready_when_it_can_take_bytes() {
+        let of = |core, local| status("serving", core, "ok", local);
+        assert_eq!((of(Core::Answers, false), of(Core::Unknown, false)), ("ready", "ready"));
+        assert_eq!((of(Core::Away, true), of(Core::Away, false)), ("degraded", "not_ready"));
+        assert_eq!((of(Core::MayBeBack, true), of(Core::MayBeBack, false)), ("degraded", "degraded"));
+        assert_eq!(of(Core::Unconfigured, true), "not_ready");
+        for (relay, staging) in
+            [("draining", "ok"), ("switched_off", "ok"), ("serving", "full"), ("serving", "unusable")]
+        {
+            assert_eq!(status(relay, Core::Answers, staging, true), "not_ready", "{relay} {staging}");
+        }
+    }
 }

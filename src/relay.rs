@@ -77,6 +77,7 @@ pub struct Relay {
     staging: Staging,
     admission: Admission,
     verifier: Verifier,
+    readiness: Readiness,
     recovered: Vec<staging::Meta>,
     config: Config,
 }
@@ -134,7 +135,7 @@ impl Relay {
         let addresses =
             Addresses { public: ingress.public, plain: ingress.plain, ops: ops.local_addr().map_err(StartError::Ops)? };
         let forwarding = core.map(|core| Forwarding::new(core, staging.clone(), clock));
-        Ok(Self { addresses, ingress, ops, forwarding, staging, admission, verifier, recovered, config })
+        Ok(Self { addresses, ingress, ops, forwarding, staging, admission, verifier, readiness, recovered, config })
     }
 
     /// Where it listens: what port 0 became.
@@ -150,17 +151,20 @@ impl Relay {
         self.admission.show_again(&self.recovered, window_ms).await;
         drop(self.recovered);
 
+        self.readiness.until(shutdown.clone());
         // Ends with this function: nothing outlives it.
         let mut background = JoinSet::new();
         let (ops_end, forwarding_end) = (CancellationToken::new(), CancellationToken::new());
         background.spawn(self.ops.serve(ops_end.clone()));
-        background.spawn(self.staging.expire());
+        background.spawn(self.staging.clone().expire());
         let every = self.config.fanout.reauthorize_every;
         let verifier = self.verifier;
         background.spawn(async move { verifier.poll_revocations(every).await });
         let forwarding = self.forwarding.map(|forwarding| tokio::spawn(forwarding.run(forwarding_end.clone())));
 
         let drained = self.ingress.serve(shutdown, DRAIN).await;
+        // What ended attempts had in memory goes to the disk, or their clients would send it again.
+        let _ = tokio::time::timeout(DRAIN, self.staging.flushed()).await;
         forwarding_end.cancel();
         if let Some(forwarding) = forwarding {
             let stop = forwarding.abort_handle();

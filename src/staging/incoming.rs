@@ -130,7 +130,8 @@ impl Incoming {
             return Err(Code::BodyIncomplete);
         }
         let Some(attempt) = self.inner.take() else { return Err(Code::InternalError) };
-        tokio::spawn(attempt.finish()).await.unwrap_or(Err(Code::InternalError))
+        let closing = attempt.staging.0.closing.clone();
+        closing.spawn(attempt.finish()).await.unwrap_or(Err(Code::InternalError))
     }
 }
 
@@ -170,8 +171,9 @@ impl Drop for Spool {
     fn drop(&mut self) {
         let (staging, key) = (self.staging.clone(), self.key);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let closing = staging.0.closing.clone();
             // NotFound only if it was let go already.
-            runtime.spawn(async move { staging.delete(key).await });
+            closing.spawn_on(async move { staging.delete(key).await }, &runtime);
         }
     }
 }
@@ -213,11 +215,12 @@ impl Drop for Incoming {
         let Some(attempt) = self.inner.take() else { return };
         // Outside a runtime (the process is ending) the disk has what was written.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let closing = attempt.staging.0.closing.clone();
         if self.held == self.length {
-            runtime.spawn(attempt.finish());
+            closing.spawn_on(attempt.finish(), &runtime);
         } else {
             attempt.staging.ledger().handle_attempt_ended(attempt.key, attempt.epoch);
-            runtime.spawn(attempt.rest());
+            closing.spawn_on(attempt.rest(), &runtime);
         }
     }
 }

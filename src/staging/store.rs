@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
 
 use super::incoming::{Incoming, SPOOL_PREFIX, Slot};
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
@@ -79,6 +80,8 @@ pub(super) struct Inner {
     hasher: RandomState,
     observer: OnceLock<Observer>,
     pub(super) work: Notify,
+    /// Attempts that ended and still have bytes to write.
+    pub(super) closing: TaskTracker,
 }
 
 /// Why staging can't begin.
@@ -126,6 +129,7 @@ impl Staging {
             hasher: RandomState::new(),
             observer: OnceLock::new(),
             work: Notify::new(),
+            closing: TaskTracker::new(),
             clock,
             metrics,
         }));
@@ -296,6 +300,13 @@ impl Staging {
     #[must_use]
     pub fn gate(&self) -> Reason {
         *self.0.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until everything that attempts brought before they ended is on the disk. For the end
+    /// of the process, when no attempt can begin any more.
+    pub async fn flushed(&self) {
+        self.0.closing.close();
+        self.0.closing.wait().await;
     }
 
     /// Lets go of what was kept for `keep_for`. Runs until it is dropped.
