@@ -88,6 +88,10 @@ async fn serve(file: PathBuf) -> ExitCode {
             "the core's capability secret is configured: whoever takes this relay can mint capabilities"
         );
     }
+    // Before anybody is told where it listens: from then on a stop must be a graceful one.
+    let shutdown = CancellationToken::new();
+    let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    tokio::spawn(stop_on_signal(term, shutdown.clone()));
     let relay = match Relay::bind(config, Clock::system()).await {
         Ok(relay) => relay,
         Err(error) => {
@@ -98,8 +102,6 @@ async fn serve(file: PathBuf) -> ExitCode {
     let Ok(addresses) = serde_json::to_string(&relay.addresses()) else { return ExitCode::FAILURE };
     say(&format!("{addresses}\n"));
     info!(component = "relay", startup_stage = "http_listen", "serving");
-    let shutdown = CancellationToken::new();
-    tokio::spawn(stop_on_signal(shutdown.clone()));
     let outcome = relay.run(shutdown).await;
     info!(
         component = "relay",
@@ -125,8 +127,7 @@ fn start_log() {
         .init();
 }
 
-async fn stop_on_signal(shutdown: CancellationToken) {
-    let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+async fn stop_on_signal(term: io::Result<tokio::signal::unix::Signal>, shutdown: CancellationToken) {
     match term {
         Ok(mut term) => tokio::select! {
             _ = term.recv() => {}
@@ -178,6 +179,9 @@ fn render(status: &serde_json::Value) -> String {
         text(&ready["staging"]),
         text(&ready["capabilities"]),
     );
+    if let Some(what) = status["what_to_do"].as_str() {
+        out.push_str(&format!("{what}\n"));
+    }
     let waiting = status["waiting"].as_array().map(Vec::as_slice).unwrap_or_default();
     if waiting.is_empty() {
         out.push_str("nothing waits: everything received was confirmed, rejected or expired\n");
@@ -232,10 +236,12 @@ mod tests {
                 {"class": "master", "reason": "core_unreachable", "chunks": 1, "bytes": 180_000, "oldest_seconds": 9, "what_to_do": "Check the core."},
             ],
             "next_expiry_seconds": 7260,
+            "what_to_do": "Make room.",
         });
         let text = render(&status);
         assert!(text.contains("audio    core_unreachable           3         17000         12s"), "{text}");
         assert_eq!(text.matches("Check the core.").count(), 1);
         assert!(text.contains("in 2 h 1 min"));
+        assert!(text.contains("verified_here\nMake room.\n"), "{text}");
     }
 }

@@ -15,8 +15,9 @@ use crate::proto::ledger::Reason;
 use crate::staging::Staging;
 use crate::telemetry::Metrics;
 
-/// From this share of the room on, uploads are under pressure.
-const PRESSURE: f32 = 1.0;
+/// From this share of the room on it counts as full: what is left is too little for many chunks,
+/// and since none fits exactly, it is never used up.
+const PRESSURE: f32 = 0.99;
 
 /// What readiness looks at. Cheap to clone.
 #[derive(Clone)]
@@ -44,6 +45,8 @@ struct Ops {
 #[derive(Serialize)]
 struct Status {
     ready: Ops,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    what_to_do: Option<&'static str>,
     waiting: Vec<Waiting>,
     next_expiry_seconds: Option<u64>,
 }
@@ -134,8 +137,10 @@ impl Readiness {
                 oldest_seconds: of.oldest_s,
                 what_to_do: what_to_do(of.reason),
             });
+            let ready = this.words();
             json(&Status {
-                ready: this.words(),
+                what_to_do: mend(&ready),
+                ready,
                 waiting: waiting.collect(),
                 next_expiry_seconds: this.staging.next_expiry_s(),
             })
@@ -213,6 +218,23 @@ fn status(relay: &str, core: Core, staging: &str, local: bool) -> &'static str {
         Core::Away | Core::MayBeBack => "degraded",
         _ => "ready",
     }
+}
+
+/// What an operator does about a relay that is not ready, or not wholly.
+fn mend(ready: &Ops) -> Option<&'static str> {
+    Some(match (ready.relay, ready.staging, ready.core, ready.capabilities) {
+        ("draining", ..) => "It stops. What is staged goes on at the next start.",
+        (_, "unusable", ..) => "The staging disk takes no bytes. Check staging.directory: is it full, read-only, gone?",
+        (_, "full", ..) => {
+            "The room is full: offers are refused until the core takes chunks. See what waits below; else raise staging.quota."
+        }
+        (_, _, "unconfigured", _) => "No core is configured: set core.url and core.service_token_file.",
+        ("switched_off", ..) => "relay.ready is false: probes keep traffic away until it is true.",
+        (_, _, "away", "asked_of_core") => {
+            "The core is away and must be asked about each capability: nothing is taken. capability.jwks_url or jwks_file lets the relay verify them itself."
+        }
+        _ => return None,
+    })
 }
 
 /// What an operator does about chunks that wait for this reason.
