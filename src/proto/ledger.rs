@@ -123,6 +123,8 @@ pub struct Record {
     pub verified: bool,
     /// Blocked by the account's quota.
     pub blocked: bool,
+    /// The core no longer takes the capability it came with; it goes with another.
+    pub renewed: bool,
     /// The core's receipt.
     pub receipt: Option<Arc<str>>,
     /// Why it was refused.
@@ -381,6 +383,7 @@ impl Ledger {
             Verdict::CapabilityExpired => {
                 record.state = ChunkState::AwaitingCapability;
                 record.terms.expires = i64::MIN;
+                record.renewed = true;
             }
             Verdict::AccountFull(after) => {
                 record.blocked = true;
@@ -555,6 +558,7 @@ impl Ledger {
             ambiguous: false,
             verified: false,
             blocked: false,
+            renewed: false,
             receipt: None,
             refusal: None,
             seq: self.seq,
