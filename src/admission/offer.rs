@@ -132,7 +132,8 @@ pub(super) async fn permit(core: &CoreApi, call: Call, rank: u8) -> Result<crate
         refusal.retry_after = Some(time.max(Duration::from_secs(1)));
         refusal
     };
-    if let Some(time) = core.away_for() {
+    // Once the back-off is over somebody has to try: it may be that only preflights are waiting.
+    if let Some(time) = core.away_for().filter(|time| !time.is_zero()) {
         return Err(later(Code::CoreUnavailable, time));
     }
     if let Some(time) = core.limited_for(Limiter::Stream)
@@ -140,9 +141,10 @@ pub(super) async fn permit(core: &CoreApi, call: Call, rank: u8) -> Result<crate
     {
         return Err(later(Code::CoreLimited, time));
     }
-    tokio::time::timeout(PREFLIGHT_WAIT, core.permit_ranked(call, rank))
-        .await
-        .map_err(|_| later(Code::CoreLimited, AWAY_RETRY))
+    tokio::time::timeout(PREFLIGHT_WAIT, core.permit_ranked(call, rank)).await.map_err(|_| match core.away_for() {
+        Some(time) => later(Code::CoreUnavailable, time),
+        None => later(Code::CoreLimited, AWAY_RETRY),
+    })
 }
 
 /// A core's "no" in the native words.
