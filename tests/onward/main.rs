@@ -1,6 +1,10 @@
 //! The way onward: what the core says and does, and what everybody is told of it. The relay and
 //! the core run in this process, between them real sockets.
 
+mod away;
+mod capture;
 mod contact;
+mod order;
 mod refusals;
+mod retries;
 mod rig;

@@ -9,8 +9,8 @@ use waystation_tests::{World, http};
 
 use crate::contact::Contact;
 use crate::rig::{
-    again, audio, calls, endings, fanout_jwt, head_state, held, jwt, long_session, slow_world, tick_until_code, tick_until_state,
-    told,
+    again, audio, calls, endings, fanout_jwt, head_state, held, jwt, long_session, slow_world, tick_until_code,
+    tick_until_state, told,
 };
 
 /// Rows 3, 6, 8-13 and 15-18 that end a chunk.

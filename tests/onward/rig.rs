@@ -25,11 +25,6 @@ pub fn audio(session: &Session, index: u64) -> Chunk {
     Chunk::sealed(session, Variant::AudioPriority, index, 3000)
 }
 
-/// A sealed chunk of the master.
-pub fn master(session: &Session, index: u64) -> Chunk {
-    Chunk::sealed(session, Variant::EvidenceMaster, index, 3000)
-}
-
 /// The JWT to upload.
 pub fn jwt(session: &Session) -> &str {
     session.upload_capability.as_deref().unwrap()
@@ -147,4 +142,24 @@ pub async fn held(world: &World, class: &str, reason: &str) -> (f64, f64, f64) {
 /// A session whose capabilities outlive everything a test does to the relay's clock.
 pub async fn long_session(world: &World) -> Session {
     world.session_with(|request| request.ttl_s = Some(3600)).await
+}
+
+/// Another upload capability for all streams of a session, as a second holder gets one.
+pub async fn upload_capability(world: &World, session: &Session, ttl_s: u32) -> String {
+    let streams: Vec<&str> = session.streams.iter().map(|stream| stream.stream.as_str()).collect();
+    let ask = serde_json::json!({ "use": "upload", "streams": streams, "ttl_s": ttl_s });
+    let path = format!("/v1/incidents/{}/groups/{}/capabilities", session.incident, session.group);
+    account(world, &path, &ask).await["capability"].as_str().unwrap().to_owned()
+}
+
+/// A `POST` as the account; the answer is a success.
+pub async fn account(world: &World, path: &str, ask: &serde_json::Value) -> serde_json::Value {
+    let request = ::http::Request::post(path)
+        .header("host", "test")
+        .header("authorization", format!("Bearer {}", world.core.account_token()))
+        .body(http_body_util::Full::from(ask.to_string()))
+        .unwrap();
+    let answer = http::send(world.core.addr(), request).await;
+    assert!(answer.status.is_success(), "{path}: {:?}", answer.body);
+    serde_json::from_slice(&answer.body).unwrap()
 }
