@@ -2,9 +2,11 @@
 //! the core run in this process, between them real sockets.
 
 mod away;
+mod budget;
 mod capture;
 mod contact;
 mod order;
+mod preflight;
 mod refusals;
 mod retries;
 mod rig;
