@@ -132,10 +132,8 @@ pub(super) async fn permit(core: &CoreApi, call: Call, rank: u8) -> Result<crate
         refusal.retry_after = Some(time.max(Duration::from_secs(1)));
         refusal
     };
-    // When the back-off is over somebody has to ask, or nobody would ever find the core back.
-    if let Some(time) = core.away_for()
-        && !time.is_zero()
-    {
+    // Once the back-off is over somebody has to try: it may be that only preflights are waiting.
+    if let Some(time) = core.away_for().filter(|time| !time.is_zero()) {
         return Err(later(Code::CoreUnavailable, time));
     }
     if let Some(time) = core.limited_for(Limiter::Stream)

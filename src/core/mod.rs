@@ -149,6 +149,7 @@ impl CoreApi {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let _under_way = self.0.metrics.core.commit_begins();
         let mut random = [0; 24];
         self.0.clock.fill_random(&mut random);
         let envelope = multipart::envelope(&fields, random);

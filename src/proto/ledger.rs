@@ -232,6 +232,7 @@ impl Ledger {
             ambiguous: false,
             verified: false,
             blocked: false,
+            renewed: false,
             receipt: None,
             refusal: None,
             seq: self.seq,

@@ -12,7 +12,8 @@ use std::hash::Hash;
 
 use crate::media::Class;
 
-/// A waiting class gets at least one in this many turns: 5 %.
+/// A waiting class gets at least one in this many turns: 5 %. Its right comes a turn early, since
+/// every other turn may belong to a place that does not carry it.
 pub const SHARE: u32 = 20;
 /// A master's first chunk goes before later audio only if it takes less than this.
 pub const FIRST_MASTER_MS: u64 = 2_000;
@@ -84,7 +85,7 @@ impl<S: Copy + Eq + Hash, K: Copy + Ord> Queue<S, K> {
     fn owed(&self, lowest: Class) -> Option<usize> {
         let class = Class::ALL
             .iter()
-            .filter(|&&class| class <= lowest && self.passed_over[class.rank()] >= SHARE - 1)
+            .filter(|&&class| class <= lowest && self.passed_over[class.rank()] >= SHARE - 2)
             .max_by_key(|&&class| (self.passed_over[class.rank()], std::cmp::Reverse(class.rank())))?;
         [class.rank(), FIRSTS + class.rank()].into_iter().find(|&r| !self.ranks[r].empty())
     }

@@ -73,7 +73,7 @@ pub(super) struct Inner {
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
     metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
-    streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
+    streams: Mutex<HashMap<StreamKey, Known>>,
     /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
     puts: tokio::sync::Mutex<()>,
     gate: Mutex<Reason>,
@@ -82,6 +82,13 @@ pub(super) struct Inner {
     pub(super) work: Notify,
     /// Attempts that ended and still have bytes to write.
     pub(super) closing: TaskTracker,
+}
+
+/// The newest capability of a stream.
+pub(super) struct Known {
+    record: Arc<StreamCapability>,
+    /// The core no longer takes it.
+    refused: bool,
 }
 
 /// Why staging can't begin.
@@ -217,7 +224,10 @@ impl Staging {
     pub async fn present_for(&self, capability: &Capability, stream: &StreamId) {
         let grant = &capability.grant;
         let key = self.stream_key(&grant.incident, stream);
-        let newer = self.streams().get(&key).is_none_or(|known| known.grant.commit_exp < grant.commit_exp);
+        let newer = self.streams().get(&key).is_none_or(|known| {
+            let another = known.record.capability != *capability.token;
+            known.record.grant.commit_exp < grant.commit_exp || known.refused && another
+        });
         if !newer {
             return;
         }
@@ -230,10 +240,10 @@ impl Staging {
             let mut streams = self.streams();
             if streams.len() >= MAX_STREAMS {
                 let now = self.0.clock.unix_s();
-                streams.retain(|_, known| known.grant.commit_exp > now);
+                streams.retain(|_, known| known.record.grant.commit_exp > now);
             }
             if streams.len() < MAX_STREAMS {
-                streams.insert(key, Arc::clone(&record));
+                streams.insert(key, Known { record: Arc::clone(&record), refused: false });
             }
         }
         let (released, depend) = self.ledger().handle_capability(key, grant.commit_exp, self.0.clock.unix_s());
@@ -258,10 +268,33 @@ impl Staging {
         }
     }
 
-    /// The newest capability known for a stream, if it outlives `grant`.
-    pub(super) fn newer_capability(&self, grant: &Grant, stream: &StreamId) -> Option<Arc<StreamCapability>> {
+    /// The newest capability known for a stream, if it outlives `grant`; any, where the core no
+    /// longer takes the chunk's own.
+    pub(super) fn newer_capability(
+        &self,
+        grant: &Grant,
+        stream: &StreamId,
+        own_refused: bool,
+    ) -> Option<Arc<StreamCapability>> {
         let key = self.stream_key(&grant.incident, stream);
-        self.streams().get(&key).filter(|known| known.grant.commit_exp > grant.commit_exp).cloned()
+        let streams = self.streams();
+        let known = streams.get(&key).filter(|known| !known.refused)?;
+        (own_refused || known.record.grant.commit_exp > grant.commit_exp).then(|| Arc::clone(&known.record))
+    }
+
+    /// The core no longer takes this capability for the stream: another one is newer, whenever it
+    /// ends. If another came meanwhile, what waits goes on with that.
+    pub(super) fn handle_refused_capability(&self, grant: &Grant, stream: &StreamId, capability: &str) {
+        let key = self.stream_key(&grant.incident, stream);
+        let other = {
+            let mut streams = self.streams();
+            let Some(known) = streams.get_mut(&key) else { return };
+            known.refused |= known.record.capability == capability;
+            (!known.refused).then_some(known.record.grant.commit_exp)
+        };
+        if let Some(expires) = other {
+            self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
+        }
     }
 
     /// All bytes of a staged chunk, for those who watch after a restart.
@@ -291,9 +324,14 @@ impl Staging {
         self.0.vault.free_bytes().is_ok_and(|free| free > 1 << 20)
     }
 
-    /// What chunks that could be sent wait for.
+    /// What chunks that could be sent wait for. Those who follow one are told why it waits.
     pub fn set_gate(&self, reason: Reason) {
         *self.0.gate.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        for (chunk, follow) in self.follows().iter() {
+            if let Some(now) = self.standing(*chunk) {
+                follow.send_if_modified(|told| *told != now && std::mem::replace(told, now.clone()) != now);
+            }
+        }
     }
 
     /// What chunks that could be sent wait for.
@@ -340,7 +378,7 @@ impl Staging {
         self.0.follows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Arc<StreamCapability>>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Known>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -477,7 +515,7 @@ impl Staging {
                 self.count(DiskStep::Remove, &removed);
                 continue;
             }
-            self.streams().insert(key, Arc::new(capability));
+            self.streams().insert(key, Known { record: Arc::new(capability), refused: false });
             self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
         }
         staged

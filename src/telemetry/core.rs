@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::names::{CoreLimiter, CoreOutcome, CoreRoute};
+use super::names::{self, CoreLimiter, CoreOutcome, CoreRoute};
 use crate::proto::budget::Limiter;
 use crate::proto::outcome::{Doubt, Outcome, Route};
 
@@ -39,6 +39,16 @@ pub struct Core {
     limited: Family<ByLimiter, Counter<f64, AtomicU64>>,
     budget: Family<ByLimiter, Gauge>,
     reachable: Gauge,
+    commits_under_way: Gauge,
+}
+
+/// A commit under way, until it is dropped.
+pub struct UnderWay(Gauge);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Core {
@@ -49,6 +59,7 @@ impl Core {
             limited: Family::default(),
             budget: Family::default(),
             reachable: Gauge::default(),
+            commits_under_way: Gauge::default(),
         };
         core.reachable.set(1);
         registry.register("core_requests", "Calls to the core, by what became of them", core.requests.clone());
@@ -60,7 +71,18 @@ impl Core {
             core.budget.clone(),
         );
         registry.register("core_reachable", "1 unless the last call found no core", core.reachable.clone());
+        registry.register(
+            names::CORE_COMMITS_UNDER_WAY,
+            "Commits whose answer is awaited; at 24 masters wait for a place, at 32 every chunk does",
+            core.commits_under_way.clone(),
+        );
         core
+    }
+
+    /// A commit begins.
+    pub fn commit_begins(&self) -> UnderWay {
+        self.commits_under_way.inc();
+        UnderWay(self.commits_under_way.clone())
     }
 
     /// A call ended.

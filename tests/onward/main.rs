@@ -1,1 +1,14 @@
-//! The way to the core: refusals, budget, order of mercy.
+//! The way onward: what the core says and does, and what everybody is told of it. The relay and
+//! the core run in this process, between them real sockets.
+
+mod away;
+mod budget;
+mod capture;
+mod contact;
+mod fake;
+mod order;
+mod preflight;
+mod refusals;
+mod retries;
+mod rig;
+mod wire;
