@@ -164,7 +164,15 @@ impl Staging {
                     trust_verified: capability.trust == Trust::Verified,
                     accepted_unix_ms: now,
                 };
-                Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await.map(Offered::Receive)
+                match Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await {
+                    Ok(incoming) => Ok(Offered::Receive(incoming)),
+                    // The attempt before it brought the last byte just now.
+                    Err(Code::AttemptSuperseded) => match self.standing(key) {
+                        Some(standing) if standing.state != ChunkState::Receiving => Ok(Offered::Have(standing)),
+                        _ => Err(Code::AttemptSuperseded),
+                    },
+                    Err(code) => Err(code),
+                }
             }
         }
     }
@@ -343,10 +351,17 @@ impl Staging {
 
     /// The slot is no longer needed: the chunk is staged, dropped, or nobody brings it now.
     pub(super) fn drop_slot(&self, chunk: ChunkRef, slot: &Arc<Slot>) {
+        self.drop_slot_if(chunk, slot, || true);
+    }
+
+    /// The same if `unused` says so while no attempt can take the slot.
+    pub(super) fn drop_slot_if(&self, chunk: ChunkRef, slot: &Arc<Slot>, unused: impl FnOnce() -> bool) -> bool {
         let mut slots = self.slots();
-        if slots.get(&chunk).is_some_and(|known| Arc::ptr_eq(known, slot)) {
+        let unused = unused();
+        if unused && slots.get(&chunk).is_some_and(|known| Arc::ptr_eq(known, slot)) {
             slots.remove(&chunk);
         }
+        unused
     }
 
     pub(super) async fn forget_partial(&self, chunk: ChunkRef) {
