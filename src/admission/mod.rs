@@ -132,7 +132,8 @@ impl Admission {
     /// Follows a chunk that [`Admission::offer`] or [`Admission::standing`] named.
     #[must_use]
     pub fn follow(&self, chunk: ChunkRef) -> Option<Follow> {
-        self.0.parts.staging.follow(chunk).map(Follow::new)
+        let staging = &self.0.parts.staging;
+        staging.follow(chunk).map(|changes| Follow::new(chunk, staging.clone(), changes))
     }
 
     /// Ends a `receiving` attempt and drops its bytes (`DELETE`).
