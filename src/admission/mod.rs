@@ -29,6 +29,7 @@ pub use crate::staging::Standing;
 pub use drop_in::{Committed, DropIn, DropInUpload, DropInWatch};
 pub use follow::Follow;
 pub use receiving::{Admitted, Receiving};
+pub use watch::Revocation;
 
 use clients::Clients;
 use vouch::Vouched;
