@@ -73,6 +73,8 @@ pub(super) struct Inner {
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
     metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
     streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
+    /// Of each stream the capability that the core refused last, hashed: it releases nothing.
+    refused: Mutex<HashMap<StreamKey, u64>>,
     /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
     puts: tokio::sync::Mutex<()>,
     gate: Mutex<Reason>,
@@ -121,6 +123,7 @@ impl Staging {
             follows: Mutex::default(),
             metas: Mutex::default(),
             streams: Mutex::default(),
+            refused: Mutex::default(),
             puts: tokio::sync::Mutex::new(()),
             gate: Mutex::new(Reason::Queued),
             hasher: RandomState::new(),
@@ -221,8 +224,10 @@ impl Staging {
     pub async fn present_for(&self, capability: &Capability, stream: &StreamId) {
         let grant = &capability.grant;
         let key = self.stream_key(&grant.incident, stream);
-        let newer = self.streams().get(&key).is_none_or(|known| known.grant.commit_exp < grant.commit_exp);
-        if !newer {
+        let better = |known: &Arc<StreamCapability>| {
+            known.grant.commit_exp < grant.commit_exp || self.is_refused(key, &known.capability)
+        };
+        if self.is_refused(key, &capability.token) || !self.streams().get(&key).is_none_or(better) {
             return;
         }
         let record = Arc::new(StreamCapability {
@@ -262,10 +267,37 @@ impl Staging {
         }
     }
 
-    /// The newest capability known for a stream, if it outlives `grant`.
-    pub(super) fn newer_capability(&self, grant: &Grant, stream: &StreamId) -> Option<Arc<StreamCapability>> {
-        let key = self.stream_key(&grant.incident, stream);
-        self.streams().get(&key).filter(|known| known.grant.commit_exp > grant.commit_exp).cloned()
+    /// The best capability known for a chunk's stream, if it outlives the chunk's own, or the core
+    /// refused that.
+    pub(super) fn better_capability(&self, meta: &Meta) -> Option<Arc<StreamCapability>> {
+        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
+        let refused = self.is_refused(key, &meta.capability);
+        let known = self.streams().get(&key).cloned()?;
+        (refused || known.grant.commit_exp > meta.grant.commit_exp).then_some(known)
+    }
+
+    /// The core takes this capability no longer. What it carried waits for another; one that came
+    /// meanwhile releases it.
+    pub(super) fn refuse(&self, meta: &Meta, token: &str) {
+        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
+        {
+            let mut refused = self.refused();
+            if refused.len() < MAX_STREAMS || refused.contains_key(&key) {
+                refused.insert(key, self.hash(4, token));
+            }
+        }
+        let other = self.streams().get(&key).filter(|known| known.capability != token).cloned();
+        if let Some(other) = other {
+            self.ledger().handle_capability(key, other.grant.commit_exp, self.0.clock.unix_s());
+        }
+    }
+
+    fn is_refused(&self, stream: StreamKey, token: &str) -> bool {
+        self.refused().get(&stream) == Some(&self.hash(4, token))
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<StreamKey, u64>> {
+        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All bytes of a staged chunk, for those who watch after a restart.

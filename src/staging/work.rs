@@ -94,7 +94,7 @@ impl Staging {
                 }
             }
         };
-        let newer = self.newer_capability(&meta.grant, &meta.offer.stream);
+        let newer = self.better_capability(&meta);
         let (capability, grant) = match &newer {
             Some(newer) => (newer.capability.clone(), &newer.grant),
             None => (meta.capability.clone(), &meta.grant),
@@ -167,7 +167,12 @@ impl Job {
     /// What the core said.
     pub async fn settle(mut self, verdict: Verdict) {
         self.settled = true;
+        let refused = matches!(verdict, Verdict::CapabilityExpired);
         let state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
+        if refused {
+            self.staging.refuse(&self.meta, &self.capability);
+            self.staging.0.work.notify_waiters();
+        }
         self.staging.changed(self.key);
         match state {
             Some(state) if state.ended() => self.staging.remove_staged(self.key).await,
