@@ -128,6 +128,7 @@ impl Relay {
             ready: readiness.drop_in(),
             core_configured: core.is_some(),
             max_chunk: config.staging.max_chunk,
+            reset_key: key.reset_key()?,
         };
         let ingress = Ingress::bind(&config.listen, &config.tls, &config.limits, shared)?;
         let shows = Shows { metrics: readiness.metrics(metrics), status: readiness.status(), ready: readiness.ops() };

@@ -2,7 +2,10 @@
 //! chunks. Everything is real: sockets, TLS, QUIC, SQLite, disk.
 
 pub mod chunk;
+pub mod contact;
 pub mod http;
+pub mod peer;
+pub mod wire;
 pub mod world;
 
 pub use chunk::Chunk;

@@ -29,6 +29,7 @@ pub use crate::staging::Standing;
 pub use drop_in::{Committed, DropIn, DropInUpload, DropInWatch};
 pub use follow::Follow;
 pub use receiving::{Admitted, Receiving};
+pub use watch::Revocation;
 
 use clients::Clients;
 use vouch::Vouched;
@@ -132,7 +133,8 @@ impl Admission {
     /// Follows a chunk that [`Admission::offer`] or [`Admission::standing`] named.
     #[must_use]
     pub fn follow(&self, chunk: ChunkRef) -> Option<Follow> {
-        self.0.parts.staging.follow(chunk).map(Follow::new)
+        let staging = &self.0.parts.staging;
+        staging.follow(chunk).map(|changes| Follow::new(chunk, staging.clone(), changes))
     }
 
     /// Ends a `receiving` attempt and drops its bytes (`DELETE`).

@@ -1,18 +1,55 @@
 //! Contacts: who may watch.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use super::offer::{permit, refused};
 use super::{Admission, Refusal};
-use crate::capability::{Capability, Trust};
+use crate::capability::{Capability, Trust, Verifier};
 use crate::core::FanoutFields;
 use crate::fanout::{ChunkReader, Subscription, Wanted};
 use crate::proto::budget::Call;
-use crate::proto::claims::Use;
+use crate::proto::claims::{Grant, Use};
 use crate::proto::outcome::Outcome;
 use crate::proto::{ChunkRef, Code};
 
+/// Hears when the core takes a capability back.
+pub struct Revocation {
+    verifier: Verifier,
+    changes: watch::Receiver<u64>,
+    grant: Arc<Grant>,
+}
+
+impl Revocation {
+    fn new(verifier: &Verifier, grant: &Arc<Grant>) -> Self {
+        let mut changes = verifier.revocations();
+        // It may have been taken back since it was read.
+        changes.mark_changed();
+        Self { verifier: verifier.clone(), changes, grant: Arc::clone(grant) }
+    }
+
+    /// Ends when the capability is taken back. Cancel-safe.
+    pub async fn heard(&mut self) {
+        loop {
+            if self.changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if self.verifier.is_revoked(&self.grant) {
+                return;
+            }
+        }
+    }
+}
+
 impl Admission {
+    /// Hears when this capability is taken back: what is open by it must end then.
+    #[must_use]
+    pub fn revocation(&self, capability: &Capability) -> Revocation {
+        Revocation::new(&self.0.parts.verifier, &capability.grant)
+    }
+
     /// Opens a contact's subscription; asks the core first where the capability could not be
     /// verified here.
     ///

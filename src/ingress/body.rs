@@ -62,6 +62,15 @@ impl RequestBody {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Bytes that are here already; waits for nothing.
+    pub(super) async fn at_once(&mut self) -> Option<Bytes> {
+        poll_fn(|cx| match self.poll_next(cx) {
+            Poll::Ready(Some(Ok(bytes))) => Poll::Ready(Some(bytes)),
+            _ => Poll::Ready(None),
+        })
+        .await
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
         self.begun = true;
         let mut one = Bytes::new();
@@ -357,6 +366,16 @@ mod tests {
         assert_eq!(body.next().await.unwrap().unwrap().len(), 5);
         assert_eq!(body.next().await, None);
         assert_eq!(body.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_here_already_is_not_waited_for() {
+        let mut body =
+            RequestBody::pieces([Some(Bytes::from_static(b"whole")), None, None, Some(Bytes::from_static(b"more"))]);
+        assert_eq!(body.at_once().await.unwrap(), "whole");
+        assert_eq!(body.at_once().await, None, "it may go on, or never end");
+        assert_eq!(body.at_once().await.unwrap(), "more");
+        assert_eq!(body.at_once().await, None);
     }
 
     #[tokio::test]

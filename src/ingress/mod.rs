@@ -71,6 +71,8 @@ pub struct Shared {
     pub core_configured: bool,
     /// `staging.max_chunk`, in bytes.
     pub max_chunk: u64,
+    /// Key of QUIC's stateless resets; the same after a restart.
+    pub reset_key: [u8; 32],
 }
 
 /// Why ingress can't start.
@@ -194,7 +196,8 @@ impl Ingress {
         let certificate = tls::Certificate::load(tls, &shared.clock)?;
         let acceptor = TlsAcceptor::from(Arc::new(certificate.server(&[b"h2", b"http/1.1"])?));
         let quic = quic::config(&certificate, limits)?;
-        let (listener, endpoint) = quic::bind_both(at, &quic).map_err(refused("listen.public"))?;
+        let endpoint = quic::endpoint(&shared.reset_key);
+        let (listener, endpoint) = quic::bind_both(at, &endpoint, &quic).map_err(refused("listen.public"))?;
         Ok(PublicSide { listener, acceptor, endpoint, certificate })
     }
 }

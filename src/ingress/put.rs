@@ -103,6 +103,14 @@ async fn take(
     }
     let mut skip = if resume_at.is_none() { offset } else { 0 };
     loop {
+        if offset == length && skip == 0 {
+            // Every byte is here. The body's formal end (FIN on h3) is not waited for: it may be
+            // lost with the connection, or never sent. What is here already would be too much.
+            match body.at_once().await {
+                Some(_) => return Err(Code::BodyTooLong.into()),
+                None => break,
+            }
+        }
         let Some(read) = ctx.unless_idle(body.next()).await else {
             receiving.stalled();
             return Err(at(Code::BodyStalled, offset));
@@ -138,10 +146,11 @@ async fn verdict(ctx: &Ctx, first: Standing, wait_s: u64) -> Result<Reply, Refus
         }
         tokio::select! {
             changed = follow.changed() => standing = changed,
-            () = &mut wait => return said(standing, true),
+            // What the wait was for may have come in the same moment, or the core gone away.
+            () = &mut wait => return said(follow.now(), true),
             // The chunk is staged: another relay's client would not have to send it again, and
             // this one asks again after the restart.
-            () = ctx.drain.cancelled() => return said(standing, true),
+            () = ctx.drain.cancelled() => return said(follow.now(), true),
         }
     }
 }

@@ -4,14 +4,20 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig,
+    TransportConfig, VarInt,
+};
 use tokio::net::TcpListener;
 
 use super::conn::{Conn, Listener};
 use super::gate::Place;
 use super::{Service, accept, h3, tls};
+use crate::clock::Clock;
 use crate::config;
 use crate::telemetry::names::{Handshake, HandshakeFailure, RefusedConnection, Transport};
 
@@ -63,8 +69,44 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
     Ok(config)
 }
 
+/// Length of the names that the relay gives its connections, in bytes.
+const NAME_BYTES: usize = 8;
+
+/// What outlives a restart: with the same key the relay can reset the connections that an earlier
+/// process had on this port, so that their peers need not wait for their idle time-out.
+pub(super) fn endpoint(reset_key: &[u8; 32]) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
+    config.cid_generator(|| Box::new(Names(Clock::system())));
+    config
+}
+
+/// Names of connections: random, and none is taken for foreign. quinn's own generator knows only
+/// the names of its own process, and would not answer a peer of the process before. Answers to
+/// unknown names are fewer than 50 a second and smaller than what they answer.
+struct Names(Clock);
+
+impl ConnectionIdGenerator for Names {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut name = [0; NAME_BYTES];
+        self.0.fill_random(&mut name);
+        ConnectionId::new(&name)
+    }
+
+    fn cid_len(&self) -> usize {
+        NAME_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 /// Binds one port for TCP and UDP.
-pub(super) fn bind_both(at: SocketAddr, config: &ServerConfig) -> io::Result<(TcpListener, Endpoint)> {
+pub(super) fn bind_both(
+    at: SocketAddr,
+    endpoint: &EndpointConfig,
+    config: &ServerConfig,
+) -> io::Result<(TcpListener, Endpoint)> {
     let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
     loop {
         let listener = accept::bind(at)?;
@@ -73,7 +115,7 @@ pub(super) fn bind_both(at: SocketAddr, config: &ServerConfig) -> io::Result<(Tc
             Ok(socket) => {
                 let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER);
                 let runtime = Arc::new(quinn::TokioRuntime);
-                let endpoint = Endpoint::new(EndpointConfig::default(), Some(config.clone()), socket, runtime)?;
+                let endpoint = Endpoint::new(endpoint.clone(), Some(config.clone()), socket, runtime)?;
                 return Ok((listener, endpoint));
             }
             Err(error) if tries == 0 || error.kind() != io::ErrorKind::AddrInUse => return Err(error),

@@ -14,7 +14,7 @@ use super::conn::Ctx;
 use super::native;
 use super::respond::{self, Reply, Shape};
 use super::ws::{self, Goodbye, Outbox, Reader, Room};
-use crate::admission::Refusal;
+use crate::admission::{Refusal, Revocation};
 use crate::capability::Capability;
 use crate::fanout::{Step, Subscription, Wanted};
 use crate::proto::dictionary::{self, WatchHeader};
@@ -36,7 +36,7 @@ const COMMANDS: usize = 16;
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
     ws::start(ctx, parts, WATCH_SUBPROTOCOL, ROOM, |ctx, reader, out| async move {
         match open(&ctx, reader).await {
-            Ok(Some((subscription, commands))) => serve(&ctx, subscription, commands, &out).await,
+            Ok(Some((watching, commands))) => serve(&ctx, watching, commands, &out).await,
             Ok(None) => Goodbye::Left,
             Err(refusal) => Goodbye::Told(respond::ending(refusal.code), refusal.code),
         }
@@ -52,7 +52,10 @@ enum Command {
     End(Code),
 }
 
-async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Subscription, Commands)>, Refusal> {
+/// A subscription, and what may end it.
+type Watching = (Subscription, Revocation);
+
+async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
     let Some(frames) = reader.first(kind::WATCH).await? else { return Ok(None) };
     let watch: Watch = frames.first().map(frame::control).ok_or(Code::ProtocolError)??;
     if watch.protocol != PROTOCOL {
@@ -61,10 +64,11 @@ async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Subscription, Com
     let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
+    let watching = (subscription, ctx.shared.admission.revocation(&capability));
     let (tx, rx) = mpsc::channel(COMMANDS);
     let early = frames.into_iter().skip(1).collect();
     let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
-    Ok(Some((subscription, Commands { rx, _task: task })))
+    Ok(Some((watching, Commands { rx, _task: task })))
 }
 
 /// The reading half of a contact's session.
@@ -119,7 +123,8 @@ async fn command(ctx: &Ctx, frame: &Frame) -> Result<Option<Command>, Code> {
     })
 }
 
-async fn serve(ctx: &Ctx, mut subscription: Subscription, mut commands: Commands, out: &Outbox) -> Goodbye {
+async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outbox) -> Goodbye {
+    let (mut subscription, mut revocation) = watching;
     let mut waiting = VecDeque::new();
     let mut last = false;
     let mut ending = None;
@@ -151,13 +156,19 @@ async fn serve(ctx: &Ctx, mut subscription: Subscription, mut commands: Commands
                 Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
                 Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
                 Some(Command::Renew(capability)) => {
-                    let _ = ctx.shared.admission.renew(&mut subscription, &capability).await;
+                    if ctx.shared.admission.renew(&mut subscription, &capability).await.is_ok() {
+                        revocation = ctx.shared.admission.revocation(&capability);
+                    }
                 }
                 Some(Command::End(code)) => {
                     subscription.end(code);
                     ending = Some(code);
                 }
             },
+            () = revocation.heard(), if ending.is_none() => {
+                subscription.end(Code::CapabilityRevoked);
+                ending = Some(Code::CapabilityRevoked);
+            }
             () = ctx.drain.cancelled(), if ending.is_none() => {
                 subscription.end(Code::Draining);
                 ending = Some(Code::Draining);
@@ -211,14 +222,15 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         }
         let wanted = wanted(&parts.headers)?;
         let capability = native::capability(ctx, &parts.headers).await?;
-        ctx.shared.admission.watch(&capability, wanted, ctx.client).await
+        let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
+        Ok((subscription, ctx.shared.admission.revocation(&capability)))
     };
-    let subscription = match subscription.await {
-        Ok(subscription) => subscription,
+    let watching = match subscription.await {
+        Ok(watching) => watching,
         Err(refusal) => return respond::refusal(Shape::Native, &refusal),
     };
     let (out, body) = ResponseBody::flow();
-    ctx.tasks.spawn(pour(ctx.clone(), subscription, out));
+    ctx.tasks.spawn(pour(ctx.clone(), watching, out));
     let mut reply = Response::new(body);
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply
@@ -236,17 +248,23 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
     Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
 }
 
-async fn pour(ctx: Ctx, mut subscription: Subscription, out: Outflow) {
-    let mut draining = false;
+async fn pour(ctx: Ctx, watching: Watching, out: Outflow) {
+    let (mut subscription, mut revocation) = watching;
+    let mut ending = None;
     loop {
-        let step = tokio::select! {
-            step = subscription.next() => step,
+        let next = tokio::select! {
+            step = subscription.next() => Ok(step),
             () = out.gone() => return,
             () = ctx.cut.cancelled() => return,
-            () = ctx.drain.cancelled(), if !draining => {
-                draining = true;
-                subscription.end(Code::Draining);
-                ctx.ticket.ended(Some(Code::Draining));
+            () = revocation.heard(), if ending.is_none() => Err(Code::CapabilityRevoked),
+            () = ctx.drain.cancelled(), if ending.is_none() => Err(Code::Draining),
+        };
+        let step = match next {
+            Ok(step) => step,
+            Err(code) => {
+                ending = Some(code);
+                subscription.end(code);
+                ctx.ticket.ended(Some(code));
                 continue;
             }
         };

@@ -156,11 +156,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// The chunk is whole and durable: it waits for its turn. False if another attempt took over.
-    pub fn handle_staged(&mut self, key: ChunkRef, epoch: u64) -> bool {
-        if !self.current(key, epoch) {
-            return false;
-        }
+    /// The bytes of `digest` are whole and durable: the chunk waits for its turn, whichever of its
+    /// attempts brought them. False if it was dropped, or other bytes took its place.
+    pub fn handle_staged(&mut self, key: ChunkRef, digest: Digest) -> bool {
+        let of_it = |r: &&Record| r.state == ChunkState::Receiving && r.terms.digest == digest;
+        let Some(epoch) = self.records.get(&key).filter(of_it).map(|record| record.epoch) else { return false };
         self.handle_attempt_ended(key, epoch);
         if let Some(record) = self.records.get_mut(&key) {
             record.state = ChunkState::Staged;
@@ -232,7 +232,6 @@ impl Ledger {
             ambiguous: false,
             verified: false,
             blocked: false,
-            renewed: false,
             receipt: None,
             refusal: None,
             seq: self.seq,

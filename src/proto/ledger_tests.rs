@@ -27,8 +27,8 @@ fn ledger() -> Ledger {
 }
 
 fn stage(ledger: &mut Ledger, n: u8) {
-    let Ok(Decision::Receive { epoch, .. }) = ledger.handle_offer(key(n), terms(n), 0) else { panic!("refused") };
-    assert!(ledger.handle_staged(key(n), epoch));
+    let Ok(Decision::Receive { .. }) = ledger.handle_offer(key(n), terms(n), 0) else { panic!("refused") };
+    assert!(ledger.handle_staged(key(n), terms(n).digest));
 }
 
 fn take(ledger: &mut Ledger, now_ms: u64) -> Option<ChunkRef> {
@@ -53,9 +53,9 @@ fn a_higher_attempt_takes_over_and_keeps_the_bytes() {
     l.handle_attempt_ended(key(1), old);
     assert_eq!(l.record(key(1)).unwrap().held, 60, "a stale attempt changes nothing");
     assert_eq!(l.receiving(), 1);
-    assert!(!l.handle_staged(key(1), old));
     assert_eq!(l.handle_offer(key(1), terms(1), 0), Err(Code::AttemptSuperseded));
-    assert!(l.handle_staged(key(1), new));
+    assert!(l.handle_staged(key(1), terms(1).digest), "whichever attempt made its bytes durable");
+    assert!(!l.handle_staged(key(1), terms(1).digest));
     assert_eq!(l.receiving(), 0);
 }
 
@@ -64,8 +64,9 @@ fn another_digest_replaces_a_partial_and_conflicts_from_staged_on() {
     let mut l = ledger();
     l.handle_offer(key(1), terms(1), 0).unwrap();
     let other = Terms { digest: Digest([9; 32]), ..terms(1) };
-    let Ok(Decision::Receive { epoch, held: 0, replaces: true }) = l.handle_offer(key(1), other, 0) else { panic!() };
-    assert!(l.handle_staged(key(1), epoch));
+    let Ok(Decision::Receive { held: 0, replaces: true, .. }) = l.handle_offer(key(1), other, 0) else { panic!() };
+    assert!(!l.handle_staged(key(1), terms(1).digest), "the bytes that were replaced");
+    assert!(l.handle_staged(key(1), other.digest));
     assert_eq!(l.handle_offer(key(1), terms(1), 0), Err(Code::ChunkConflict));
     assert_eq!(l.handle_offer(key(1), other, 0), Ok(Decision::Have));
     assert_eq!(l.handle_delete(key(1)), Err(Code::ChunkStaged));
@@ -212,7 +213,7 @@ proptest! {
                     }
                 }
                 Op::End(n) => l.handle_attempt_ended(key(n), epochs[usize::from(n)]),
-                Op::Staged(n) => { l.handle_staged(key(n), epochs[usize::from(n)]); }
+                Op::Staged(n) => { l.handle_staged(key(n), terms(n).digest); }
                 Op::Mismatch(n) => l.handle_mismatch(key(n), epochs[usize::from(n)]),
                 Op::Delete(n) => { let _ = l.handle_delete(key(n)); }
                 Op::Take => { l.take(now.unsigned_abs(), now / 1000, Class::Master, &mut Vec::new()); }

@@ -340,7 +340,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::staging::Recovered;
     use crate::staging::disk::{Disk, StdDisk};
-    use crate::staging::fixture::{Recording, chunk, key, meta};
+    use crate::staging::fixture::{Recording, chunk, disk_at, key, meta};
     use crate::staging::sim::SimDisk;
 
     fn open(disk: impl Disk) -> (Vault, Recovered) {
@@ -410,7 +410,7 @@ mod tests {
         assert!(syncs < commits, "each commit synced the directory by itself");
         drop((committer, vault));
         let before = Instant::now();
-        let (_, found) = open(StdDisk::open(temp.path()).unwrap());
+        let (_, found) = open(disk_at(temp.path()));
         println!("recovered in {:?}", before.elapsed());
         assert_eq!((found.staged.len() as u64, found.partial.len()), (commits, 0));
     }

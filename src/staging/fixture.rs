@@ -6,11 +6,25 @@ use std::sync::{Arc, Mutex};
 use crate::proto::claims::{Format, Grant, LaneGrant, Use};
 use crate::proto::offer::Timestamp;
 use crate::proto::{ChunkRef, Digest, GroupId, IncidentId, Media, Offer, SessionId, StreamId, Variant};
-use crate::staging::disk::{BootId, Dir, Disk, File};
+use crate::staging::disk::{BootId, Dir, Disk, File, StdDisk};
 use crate::staging::{Meta, SealKey};
 
 pub(super) fn key() -> SealKey {
     SealKey::new([42; 32])
+}
+
+/// The disk at `root`. A test beside this one may be between fork and exec, with a copy of the
+/// descriptor that held the directory's lock a moment ago.
+pub(super) fn disk_at(root: &std::path::Path) -> StdDisk {
+    for _ in 0..500 {
+        match StdDisk::open(root) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the directory stays locked");
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> Digest {

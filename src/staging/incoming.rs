@@ -27,6 +27,15 @@ pub(super) struct Slot(Mutex<State>);
 struct State {
     part: Option<Part>,
     buffer: BytesMut,
+    /// Bytes of the chunk that come before `buffer`: those lie in the file, whether it is open
+    /// here or not (a task that is dropped in the middle of a write takes the open file with it).
+    written: u64,
+}
+
+impl State {
+    fn held(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
 }
 
 impl Slot {
@@ -235,35 +244,47 @@ impl Attempt {
             let removed = blocking(move || vault.remove_partial(key)).await;
             self.staging.count(DiskStep::Remove, &removed);
         }
-        // Without a file, what is gathered begins at the chunk's first byte.
-        if held == 0 || state.part.is_some() || !state.buffer.is_empty() {
-            return Ok(state.part.as_ref().map_or(0, Part::len) + state.buffer.len() as u64);
+        // The lock was awaited: the attempt before this one may have staged the chunk meanwhile.
+        if !self.staging.ledger().current(self.key, self.epoch) {
+            return Err(Code::AttemptSuperseded);
+        }
+        // Bytes of the former attempt that are only gathered are as good as written.
+        let nothing_on_disk = state.written == 0 && (held == 0 || !state.buffer.is_empty());
+        if state.part.is_some() || nothing_on_disk {
+            return Ok(state.held());
         }
         let (vault, key) = (self.staging.0.vault.clone(), self.key);
         match blocking(move || vault.reopen(key)).await {
             Ok(part) => {
-                let there = part.len();
+                if part.len() != state.written {
+                    state.buffer.clear();
+                }
+                state.written = part.len();
                 state.part = Some(part);
-                state.buffer.clear();
-                Ok(there)
+                Ok(state.held())
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(0),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                *state = State::default();
+                Ok(0)
+            }
             Err(_) => Err(self.failed(DiskStep::Write)),
         }
     }
 
     async fn held_bytes(&self, held: u64) -> Option<Bytes> {
         let mut state = self.slot.0.lock().await;
-        let part = state.part.take()?;
-        let (part, read) = tokio::task::spawn_blocking(move || {
-            let mut out = vec![0; usize::try_from(part.len()).ok()?];
-            let read = part.read_at(0, &mut out).map(|()| out);
-            Some((part, read))
-        })
-        .await
-        .ok()??;
-        state.part = Some(part);
-        let mut out = read.ok()?;
+        let mut out = Vec::new();
+        if let Some(part) = state.part.take() {
+            let (part, read) = tokio::task::spawn_blocking(move || {
+                let mut out = vec![0; usize::try_from(part.len()).unwrap_or(0)];
+                let read = part.read_at(0, &mut out).map(|()| out);
+                (part, read)
+            })
+            .await
+            .ok()?;
+            state.part = Some(part);
+            out = read.ok()?;
+        }
         out.extend_from_slice(&state.buffer);
         (out.len() as u64 == held).then(|| out.into())
     }
@@ -298,6 +319,7 @@ impl Attempt {
         .await;
         match written {
             Ok(part) => {
+                state.written = part.len();
                 state.part = Some(part);
                 Ok(())
             }
@@ -310,17 +332,11 @@ impl Attempt {
     async fn finish(mut self) -> Result<Standing, Code> {
         let outcome = self.try_finish().await;
         if let Err(code) = outcome {
-            match code {
-                Code::AttemptSuperseded => {}
-                Code::HashMismatch => {
-                    self.staging.ledger().handle_mismatch(self.key, self.epoch);
-                    self.staging.forget_partial(self.key).await;
-                }
-                // After a failed sync nothing can prove the bytes: they are gone, and must come again.
-                _ => {
-                    self.staging.ledger().handle_mismatch(self.key, self.epoch);
-                    self.staging.forget_partial(self.key).await;
-                }
+            // After a failed sync nothing can prove the bytes: they are gone, as those are that
+            // were not the digest's, and must come again. What a later attempt brings is its own.
+            if self.staging.ledger().current(self.key, self.epoch) {
+                self.staging.ledger().handle_mismatch(self.key, self.epoch);
+                self.staging.forget_partial(self.key).await;
             }
             return Err(code);
         }
@@ -354,8 +370,13 @@ impl Attempt {
             Err(CommitError::Superseded) => return Err(Code::AttemptSuperseded),
             Err(_) => return Err(self.failed(DiskStep::Commit)),
         }
-        let staged = self.staging.ledger().handle_staged(self.key, self.epoch);
-        if staged { Ok(()) } else { Err(Code::AttemptSuperseded) }
+        *state = State::default();
+        if self.staging.ledger().handle_staged(self.key, self.meta.offer.sha256) {
+            return Ok(());
+        }
+        // Dropped, or replaced by other bytes, while the disk was at it: nobody heard `staged`.
+        self.staging.remove_staged(self.key).await;
+        Err(Code::AttemptSuperseded)
     }
 
     /// Everything written, as its file.
@@ -371,6 +392,7 @@ impl Attempt {
     /// unless another attempt has taken over.
     async fn rest(self) {
         let mut state = self.slot.0.lock().await;
+        // Asked again at the end: whoever takes over from then on gets a slot of its own.
         let taken_over = || self.staging.ledger().record(self.key).is_none_or(|r| r.epoch != self.epoch);
         if taken_over() {
             return;
@@ -379,9 +401,8 @@ impl Attempt {
             // A failure is counted; the next attempt starts from what the file holds.
             let _ = self.write(&mut state).await;
         }
-        if !taken_over() {
+        if self.staging.drop_slot_if(self.key, &self.slot, || !taken_over()) {
             state.part = None;
-            self.staging.drop_slot(self.key, &self.slot);
         }
     }
 
@@ -390,3 +411,7 @@ impl Attempt {
         Code::StagingFailed
     }
 }
+
+#[cfg(test)]
+#[path = "incoming_tests.rs"]
+mod tests;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::fixture::{chunk, grant, key, meta};
+use super::fixture::{chunk, disk_at, grant, key, meta};
 use super::sim::Rng;
-use super::{Committer, Meta, Recovered, StdDisk, Vault};
+use super::{Committer, Meta, Recovered, Vault};
 use crate::clock::Clock;
 
 const KILLS: u64 = 200;
@@ -22,7 +22,7 @@ const FIRST_INDEX: &str = "WAYSTATION_KILL_FIRST_INDEX";
 const THREADS: u64 = 4;
 
 fn open(root: &Path) -> (Vault, Recovered) {
-    Vault::open(Arc::new(StdDisk::open(root).unwrap()), &key(), Clock::system()).unwrap()
+    Vault::open(Arc::new(disk_at(root)), &key(), Clock::system()).unwrap()
 }
 
 fn payload(index: u64) -> Vec<u8> {

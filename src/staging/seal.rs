@@ -19,6 +19,7 @@ pub const KEY_BYTES: usize = 32;
 
 const SEAL_INFO: &[u8] = b"waystation-staging-seal-v1";
 const NAME_INFO: &[u8] = b"waystation-staging-name-v1";
+const RESET_INFO: &[u8] = b"waystation-quic-reset-v1";
 
 /// The key that seals what lies beside the chunks. Wiped when dropped.
 #[derive(Clone)]
@@ -77,6 +78,20 @@ impl SealKey {
         let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &*self.0);
         let tag = aws_lc_rs::hmac::sign(&key, b"waystation-node-v1");
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&tag.as_ref()[..9])
+    }
+
+    /// The key of QUIC's stateless resets: the same after a restart, so that a relay which lost its
+    /// connections can say so to their peers.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`] if it can't be derived.
+    pub fn reset_key(&self) -> Result<[u8; KEY_BYTES], KeyError> {
+        let unspecified = |_| io::Error::other("key derivation");
+        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&*self.0);
+        let mut key = [0; KEY_BYTES];
+        let okm = prk.expand(&[RESET_INFO], hkdf::HKDF_SHA256).map_err(unspecified)?;
+        okm.fill(&mut key).map_err(unspecified)?;
+        Ok(key)
     }
 
     fn load(path: &Path) -> Result<Self, KeyError> {
@@ -288,6 +303,14 @@ mod tests {
         for bad in ["", "+0000000000000000000000000000000", "A0000000000000000000000000000000", "lock"] {
             assert_eq!(Name::from_hex(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_reset_key_outlives_a_process_and_says_nothing_of_the_seal() {
+        let of = |key: u8| SealKey::new([key; 32]).reset_key().unwrap();
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+        assert_ne!(of(1), [1; 32]);
     }
 
     #[test]

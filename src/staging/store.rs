@@ -73,7 +73,9 @@ pub(super) struct Inner {
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
     metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
-    streams: Mutex<HashMap<StreamKey, Known>>,
+    streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
+    /// Of each stream the capability that the core refused last, hashed: it releases nothing.
+    refused: Mutex<HashMap<StreamKey, u64>>,
     /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
     puts: tokio::sync::Mutex<()>,
     gate: Mutex<Reason>,
@@ -82,13 +84,6 @@ pub(super) struct Inner {
     pub(super) work: Notify,
     /// Attempts that ended and still have bytes to write.
     pub(super) closing: TaskTracker,
-}
-
-/// The newest capability of a stream.
-pub(super) struct Known {
-    record: Arc<StreamCapability>,
-    /// The core no longer takes it.
-    refused: bool,
 }
 
 /// Why staging can't begin.
@@ -131,6 +126,7 @@ impl Staging {
             follows: Mutex::default(),
             metas: Mutex::default(),
             streams: Mutex::default(),
+            refused: Mutex::default(),
             puts: tokio::sync::Mutex::new(()),
             gate: Mutex::new(Reason::Queued),
             hasher: RandomState::new(),
@@ -175,7 +171,15 @@ impl Staging {
                     trust_verified: capability.trust == Trust::Verified,
                     accepted_unix_ms: now,
                 };
-                Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await.map(Offered::Receive)
+                match Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await {
+                    Ok(incoming) => Ok(Offered::Receive(incoming)),
+                    // The attempt before it brought the last byte just now.
+                    Err(Code::AttemptSuperseded) => match self.standing(key) {
+                        Some(standing) if standing.state != ChunkState::Receiving => Ok(Offered::Have(standing)),
+                        _ => Err(Code::AttemptSuperseded),
+                    },
+                    Err(code) => Err(code),
+                }
             }
         }
     }
@@ -224,11 +228,10 @@ impl Staging {
     pub async fn present_for(&self, capability: &Capability, stream: &StreamId) {
         let grant = &capability.grant;
         let key = self.stream_key(&grant.incident, stream);
-        let newer = self.streams().get(&key).is_none_or(|known| {
-            let another = known.record.capability != *capability.token;
-            known.record.grant.commit_exp < grant.commit_exp || known.refused && another
-        });
-        if !newer {
+        let better = |known: &Arc<StreamCapability>| {
+            known.grant.commit_exp < grant.commit_exp || self.is_refused(key, &known.capability)
+        };
+        if self.is_refused(key, &capability.token) || !self.streams().get(&key).is_none_or(better) {
             return;
         }
         let record = Arc::new(StreamCapability {
@@ -240,10 +243,10 @@ impl Staging {
             let mut streams = self.streams();
             if streams.len() >= MAX_STREAMS {
                 let now = self.0.clock.unix_s();
-                streams.retain(|_, known| known.record.grant.commit_exp > now);
+                streams.retain(|_, known| known.grant.commit_exp > now);
             }
             if streams.len() < MAX_STREAMS {
-                streams.insert(key, Known { record: Arc::clone(&record), refused: false });
+                streams.insert(key, Arc::clone(&record));
             }
         }
         let (released, depend) = self.ledger().handle_capability(key, grant.commit_exp, self.0.clock.unix_s());
@@ -268,33 +271,37 @@ impl Staging {
         }
     }
 
-    /// The newest capability known for a stream, if it outlives `grant`; any, where the core no
-    /// longer takes the chunk's own.
-    pub(super) fn newer_capability(
-        &self,
-        grant: &Grant,
-        stream: &StreamId,
-        own_refused: bool,
-    ) -> Option<Arc<StreamCapability>> {
-        let key = self.stream_key(&grant.incident, stream);
-        let streams = self.streams();
-        let known = streams.get(&key).filter(|known| !known.refused)?;
-        (own_refused || known.record.grant.commit_exp > grant.commit_exp).then(|| Arc::clone(&known.record))
+    /// The best capability known for a chunk's stream, if it outlives the chunk's own, or the core
+    /// refused that.
+    pub(super) fn better_capability(&self, meta: &Meta) -> Option<Arc<StreamCapability>> {
+        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
+        let refused = self.is_refused(key, &meta.capability);
+        let known = self.streams().get(&key).cloned()?;
+        (refused || known.grant.commit_exp > meta.grant.commit_exp).then_some(known)
     }
 
-    /// The core no longer takes this capability for the stream: another one is newer, whenever it
-    /// ends. If another came meanwhile, what waits goes on with that.
-    pub(super) fn handle_refused_capability(&self, grant: &Grant, stream: &StreamId, capability: &str) {
-        let key = self.stream_key(&grant.incident, stream);
-        let other = {
-            let mut streams = self.streams();
-            let Some(known) = streams.get_mut(&key) else { return };
-            known.refused |= known.record.capability == capability;
-            (!known.refused).then_some(known.record.grant.commit_exp)
-        };
-        if let Some(expires) = other {
-            self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
+    /// The core takes this capability no longer. What it carried waits for another; one that came
+    /// meanwhile releases it.
+    pub(super) fn refuse(&self, meta: &Meta, token: &str) {
+        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
+        {
+            let mut refused = self.refused();
+            if refused.len() < MAX_STREAMS || refused.contains_key(&key) {
+                refused.insert(key, self.hash(4, token));
+            }
         }
+        let other = self.streams().get(&key).filter(|known| known.capability != token).cloned();
+        if let Some(other) = other {
+            self.ledger().handle_capability(key, other.grant.commit_exp, self.0.clock.unix_s());
+        }
+    }
+
+    fn is_refused(&self, stream: StreamKey, token: &str) -> bool {
+        self.refused().get(&stream) == Some(&self.hash(4, token))
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<StreamKey, u64>> {
+        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All bytes of a staged chunk, for those who watch after a restart.
@@ -378,7 +385,7 @@ impl Staging {
         self.0.follows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Known>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Arc<StreamCapability>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -392,10 +399,17 @@ impl Staging {
 
     /// The slot is no longer needed: the chunk is staged, dropped, or nobody brings it now.
     pub(super) fn drop_slot(&self, chunk: ChunkRef, slot: &Arc<Slot>) {
+        self.drop_slot_if(chunk, slot, || true);
+    }
+
+    /// The same if `unused` says so while no attempt can take the slot.
+    pub(super) fn drop_slot_if(&self, chunk: ChunkRef, slot: &Arc<Slot>, unused: impl FnOnce() -> bool) -> bool {
         let mut slots = self.slots();
-        if slots.get(&chunk).is_some_and(|known| Arc::ptr_eq(known, slot)) {
+        let unused = unused();
+        if unused && slots.get(&chunk).is_some_and(|known| Arc::ptr_eq(known, slot)) {
             slots.remove(&chunk);
         }
+        unused
     }
 
     pub(super) async fn forget_partial(&self, chunk: ChunkRef) {
@@ -515,7 +529,7 @@ impl Staging {
                 self.count(DiskStep::Remove, &removed);
                 continue;
             }
-            self.streams().insert(key, Known { record: Arc::new(capability), refused: false });
+            self.streams().insert(key, Arc::new(capability));
             self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
         }
         staged

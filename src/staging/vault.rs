@@ -295,13 +295,12 @@ mod tests {
 
     use super::*;
     use crate::staging::committer::{CommitError, publish, sync};
-    use crate::staging::disk::StdDisk;
-    use crate::staging::fixture::{chunk, grant, key, meta, sha256};
+    use crate::staging::fixture::{chunk, disk_at, grant, key, meta, sha256};
     use crate::staging::part::Superseded;
     use crate::staging::recover::Found;
 
     fn open(root: &Path) -> (Vault, Recovered) {
-        Vault::open(Arc::new(StdDisk::open(root).unwrap()), &key(), Clock::at_unix_ms(0)).unwrap()
+        Vault::open(Arc::new(disk_at(root)), &key(), Clock::at_unix_ms(0)).unwrap()
     }
 
     fn write(vault: &Vault, index: u64, payload: &[u8]) -> Part {

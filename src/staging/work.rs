@@ -94,12 +94,12 @@ impl Staging {
                 }
             }
         };
-        let (verified, own_refused) = self.ledger().record(key).map_or((false, false), |r| (r.verified, r.renewed));
-        let newer = self.newer_capability(&meta.grant, &meta.offer.stream, own_refused);
+        let newer = self.better_capability(&meta);
         let (capability, grant) = match &newer {
             Some(newer) => (newer.capability.clone(), &newer.grant),
             None => (meta.capability.clone(), &meta.grant),
         };
+        let verified = self.ledger().record(key).is_some_and(|record| record.verified);
         let session = grant.session.as_str().to_owned();
         Some(Job { staging: self.clone(), key, meta, capability, session, verified, settled: false })
     }
@@ -168,10 +168,10 @@ impl Job {
     pub async fn settle(mut self, verdict: Verdict) {
         self.settled = true;
         let refused = matches!(verdict, Verdict::CapabilityExpired);
-        let mut state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
+        let state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
         if refused {
-            self.staging.handle_refused_capability(&self.meta.grant, &self.meta.offer.stream, &self.capability);
-            state = self.staging.ledger().record(self.key).map(|record| record.state);
+            self.staging.refuse(&self.meta, &self.capability);
+            self.staging.0.work.notify_waiters();
         }
         self.staging.changed(self.key);
         match state {

@@ -1,1 +1,9 @@
 //! Every transport, end to end: upload and watch.
+
+mod bad;
+mod capability;
+mod limits;
+mod reset;
+mod rivals;
+mod upload;
+mod watch;

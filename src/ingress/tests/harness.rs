@@ -113,6 +113,7 @@ fn shared(clock: Clock, metrics: Metrics) -> Shared {
         }),
         core_configured: true,
         max_chunk: 1 << 20,
+        reset_key: [7; 32],
     }
 }
 

@@ -69,7 +69,6 @@ impl Ledger {
             Verdict::CapabilityExpired => {
                 record.state = ChunkState::AwaitingCapability;
                 record.terms.expires = i64::MIN;
-                record.renewed = true;
             }
             Verdict::AccountFull(after) => {
                 record.blocked = true;

@@ -101,8 +101,6 @@ pub struct Record {
     pub verified: bool,
     /// Blocked by the account's quota.
     pub blocked: bool,
-    /// The core no longer takes the capability it came with; it goes with another.
-    pub renewed: bool,
     /// The core's receipt.
     pub receipt: Option<Arc<str>>,
     /// Why it was refused.

@@ -1,0 +1,152 @@
+//! Attempts that end, cross and take over: no byte that came is asked for twice without need.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::capability::{Capability, Trust};
+use crate::clock::Clock;
+use crate::config;
+use crate::proto::claims::Grant;
+use crate::proto::{ChunkState, Offer, Variant};
+use crate::staging::fixture::{disk_at, grant, key, meta};
+use crate::staging::{Offered, Staging};
+use crate::telemetry::Metrics;
+
+struct Fixture {
+    staging: Staging,
+    _dir: tempfile::TempDir,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Staging {
+        directory: dir.path().into(),
+        quota: 64 << 20,
+        max_chunk: 8 << 20,
+        keep_for: std::time::Duration::from_secs(3600),
+        seal_key_file: dir.path().into(),
+    };
+    let disk = Arc::new(disk_at(dir.path()));
+    let limits = config::Limits::default();
+    let (staging, _) = Staging::open(disk, &key(), &config, &limits, Clock::system(), Metrics::new()).unwrap();
+    Fixture { staging, _dir: dir }
+}
+
+impl Fixture {
+    async fn offer(&self, offer: &Offer, attempt: u64) -> Offered {
+        let offer = Offer { attempt, ..offer.clone() };
+        self.staging.offer(offer, Variant::AudioPriority, &capability(grant())).await.unwrap()
+    }
+
+    async fn receive(&self, offer: &Offer, attempt: u64) -> Incoming {
+        match self.offer(offer, attempt).await {
+            Offered::Receive(incoming) => incoming,
+            Offered::Have(standing) => panic!("{standing:?}"),
+        }
+    }
+
+    fn state(&self, offer: &Offer) -> Option<ChunkState> {
+        self.staging.standing(offer.chunk_ref()).map(|standing| standing.state)
+    }
+}
+
+fn capability(grant: Grant) -> Capability {
+    Capability { token: "token".into(), grant: Arc::new(grant), trust: Trust::Verified }
+}
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at % 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn a_takeover_goes_on_after_bytes_that_are_only_in_memory() {
+    let (f, payload) = (fixture(), bytes(1000));
+    let offer = meta(1, &payload).offer;
+    let mut first = f.receive(&offer, 1).await;
+    first.push(&payload[..600]).await.unwrap();
+    let mut second = f.receive(&offer, 2).await;
+    assert_eq!(second.held(), 600);
+    assert_eq!(second.held_bytes().await.unwrap(), &payload[..600], "those who watch get them too");
+    assert_eq!(first.push(&payload[600..]).await, Err(Code::AttemptSuperseded));
+    drop(first);
+    second.push(&payload[600..]).await.unwrap();
+    assert_eq!(second.finish().await.unwrap().state, ChunkState::Staged);
+    assert_eq!(f.staging.read_whole(offer.chunk_ref()).await.unwrap(), payload);
+}
+
+#[tokio::test]
+async fn a_takeover_goes_on_after_the_file_and_what_is_gathered_beside_it() {
+    let (f, payload) = (fixture(), bytes(WRITE_BUFFER * 2));
+    let offer = meta(1, &payload).offer;
+    let mut first = f.receive(&offer, 1).await;
+    first.push(&payload[..WRITE_BUFFER]).await.unwrap();
+    first.push(&payload[WRITE_BUFFER..WRITE_BUFFER + 600]).await.unwrap();
+    let second = f.receive(&offer, 2).await;
+    assert_eq!(second.held(), WRITE_BUFFER as u64 + 600);
+    // A reader that is given up in the middle takes the open file with it, not the bytes.
+    {
+        let mut reading = std::pin::pin!(second.held_bytes());
+        let _ = futures_util::poll!(&mut reading);
+    }
+    drop(first);
+    drop(second);
+    let mut third = f.receive(&offer, 3).await;
+    assert_eq!(third.held(), WRITE_BUFFER as u64 + 600);
+    third.push(&payload[WRITE_BUFFER + 600..]).await.unwrap();
+    third.finish().await.unwrap();
+    assert_eq!(f.staging.read_whole(offer.chunk_ref()).await.unwrap(), payload);
+}
+
+#[tokio::test]
+async fn a_takeover_while_the_chunk_is_made_durable_finds_it_staged() {
+    let f = fixture();
+    for index in 1..=20 {
+        let payload = bytes(700);
+        let offer = meta(index, &payload).offer;
+        let mut first = f.receive(&offer, 1).await;
+        first.push(&payload).await.unwrap();
+        let finishing = tokio::spawn(first.finish());
+        // Somewhere between the last byte and the answer.
+        for _ in 0..index {
+            tokio::task::yield_now().await;
+        }
+        let standing = match f.offer(&offer, 2).await {
+            Offered::Have(standing) => standing,
+            Offered::Receive(second) => {
+                assert_eq!(second.held(), 700);
+                second.finish().await.unwrap()
+            }
+        };
+        assert_eq!(standing.state, ChunkState::Staged);
+        let _ = finishing.await.unwrap();
+        assert_eq!(f.state(&offer), Some(ChunkState::Staged));
+        assert_eq!(f.staging.read_whole(offer.chunk_ref()).await.unwrap(), payload);
+    }
+}
+
+#[tokio::test]
+async fn a_drop_while_the_chunk_is_made_durable_leaves_nothing() {
+    let f = fixture();
+    for index in 1..=20 {
+        let payload = bytes(700);
+        let offer = meta(index, &payload).offer;
+        let mut first = f.receive(&offer, 1).await;
+        first.push(&payload).await.unwrap();
+        let finishing = tokio::spawn(first.finish());
+        for _ in 0..index {
+            tokio::task::yield_now().await;
+        }
+        let deleted = f.staging.delete(offer.chunk_ref()).await;
+        let finished = finishing.await.unwrap();
+        match deleted {
+            Ok(()) => {
+                assert!(finished.is_err() && f.state(&offer).is_none());
+                assert!(f.staging.read_whole(offer.chunk_ref()).await.is_err());
+            }
+            Err(code) => {
+                assert_eq!((code, f.state(&offer)), (Code::ChunkStaged, Some(ChunkState::Staged)));
+                assert!(finished.is_ok());
+            }
+        }
+    }
+}

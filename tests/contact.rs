@@ -1,0 +1,182 @@
+//! A contact on any transport.
+
+use std::collections::{HashMap, VecDeque};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::tungstenite::Message;
+use waystation_proto::frame::{self, Decoder, Frame, Piece, kind, split_message};
+use waystation_proto::message::{ChunkBegins, ContactChunkState, Ending, StartAt, StartWord, Watch};
+use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
+
+use crate::wire::{Exchange, Http, Socket, Streaming, Ws, soon, websocket};
+use crate::world::World;
+
+/// A way to watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eye {
+    /// `/watch` as a WebSocket.
+    Ws(Ws),
+    /// Streaming `GET /watch`.
+    Get(Http),
+}
+
+impl Eye {
+    /// Every way.
+    pub const ALL: [Self; 5] =
+        [Self::Ws(Ws::H1), Self::Ws(Ws::H2), Self::Get(Http::H1), Self::Get(Http::H2), Self::Get(Http::H3)];
+}
+
+enum Link {
+    Ws(Box<Socket>),
+    Get(Box<Streaming>, Decoder),
+}
+
+/// A contact, and everything it holds.
+pub struct Contact {
+    link: Link,
+    waiting: VecDeque<Frame>,
+    /// Every chunk that began, by handle.
+    pub chunks: HashMap<u64, ChunkBegins>,
+    /// Bytes of each chunk, by handle.
+    pub bytes: HashMap<u64, Vec<u8>>,
+    /// The newest state of each chunk, by stream and index.
+    pub states: HashMap<(String, u64), ContactChunkState>,
+}
+
+/// What a `GET /watch` asks for.
+pub fn get_watch(capability: &str, wanted: &str) -> http::Request<()> {
+    http::Request::get("/watch")
+        .header("host", "localhost")
+        .header("authorization", format!("Bearer {capability}"))
+        .header("waystation-watch", wanted)
+        .body(())
+        .unwrap()
+}
+
+impl Contact {
+    /// Watches every lane from the oldest chunk of the window, and is welcomed.
+    pub async fn open(world: &World, eye: Eye, capability: &str) -> Self {
+        Self::with(world, eye, capability, None).await
+    }
+
+    /// The same with these lanes alone.
+    pub async fn with(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>) -> Self {
+        let mut this = Self::begin(world, eye, capability, lanes).await;
+        let first = this.frame().await.expect("WATCHING");
+        assert_eq!(first.kind, kind::WATCHING, "{:?}", first.body);
+        this
+    }
+
+    /// Asks, without hearing the answer.
+    pub async fn begin(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>) -> Self {
+        let link = match eye {
+            Eye::Ws(ws) => {
+                let mut socket = websocket(world, ws, "/watch", WATCH_SUBPROTOCOL).await;
+                let from = Some(StartAt::Word(StartWord::Oldest));
+                let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor: None };
+                let message = Message::Binary(frame::encode_json(kind::WATCH, &watch));
+                socket.stream.send(message).await.unwrap();
+                Link::Ws(Box::new(socket))
+            }
+            Eye::Get(http) => {
+                let list = |lanes: Vec<Variant>| {
+                    let names: Vec<_> = lanes.iter().map(|lane| format!("\"{}\"", lane.as_str())).collect();
+                    format!("lanes=({}), from=\"oldest\"", names.join(" "))
+                };
+                let wanted = lanes.map_or_else(|| "from=\"oldest\"".to_owned(), list);
+                let mut exchange = Exchange::open(world, http, get_watch(capability, &wanted)).await;
+                exchange.end().await;
+                let streaming = exchange.head().await;
+                assert_eq!(streaming.status, 200);
+                Link::Get(Box::new(streaming), Decoder::default())
+            }
+        };
+        let (chunks, bytes, states) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { link, waiting: VecDeque::new(), chunks, bytes, states }
+    }
+
+    /// Sends a frame; only on a WebSocket.
+    pub async fn send(&mut self, frame: bytes::Bytes) {
+        let Link::Ws(socket) = &mut self.link else { panic!("a streaming GET says nothing") };
+        socket.stream.send(Message::Binary(frame)).await.unwrap();
+    }
+
+    /// The next frame; `None` at the end of the connection or the body.
+    pub async fn frame(&mut self) -> Option<Frame> {
+        let frame = soon("a frame", self.next()).await?;
+        match frame.kind {
+            kind::CHUNK => {
+                let begins: ChunkBegins = frame::control(&frame).unwrap();
+                self.bytes.insert(begins.handle, Vec::new());
+                self.chunks.insert(begins.handle, begins);
+            }
+            kind::PIECE => {
+                let piece = Piece::decode(frame.body.clone()).unwrap();
+                let held = self.bytes.get_mut(&piece.handle).expect("a piece of a chunk that began");
+                assert_eq!(piece.offset, held.len() as u64, "pieces follow each other");
+                held.extend_from_slice(&piece.bytes);
+            }
+            kind::STATE => {
+                let state: ContactChunkState = frame::control(&frame).unwrap();
+                self.states.insert((state.stream.as_str().into(), state.index), state);
+            }
+            _ => {}
+        }
+        Some(frame)
+    }
+
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.waiting.pop_front() {
+                return Some(frame);
+            }
+            match &mut self.link {
+                Link::Ws(socket) => match socket.stream.next().await?.ok()? {
+                    Message::Binary(bytes) => self.waiting.extend(split_message(bytes).unwrap()),
+                    Message::Close(_) => return None,
+                    _ => {}
+                },
+                Link::Get(streaming, decoder) => {
+                    decoder.push(&streaming.next().await?.ok()?);
+                    while let Some(frame) = decoder.next_frame().unwrap() {
+                        self.waiting.push_back(frame);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads on to the next frame of a kind.
+    pub async fn until(&mut self, kind: u64) -> Frame {
+        loop {
+            let frame = self.frame().await.unwrap_or_else(|| panic!("frame {kind:#x} before the end"));
+            if frame.kind == kind {
+                return frame;
+            }
+        }
+    }
+
+    /// Reads on until `done`.
+    pub async fn until_so(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            assert!(self.frame().await.is_some(), "the end came before {what}");
+        }
+    }
+
+    /// The next chunk that begins.
+    pub async fn begins(&mut self) -> ChunkBegins {
+        frame::control(&self.until(kind::CHUNK).await).unwrap()
+    }
+
+    /// The reason with which it ends; nothing may follow.
+    pub async fn ending(&mut self) -> String {
+        let ending: Ending = frame::control(&self.until(kind::ENDING).await).unwrap();
+        assert!(self.frame().await.is_none(), "ENDING is the last frame");
+        ending.reason
+    }
+
+    /// Bytes held of the chunk that began last.
+    pub fn held(&self, handle: u64) -> usize {
+        self.bytes.get(&handle).map_or(0, Vec::len)
+    }
+}

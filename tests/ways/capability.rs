@@ -1,0 +1,287 @@
+//! Wrong capabilities, through the whole relay: each is refused with its code, on HTTP and on a
+//! WebSocket, and a right one is not.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::Request;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use waystation::clock::Clock;
+use waystation_client::ClientKey;
+use waystation_devcore::Secret;
+use waystation_proto::frame::{self, kind};
+use waystation_proto::message::CaptureState;
+use waystation_proto::{ChunkState, Media, Variant};
+use waystation_tests::contact::{Contact, Eye, get_watch};
+use waystation_tests::http::{put, send};
+use waystation_tests::peer::{Capture, Told, Way, bring};
+use waystation_tests::wire::{Exchange, Http, Ws, ask};
+use waystation_tests::{Chunk, Setup, World};
+
+fn vectors(name: &str) -> Value {
+    let path = format!("{}/../docs/protocol/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+async fn revoke(world: &World, jti: &str) {
+    let request = Request::post("/v1/relay/revocations")
+        .header("host", "core")
+        .header("authorization", format!("Bearer {}", world.core.account_token()))
+        .header("content-type", "application/json")
+        .body(Full::from(json!({ "jti": jti }).to_string()))
+        .unwrap();
+    assert_eq!(send(world.core.addr(), request).await.status, 201);
+}
+
+/// What is asked with a token.
+struct Case {
+    name: String,
+    token: String,
+    upload: bool,
+    incident: String,
+    stream: String,
+    /// Empty: it is accepted.
+    code: String,
+}
+
+impl Case {
+    /// The chunk that is offered, signed by the vectors' client key.
+    fn chunk(&self) -> Chunk {
+        let mut chunk = Chunk::of(&self.incident, &self.stream, Media::Audio, 7, vec![7; 336]);
+        let key = ClientKey::from_seed(&[0x22; 32]).unwrap();
+        chunk.offer.sig = key.sign(&chunk.offer.signed_bytes());
+        chunk
+    }
+
+    async fn run(&self, world: &World) {
+        let http = match http::HeaderValue::from_str(&self.token) {
+            Err(_) => None,
+            Ok(_) if self.upload => Some(self.put(world).await),
+            Ok(_) => Some(self.get(world).await),
+        };
+        if let Some(code) = http {
+            // On HTTP an empty token is none.
+            let expected = if self.token.is_empty() { "capability_missing" } else { &self.code };
+            assert_eq!(code, expected, "{} on HTTP", self.name);
+        }
+        let code = if self.upload { self.offer(world).await } else { self.watch(world).await };
+        assert_eq!(code, self.code, "{} on a WebSocket", self.name);
+    }
+
+    async fn put(&self, world: &World) -> String {
+        let chunk = self.chunk();
+        let request = put(&chunk, &self.token, 0).header("content-length", chunk.offer.length).body(()).unwrap();
+        let told = Told::from(ask(world, Http::H1, request, chunk.bytes.clone()).await);
+        // Taken: what the core thinks of a made-up incident is another matter.
+        if told.state.is_some() { String::new() } else { told.code }
+    }
+
+    async fn get(&self, world: &World) -> String {
+        let mut exchange = Exchange::open(world, Http::H1, get_watch(&self.token, "")).await;
+        exchange.end().await;
+        let streaming = exchange.head().await;
+        if streaming.status == 200 { String::new() } else { streaming.whole().await.code() }
+    }
+
+    async fn offer(&self, world: &World) -> String {
+        let mut capture = Capture::raw(world, Ws::H1).await;
+        capture.hello(&[&self.token]).await;
+        let first = capture.frame().await.expect("a frame");
+        if first.kind == kind::BYE {
+            let body: Value = serde_json::from_slice(&first.body).unwrap();
+            return body["reason"].as_str().unwrap().into();
+        }
+        capture.offer(1, &self.chunk()).await;
+        loop {
+            let frame = capture.frame().await.expect("an answer to the offer");
+            match frame.kind {
+                kind::SEND => return String::new(),
+                kind::CAPTURE_STATE => {
+                    let state: CaptureState = frame::control(&frame).unwrap();
+                    let refused = state.error.filter(|_| state.state.is_none());
+                    return refused.map_or_else(String::new, |error| error.code);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn watch(&self, world: &World) -> String {
+        let mut contact = Contact::begin(world, Eye::Ws(Ws::H1), &self.token, None).await;
+        let first = contact.frame().await.expect("a frame");
+        let body: Value = serde_json::from_slice(&first.body).unwrap();
+        if first.kind == kind::ENDING { body["reason"].as_str().unwrap().into() } else { String::new() }
+    }
+}
+
+fn jwt_case(case: &Value) -> Case {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Case {
+        name: text(&case["name"]),
+        token: text(&case["token"]),
+        upload: case["context"]["use"] == "upload",
+        incident: text(&case["context"]["incident"]),
+        stream: text(&case["context"]["stream"]),
+        code: text(&case["expect_error"]),
+    }
+}
+
+/// What no native request can ask: it names no session, and a contact names no stream.
+const UNASKABLE: [&str; 2] = ["wrong session", "fan-out, a lane that is not named"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_vector_of_the_jwt_ends_with_its_code() {
+    let vectors = vectors("capability-vectors.json");
+    let mut jwks = tempfile::NamedTempFile::new().unwrap();
+    jwks.write_all(vectors["core_key"]["jwks"].to_string().as_bytes()).unwrap();
+    let cases = vectors["capability_checks"].as_array().unwrap();
+    let moments: std::collections::BTreeSet<_> = cases.iter().map(|case| case["now"].as_i64().unwrap()).collect();
+    let mut run = 0;
+    for now in moments {
+        // A minute before: time to hear what is revoked.
+        let clock = Clock::at_unix_ms((now - 60) * 1000);
+        let capability = Some(format!("jwks_file = {:?}\naudience = {}\n", jwks.path(), vectors["audience"]));
+        let world = World::with(Setup { clock: clock.clone(), capability, ..Setup::default() }).await;
+        let heard = "waystation_capability_fetches_total{source=\"revocations\",outcome=\"ok\"}";
+        world.until_metric(heard, |times| times >= 1.0).await;
+        revoke(&world, "jti_revoked").await;
+        clock.advance(Duration::from_secs(30));
+        world.until_metric(heard, |times| times >= 2.0).await;
+        clock.advance(Duration::from_secs(30));
+        for case in cases.iter().filter(|case| case["now"] == now) {
+            let case = jwt_case(case);
+            if !UNASKABLE.contains(&case.name.as_str()) {
+                case.run(&world).await;
+                run += 1;
+            }
+        }
+    }
+    assert_eq!(run, cases.len() - UNASKABLE.len());
+}
+
+fn proofline_code(error: &Value) -> &'static str {
+    match error.as_str() {
+        None => "",
+        Some("ErrExpired") => "capability_expired",
+        Some("ErrWrongRole") => "capability_wrong_use",
+        Some("ErrWrongBinding") => "capability_wrong_binding",
+        Some(_) => "capability_invalid",
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_vector_of_the_contract_ends_with_its_code() {
+    let vectors = vectors("proofline-vectors.json");
+    let cases = vectors["capability_checks"].as_array().unwrap();
+    let secret = cases[0]["secret"].as_str().unwrap();
+    let moments: std::collections::BTreeSet<_> =
+        cases.iter().map(|case| case["context"]["now_unix"].as_i64().unwrap()).collect();
+    let (mut run, mut unaskable) = (0, 0);
+    for now in moments {
+        let held = secret.to_owned();
+        let core = Box::new(move |options: &mut waystation_devcore::Options| {
+            options.capability_secret = Secret::Text(held.clone());
+        });
+        let clock = Clock::at_unix_ms(now * 1000);
+        let world = World::with(Setup { clock, proofline_secret: true, core, ..Setup::default() }).await;
+        for case in cases.iter().filter(|case| case["context"]["now_unix"] == now && case["secret"] == secret) {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let context = &case["context"];
+            let upload = context["role"] == "upload";
+            let asks = case["expect_error"] != "ErrWrongBinding"
+                || (upload && context["relay_session_id"] == "relay_session_1");
+            if !asks {
+                unaskable += 1;
+                continue;
+            }
+            run += 1;
+            let case = Case {
+                name: text(&case["name"]),
+                token: text(&case["token"]),
+                upload,
+                incident: text(&context["incident_id"]),
+                stream: text(&context["stream_id"]),
+                code: proofline_code(&case["expect_error"]).into(),
+            };
+            case.run(&world).await;
+        }
+    }
+    assert!(run >= 18 && unaskable <= 3, "{run} run, {unaskable} not");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capability_is_good_for_its_use_alone() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let (upload, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    for way in Way::ALL {
+        let told = bring(&world, way, &chunk, &fanout).await;
+        assert_eq!(told.code, "capability_wrong_use", "{way:?}");
+        assert!(matches!(told.status, 0 | 403));
+    }
+    for http in Http::ALL {
+        let asked = ask(&world, http, get_watch(&upload, ""), "").await;
+        assert_eq!((asked.status.as_u16(), asked.code().as_str()), (403, "capability_wrong_use"));
+    }
+    for ws in Ws::ALL {
+        let mut contact = Contact::begin(&world, Eye::Ws(ws), &upload, None).await;
+        assert_eq!(contact.ending().await, "capability_wrong_use");
+    }
+}
+
+fn claims(token: &str) -> Value {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_revoked_is_refused_and_ends_what_is_open() {
+    let toml = "[fanout]\nreauthorize_every = \"1s\"\n".into();
+    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let (session, other) = (world.session().await, world.session().await);
+    let (upload, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let mut open = Vec::new();
+    for eye in Eye::ALL {
+        open.push(Contact::open(&world, eye, &fanout).await);
+    }
+    let mut stays = Contact::open(&world, Eye::Ws(Ws::H1), other.fanout_capability.as_ref().unwrap()).await;
+    for token in [&upload, &fanout] {
+        revoke(&world, claims(token)["jti"].as_str().unwrap()).await;
+    }
+    for (eye, mut contact) in Eye::ALL.into_iter().zip(open) {
+        assert_eq!(contact.ending().await, "capability_revoked", "{eye:?}");
+    }
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    for http in Http::ALL {
+        let told = bring(&world, Way::Http(http), &chunk, &upload).await;
+        assert_eq!((told.status, told.code.as_str()), (403, "capability_revoked"));
+    }
+    let mut capture = Capture::raw(&world, Ws::H2).await;
+    capture.hello(&[&upload]).await;
+    assert_eq!(capture.bye().await, ("capability_revoked".into(), 4403));
+    // Nobody else is concerned.
+    let chunk = Chunk::sealed(&other, Variant::AudioPriority, 1, 3_000);
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, other.upload_capability.as_ref().unwrap()).await.status, 201);
+    assert_eq!(stays.begins().await.index, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bound_capability_takes_only_offers_that_its_client_signed() {
+    let world = World::new().await;
+    let (key, thief) = (ClientKey::from_seed(&[3; 32]).unwrap(), ClientKey::from_seed(&[4; 32]).unwrap());
+    let public = key.jwk().unwrap().ed25519().unwrap();
+    let session = world.session_with(|request| request.client_key = Some(public)).await;
+    let capability = session.upload_capability.clone().unwrap();
+    for (index, way) in (1..).zip(Way::ALL) {
+        let mut chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
+        assert_eq!(bring(&world, way, &chunk, &capability).await.code, "signature_required", "{way:?}");
+        chunk.offer.sig = thief.sign(&chunk.offer.signed_bytes());
+        assert_eq!(bring(&world, way, &chunk, &capability).await.code, "signature_invalid", "{way:?}");
+        chunk.offer.sig = key.sign(&chunk.offer.signed_bytes());
+        let told = bring(&world, way, &chunk, &capability).await;
+        assert_eq!(told.state, Some(ChunkState::Confirmed), "{way:?} {told:?}");
+    }
+}
