@@ -307,6 +307,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// What was only spooled, not to be staged (the drop-in route), is over.
+    pub fn handle_spool_ended(&mut self, key: ChunkRef, epoch: u64, ending: Ending) {
+        self.end_receiving(key, epoch, ending);
+    }
+
     /// The chunk is whole and durable: it waits for its turn. False if another attempt took over.
     pub fn handle_staged(&mut self, key: ChunkRef, epoch: u64) -> bool {
         if !self.current(key, epoch) {
