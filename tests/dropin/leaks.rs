@@ -162,7 +162,7 @@ rules! {
     c2_no_service_token => words(&[SERVICE_TOKEN, "service-token-canary"]);
     c3_no_session_token_cookie_or_authorization => words(&["authorization-canary", "cookie-canary", "csrf-canary", "viewer-canary"]);
     c4_no_idempotency_key => words(&["idempotency-canary"]);
-    c5_no_path_and_no_query => words(&["path-canary", "query-canary", "/i/", "ref-canary"]);
+    c5_no_path_and_no_query => words(&["path-canary", "query-canary", "/i/viewer", "ref-canary"]);
     c6_no_body_field_value_or_file_name => words(&[
         "body-canary", "field-canary", "value-canary", "again-canary", "index-canary", "media-canary", "time-canary",
         "size-canary", "hash-canary", "original-canary", "part-canary", "nameless-canary", "preamble-canary",

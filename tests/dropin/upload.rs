@@ -270,10 +270,19 @@ async fn b3_in_flight_limits_come_before_the_core() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b3_without_room_it_is_507() {
-    let world = World::with("quota = \"1MiB\"\nmax_chunk = \"1MiB\"", "").await;
-    let answer = world.upload(&Form::chunk(1, 1_040_000)).await;
-    assert_eq!((answer.status.as_u16(), answer.code()), (507, "relay_temp_staging_quota_exceeded".into()));
-    assert!(answer.headers.contains_key("retry-after"));
-    assert_eq!(world.core.calls("/v1/relay/commit"), 0);
+    let world = World::with("quota = \"4MiB\"\nmax_chunk = \"1MiB\"", "").await;
+    world.core.shut_gate();
+    let spawn = |index| {
+        let (at, request) = (world.plain(), Form::chunk(index, 900_000).request());
+        tokio::spawn(async move { waystation_tests::http::send(at, request).await })
+    };
+    // No commit is answered: what ends first was refused.
+    let (first, _, others) = futures_util::future::select_all((1..=6).map(spawn)).await;
+    let refused = first.unwrap();
+    assert_eq!((refused.status.as_u16(), refused.code()), (507, "relay_temp_staging_quota_exceeded".into()));
+    assert!(refused.headers.contains_key("retry-after"));
+    world.core.open_gate();
+    let answers = futures_util::future::join_all(others).await;
+    assert!(answers.into_iter().any(|answer| answer.unwrap().status == 201));
     world.until_nothing_is_kept().await;
 }
