@@ -26,7 +26,7 @@ mod vouch;
 mod watch;
 
 pub use crate::staging::Standing;
-pub use drop_in::{Committed, DropIn, DropInUpload, DropInWatch};
+pub use drop_in::{Committed, DropIn, DropInEnd, DropInUpload, DropInWatch};
 pub use follow::Follow;
 pub use receiving::{Admitted, Receiving};
 pub use watch::Revocation;

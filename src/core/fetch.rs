@@ -52,7 +52,10 @@ impl Fetch {
         clock: Clock,
     ) -> Result<Self, BuildError> {
         let jwks = capability.jwks_url.as_deref().map(|url| client.uri(url)).transpose()?;
-        let revocations = core.map(|core| client.uri(&format!("{}/v1/relay/revocations", core.url))).transpose()?;
+        // A core whose tokens are not ours has no such list, and three routes are all it is asked.
+        let signs = capability.jwks_url.is_some() || capability.jwks_file.is_some();
+        let revocations =
+            core.filter(|_| signs).map(|core| client.uri(&format!("{}/v1/relay/revocations", core.url))).transpose()?;
         Ok(Self { client: Some(client.clone()), jwks, revocations, clock })
     }
 

@@ -10,15 +10,15 @@ use http::request::Parts;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::body::{RequestBody, ResponseBody};
+use super::body::RequestBody;
 use super::conn::Ctx;
 use super::multipart::{self, Event, Parser};
 use super::respond::{self, Reply, Shape};
 use super::sse;
-use crate::admission::{Committed, DropIn, DropInUpload, DropInWatch, Refusal};
+use crate::admission::{Committed, DropIn, DropInEnd, DropInUpload, DropInWatch, Refusal};
 use crate::proto::claims::MAX_TOKEN_BYTES;
 use crate::proto::offer::Timestamp;
-use crate::proto::{Code, Digest, IncidentId, Media, Offer, StreamId};
+use crate::proto::{Code, Digest, IncidentId, Media, Offer, SessionId, StreamId};
 
 /// The text fields, as the core names them (contract A.2).
 const FIELDS: [&str; 11] = [
@@ -38,15 +38,21 @@ const FIELDS: [&str; 11] = [
 const FILE: &str = "file";
 /// Largest text field, in bytes.
 const MAX_FIELD: usize = 65_536;
+/// Most that is kept of a text field which is no capability, in bytes: ids, times and names are at
+/// most 255. With the capability's, a form costs 28 KiB before anybody vouched for it.
+const MAX_KEPT_FIELD: usize = 1024;
 /// What a body may hold beside the file.
 const MAX_OVERHEAD: u64 = 1 << 20;
 
 /// `POST /upload/complete-chunk`
 pub(super) async fn upload(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Reply {
-    match try_upload(ctx, parts, body).await {
+    let end = try_upload(ctx, parts, body).await.unwrap_or_else(DropInEnd::from);
+    let reply = match &end.outcome {
         Ok(committed) => committed_reply(committed),
-        Err(refusal) => respond::refusal(Shape::DropIn, &refusal),
-    }
+        Err(refusal) => respond::refusal(Shape::DropIn, refusal),
+    };
+    // Contacts hear of it when `end` is dropped: after the answer is written.
+    reply.map(|body| body.keeping(end))
 }
 
 #[derive(Serialize)]
@@ -54,15 +60,14 @@ struct UploadBody<'a> {
     relay_upload: &'a Map<String, Value>,
 }
 
-fn committed_reply(committed: Committed) -> Reply {
+fn committed_reply(committed: &Committed) -> Reply {
     let status = if committed.status == 200 { StatusCode::OK } else { StatusCode::CREATED };
     let bare = Map::from_iter([("status".into(), "committed".into())]);
     let relay_upload = if committed.relay_upload.is_empty() { &bare } else { &committed.relay_upload };
-    // Contacts hear of it when `committed` is dropped: after the answer is written.
-    respond::json(status, &UploadBody { relay_upload }).map(|body: ResponseBody| body.keeping(committed))
+    respond::json(status, &UploadBody { relay_upload })
 }
 
-async fn try_upload(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Result<Committed, Refusal> {
+async fn try_upload(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Result<DropInEnd, Refusal> {
     if !ctx.shared.core_configured {
         return Err(Code::RelayCoreNotConfigured.into());
     }
@@ -78,7 +83,15 @@ async fn try_upload(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Result<
     let mut staged = ctx.shared.admission.drop_in(upload, ctx.client).await?;
     form.file(&mut staged).await?;
     form.rest().await?;
-    staged.commit().await
+    // In a task of its own: the bytes are all here, and an uploader that leaves now changes
+    // nothing for the core and for contacts.
+    let cut = ctx.cut.clone();
+    let commit = ctx.tasks.spawn(async move { cut.run_until_cancelled(staged.commit()).await });
+    match commit.await {
+        Ok(Some(end)) => Ok(end),
+        Ok(None) => Err(Code::Draining.into()),
+        Err(_) => Err(Code::RelayInternalError.into()),
+    }
 }
 
 /// The form as it comes.
@@ -121,7 +134,7 @@ impl Form<'_> {
                     if fields.contains_key(known) {
                         return Err(Code::DuplicateField.into());
                     }
-                    fields.insert(known, self.text().await?);
+                    fields.insert(known, self.text(kept(known)).await?);
                 }
                 Event::End => return Err(Code::MissingFile.into()),
                 Event::Data(_) | Event::PartEnd | Event::More => {}
@@ -129,13 +142,15 @@ impl Form<'_> {
         }
     }
 
-    async fn text(&mut self) -> Result<String, Refusal> {
-        let mut text = Vec::new();
+    /// A text field. Of one longer than any that could be good, only so much is kept as shows it.
+    async fn text(&mut self, kept: usize) -> Result<String, Refusal> {
+        let (mut text, mut length) = (Vec::new(), 0);
         while let Some(bytes) = self.data().await? {
-            if text.len() + bytes.len() > MAX_FIELD {
+            length += bytes.len();
+            if length > MAX_FIELD {
                 return Err(Code::MetadataTooLarge.into());
             }
-            text.extend_from_slice(&bytes);
+            text.extend_from_slice(&bytes[..bytes.len().min(kept - text.len())]);
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
@@ -174,12 +189,18 @@ impl Form<'_> {
     }
 }
 
+/// Bytes of a field that are kept.
+fn kept(field: &str) -> usize {
+    if field == "capability" { MAX_TOKEN_BYTES + 1 } else { MAX_KEPT_FIELD }
+}
+
 /// The fields in the contract's order: four ids, index, media, times, size, hash.
 fn read_upload(fields: &HashMap<&'static str, String>, max_chunk: u64) -> Result<DropInUpload, Code> {
     let field = |name: &str| fields.get(name).map_or("", |text| text.trim());
     let missing = |_| Code::InvalidRelayRequest;
-    let (session, capability) = (field("relay_session_id"), field("capability"));
-    if session.is_empty() || capability.is_empty() || capability.len() > MAX_TOKEN_BYTES {
+    let session = SessionId::new(field("relay_session_id")).map_err(missing)?;
+    let capability = field("capability");
+    if capability.is_empty() || capability.len() > MAX_TOKEN_BYTES {
         return Err(Code::InvalidRelayRequest);
     }
     let incident = IncidentId::new(field("incident_id")).map_err(missing)?;
@@ -220,7 +241,7 @@ fn read_upload(fields: &HashMap<&'static str, String>, max_chunk: u64) -> Result
     };
     // What is left of an offer's rules is the file name's length and its characters.
     offer.check().map_err(|_| Code::InvalidRelayRequest)?;
-    Ok(DropInUpload { session: session.to_owned(), capability: capability.to_owned(), offer })
+    Ok(DropInUpload { session, capability: capability.to_owned(), offer })
 }
 
 /// `GET /fanout/subscribe`

@@ -156,6 +156,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// What was only spooled, not to be staged (the drop-in route), is over.
+    pub fn handle_spool_ended(&mut self, key: ChunkRef, epoch: u64, ending: Ending) {
+        self.end_receiving(key, epoch, ending);
+    }
+
     /// The bytes of `digest` are whole and durable: the chunk waits for its turn, whichever of its
     /// attempts brought them. False if it was dropped, or other bytes took its place.
     pub fn handle_staged(&mut self, key: ChunkRef, digest: Digest) -> bool {

@@ -217,6 +217,10 @@ impl Window {
             return Opened::Fresh;
         }
         if (entry.meta.sha256, entry.meta.length, entry.meta.variant) == (meta.sha256, meta.length, meta.variant) {
+            if entry.failed() {
+                // It comes again: who was told that it failed, or came later, sees it anew.
+                return Opened::Fresh;
+            }
             entry.owner = entry.owner.max(owner);
             return Opened::Here(place);
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::part::Superseded;
 use super::store::{Staging, Standing, blocking};
@@ -15,20 +15,18 @@ use crate::telemetry::names::DiskStep;
 /// Bytes gathered before they are written: what a killed process may lose of a partial.
 pub const WRITE_BUFFER: usize = 256 * 1024;
 
-/// Prefix of the made-up streams that bytes are spooled under when they are not to be kept: what a
-/// crash leaves of them is removed at the next start.
-pub const SPOOL_PREFIX: &str = "drop-in-spool-";
-
-/// A partial's file and what is not written yet. It outlives the attempts that fill it.
+/// A partial's file and what is not written yet. It outlives the attempts that fill it. Its lock
+/// goes along with a write: who comes after it, also after an attempt that was dropped in the
+/// middle of one, finds the write done.
 #[derive(Default)]
-pub(super) struct Slot(Mutex<State>);
+pub(super) struct Slot(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     part: Option<Part>,
     buffer: BytesMut,
     /// Bytes of the chunk that come before `buffer`: those lie in the file, whether it is open
-    /// here or not (a task that is dropped in the middle of a write takes the open file with it).
+    /// here or not (a write that fails takes the open file with it).
     written: u64,
 }
 
@@ -41,6 +39,10 @@ impl State {
 impl Slot {
     pub(super) async fn clear(&self) {
         *self.0.lock().await = State::default();
+    }
+
+    async fn lock(&self) -> OwnedMutexGuard<State> {
+        Arc::clone(&self.0).lock_owned().await
     }
 }
 
@@ -55,13 +57,13 @@ pub struct Incoming {
     length: u64,
 }
 
-struct Attempt {
-    staging: Staging,
-    slot: Arc<Slot>,
-    key: ChunkRef,
-    epoch: u64,
-    meta: Meta,
-    hashed: Option<Hashed>,
+pub(super) struct Attempt {
+    pub(super) staging: Staging,
+    pub(super) slot: Arc<Slot>,
+    pub(super) key: ChunkRef,
+    pub(super) epoch: u64,
+    pub(super) meta: Meta,
+    pub(super) hashed: Option<Hashed>,
 }
 
 impl Incoming {
@@ -144,81 +146,6 @@ impl Incoming {
     }
 }
 
-impl Incoming {
-    /// Takes the bytes back instead of staging them (the drop-in route keeps nothing): the
-    /// partial is removed when the returned value is dropped.
-    ///
-    /// # Errors
-    /// `BodyIncomplete`, `HashMismatch`, `AttemptSuperseded`, `StagingFailed`.
-    pub async fn spooled(mut self) -> Result<Spooled, Code> {
-        if self.held < self.length {
-            return Err(Code::BodyIncomplete);
-        }
-        let Some(attempt) = self.inner.take() else { return Err(Code::InternalError) };
-        let spool = Spool { staging: attempt.staging.clone(), key: attempt.key };
-        let part = attempt.whole_part().await?;
-        if !part.is_whole() {
-            return Err(Code::HashMismatch);
-        }
-        Ok(Spooled { part: Arc::new(part), _spool: Arc::new(spool) })
-    }
-}
-
-/// Whole, hashed bytes that are not staged and go when this does.
-#[derive(Clone)]
-pub struct Spooled {
-    part: Arc<Part>,
-    _spool: Arc<Spool>,
-}
-
-struct Spool {
-    staging: Staging,
-    key: ChunkRef,
-}
-
-impl Drop for Spool {
-    fn drop(&mut self) {
-        let (staging, key) = (self.staging.clone(), self.key);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let closing = staging.0.closing.clone();
-            // NotFound only if it was let go already.
-            closing.spawn_on(async move { staging.delete(key).await }, &runtime);
-        }
-    }
-}
-
-impl Spooled {
-    /// Bytes from `offset` on, at most `most`.
-    ///
-    /// # Errors
-    /// From the disk.
-    pub async fn read(&self, offset: u64, most: usize) -> io::Result<Bytes> {
-        let part = Arc::clone(&self.part);
-        blocking(move || {
-            let left = usize::try_from(part.len().saturating_sub(offset)).unwrap_or(usize::MAX);
-            let mut out = vec![0; left.min(most)];
-            part.read_at(offset, &mut out)?;
-            Ok(out.into())
-        })
-        .await
-    }
-
-    /// All of it as a request body.
-    #[must_use]
-    pub fn body(&self) -> super::JobBody {
-        let this = self.clone();
-        let stream = futures_util::stream::unfold((this, 0u64), |(this, at)| async move {
-            if at >= this.part.len() {
-                return None;
-            }
-            let read = this.read(at, WRITE_BUFFER).await;
-            let next = read.as_ref().map_or(u64::MAX, |bytes| at + bytes.len() as u64);
-            Some((read.map(http_body::Frame::data), (this, next)))
-        });
-        http_body_util::combinators::BoxBody::new(http_body_util::StreamBody::new(stream))
-    }
-}
-
 impl Drop for Incoming {
     fn drop(&mut self) {
         let Some(attempt) = self.inner.take() else { return };
@@ -237,7 +164,7 @@ impl Drop for Incoming {
 impl Attempt {
     /// Opens the partial if there is one. Returns how many bytes are held.
     async fn prepare(&self, held: u64, replaces: bool) -> Result<u64, Code> {
-        let mut state = self.slot.0.lock().await;
+        let mut state = self.slot.lock().await;
         if replaces {
             *state = State::default();
             let (vault, key) = (self.staging.0.vault.clone(), self.key);
@@ -272,7 +199,7 @@ impl Attempt {
     }
 
     async fn held_bytes(&self, held: u64) -> Option<Bytes> {
-        let mut state = self.slot.0.lock().await;
+        let mut state = self.slot.lock().await;
         let mut out = Vec::new();
         if let Some(part) = state.part.take() {
             let (part, read) = tokio::task::spawn_blocking(move || {
@@ -289,40 +216,38 @@ impl Attempt {
         (out.len() as u64 == held).then(|| out.into())
     }
 
-    async fn push(&self, bytes: &[u8], whole: bool) -> Result<(), Code> {
-        let mut state = self.slot.0.lock().await;
+    pub(super) async fn push(&self, bytes: &[u8], whole: bool) -> Result<(), Code> {
+        let mut state = self.slot.lock().await;
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
         state.buffer.extend_from_slice(bytes);
         // The end is written by `finish`, with the hash and the commit right behind it.
         if state.buffer.len() >= WRITE_BUFFER && !whole {
-            self.write(&mut state).await?;
+            self.write(state).await?;
         }
         Ok(())
     }
 
-    /// Writes what is gathered, hashing it on the way.
-    async fn write(&self, state: &mut State) -> Result<(), Code> {
-        let bytes = state.buffer.split().freeze();
-        let (part, vault, key) = (state.part.take(), self.staging.0.vault.clone(), self.key);
-        let meta = if part.is_none() { Some(self.meta.clone()) } else { None };
+    /// Writes what is gathered, hashing it on the way. Goes on when nobody waits for it any more.
+    async fn write(&self, mut state: OwnedMutexGuard<State>) -> Result<OwnedMutexGuard<State>, Code> {
+        let (vault, key) = (self.staging.0.vault.clone(), self.key);
+        let meta = if state.part.is_none() { Some(self.meta.clone()) } else { None };
         let written = blocking(move || {
-            let mut part = match (part, meta) {
+            let bytes = state.buffer.split().freeze();
+            let mut part = match (state.part.take(), meta) {
                 (Some(part), _) => part,
                 (None, Some(meta)) => vault.create(key, &meta)?,
                 (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
             };
             part.append(&bytes)?;
-            Ok(part)
+            state.written = part.len();
+            state.part = Some(part);
+            Ok(state)
         })
         .await;
         match written {
-            Ok(part) => {
-                state.written = part.len();
-                state.part = Some(part);
-                Ok(())
-            }
+            Ok(state) => Ok(state),
             Err(error) if Superseded::is(&error) => Err(Code::AttemptSuperseded),
             Err(_) => Err(self.failed(DiskStep::Write)),
         }
@@ -349,12 +274,12 @@ impl Attempt {
 
     async fn try_finish(&mut self) -> Result<(), Code> {
         let slot = Arc::clone(&self.slot);
-        let mut state = slot.0.lock().await;
+        let mut state = slot.lock().await;
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
         if !state.buffer.is_empty() {
-            self.write(&mut state).await?;
+            state = self.write(state).await?;
         }
         let part = state.part.take().ok_or(Code::InternalError)?;
         let whole = part.is_whole();
@@ -380,10 +305,10 @@ impl Attempt {
     }
 
     /// Everything written, as its file.
-    async fn whole_part(&self) -> Result<Part, Code> {
-        let mut state = self.slot.0.lock().await;
+    pub(super) async fn whole_part(&self) -> Result<Part, Code> {
+        let mut state = self.slot.lock().await;
         if !state.buffer.is_empty() {
-            self.write(&mut state).await?;
+            state = self.write(state).await?;
         }
         state.part.take().ok_or(Code::InternalError)
     }
@@ -391,7 +316,7 @@ impl Attempt {
     /// The attempt ended in the middle: what is gathered goes to the disk, and the file is closed
     /// unless another attempt has taken over.
     async fn rest(self) {
-        let mut state = self.slot.0.lock().await;
+        let mut state = self.slot.lock().await;
         // Asked again at the end: whoever takes over from then on gets a slot of its own.
         let taken_over = || self.staging.ledger().record(self.key).is_none_or(|r| r.epoch != self.epoch);
         if taken_over() {
@@ -399,9 +324,14 @@ impl Attempt {
         }
         if !state.buffer.is_empty() {
             // A failure is counted; the next attempt starts from what the file holds.
-            let _ = self.write(&mut state).await;
+            match self.write(state).await {
+                Ok(written) => state = written,
+                Err(_) => state = self.slot.lock().await,
+            }
         }
         if self.staging.drop_slot_if(self.key, &self.slot, || !taken_over()) {
+            // Also what a push brought that was dropped before it could say so.
+            self.staging.ledger().handle_progress(self.key, self.epoch, state.written);
             state.part = None;
         }
     }

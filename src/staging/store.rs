@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use super::incoming::{Incoming, SPOOL_PREFIX, Slot};
+use super::incoming::{Incoming, Slot};
+use super::spool;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
 use crate::capability::{Capability, Trust};
 use crate::clock::Clock;
@@ -501,7 +502,7 @@ impl Staging {
         found(What::Unreadable, recovered.unreadable);
         found(What::Removed, recovered.removed);
         let (spooled, partial): (Vec<_>, Vec<_>) =
-            recovered.partial.into_iter().partition(|(meta, _)| meta.offer.stream.as_str().starts_with(SPOOL_PREFIX));
+            recovered.partial.into_iter().partition(|(meta, _)| spool::is_one(&meta.offer));
         for (meta, _) in &spooled {
             let removed = self.0.vault.remove_partial(meta.offer.chunk_ref());
             self.count(DiskStep::Remove, &removed);

@@ -102,6 +102,11 @@ impl Entry {
         true
     }
 
+    /// The core refused it, or it was let go.
+    pub(super) const fn failed(&self) -> bool {
+        matches!(self.state, ContactState::Rejected | ContactState::TerminalFailure)
+    }
+
     pub(super) fn withdraw(&mut self, reason: WithdrawnReason) {
         self.withdrawn = Some(reason);
         self.gone = Some(OmittedReason::Withdrawn);
