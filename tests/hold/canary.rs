@@ -17,9 +17,11 @@ use super::way::Way;
 const PAYLOAD: &str = "canary-payload-that-is-no-envelope";
 const NAME: &str = "canary-file-name.mp4";
 const SEGMENT: &str = "canary-segment";
+/// An incident, a stream and a token that are nobody's.
+const REFUSED: [&str; 3] = ["canary-incident", "canary-stream", "canary.broken.token"];
 
 /// What must be nowhere.
-fn canaries(rig: &Rig, session: &Session, chunks: &[&Chunk]) -> Vec<(&'static str, String)> {
+fn canaries(rig: &Rig, session: &Session, chunks: &[Chunk]) -> Vec<(&'static str, String)> {
     let mut all = vec![
         ("upload capability", session.upload_capability.clone().unwrap()),
         ("fan-out capability", session.fanout_capability.clone().unwrap()),
@@ -41,6 +43,7 @@ fn canaries(rig: &Rig, session: &Session, chunks: &[&Chunk]) -> Vec<(&'static st
         all.push(("Proofline token", proofline.upload.clone()));
         all.push(("Proofline session", proofline.relay_session_id.clone()));
     }
+    all.extend(REFUSED.map(|text| ("refused", text.to_owned())));
     for chunk in chunks {
         all.push(("chunk reference", chunk.chunk_ref().to_string()));
         all.push(("digest", chunk.offer.sha256.to_hex()));
@@ -73,73 +76,75 @@ async fn watch(rig: &Rig, session: &Session) {
     tokio::spawn(async move { while let Some(Ok(_)) = socket.next().await {} });
 }
 
+/// Chunks that end confirmed, rejected, refused and altered: every path that might say too much.
+async fn settle_some(rig: &Rig, session: &Session, capability: &str) -> Vec<Chunk> {
+    let preview = session.streams.iter().find(|stream| stream.variant == Variant::LivePreview).unwrap();
+    let mut fine = Chunk::sealed(session, Variant::AudioPriority, 1, 5000);
+    (fine.offer.name, fine.offer.segment) = (NAME.to_owned(), Some(SEGMENT.to_owned()));
+    rig.stage(&fine, capability).await;
+    rig.until_at_core(&fine).await;
+    let no_envelope = Chunk::of(&session.incident, &preview.stream, Media::Video, 1, PAYLOAD);
+    rig.stage(&no_envelope, capability).await;
+    rig.until_standing(&no_envelope, capability, "rejected", PAYLOAD.len() as u64).await;
+    let foreign = Chunk::of(REFUSED[0], REFUSED[1], Media::Video, 1, PAYLOAD);
+    assert!(rig.stage(&foreign, capability).await.status.is_client_error());
+    assert!(rig.stage(&fine, REFUSED[2]).await.status.is_client_error());
+    let mut altered = Chunk::sealed(session, Variant::LivePreview, 2, 5000);
+    altered.bytes = vec![7; altered.bytes.len()].into();
+    assert_eq!(rig.stage(&altered, capability).await.code(), "hash_mismatch");
+    let token = &session.streams[0].proofline.as_ref().unwrap().upload;
+    rig.stage(&Chunk::sealed(session, Variant::AudioPriority, 7, 500), token).await;
+    vec![fine, no_envelope, foreign]
+}
+
+/// Chunks that wait for the core, or for their second half.
+async fn leave_some(rig: &Rig, session: &Session, capability: &str) -> Vec<Chunk> {
+    rig.core.faults().set_away(true);
+    let mut chunks = vec![Chunk::sealed(session, Variant::EvidenceMaster, 1, 5000)];
+    rig.stage(&chunks[0], capability).await;
+    for (way, index) in Way::ALL.into_iter().zip(2..) {
+        let half = Chunk::sealed(session, Variant::EvidenceMaster, index, 1 << 20);
+        drop(way.begin(rig, &half, capability, 500_000).await);
+        chunks.push(half);
+    }
+    chunks
+}
+
+/// Everything that a relay says to those who run it, and to a stranger.
+async fn outputs(rig: &Rig, session: &Session) -> Vec<(&'static str, String)> {
+    let files: String = ["staged", "receiving", "streams"].iter().flat_map(|folder| rig.files(folder)).collect();
+    assert!(!files.is_empty());
+    vec![
+        ("waystation status", rig.until_status("core_unreachable").await),
+        ("metrics", rig.ops("/metrics").await.1),
+        ("readyz", rig.ops("/readyz").await.1),
+        ("livez", rig.ops("/livez").await.1),
+        ("status", rig.ops("/status").await.1),
+        ("names on disk", files),
+        ("an unknown path", rig.ops(&format!("/{}", session.incident)).await.1),
+        ("a refusal", plain::get(rig.plain, &format!("/chunks/{}", session.incident)).await.1),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neither_log_nor_metrics_nor_readiness_nor_names_on_disk_tell_of_anybody() {
     let mut rig = Rig::start(Setup::default()).await;
     let session = rig.session().await;
     let capability = session.upload_capability.clone().unwrap();
-    let stream = |variant| session.streams.iter().find(|stream| stream.variant == variant).unwrap().stream.clone();
     watch(&rig, &session).await;
-
-    // Confirmed, rejected, refused, cut short, waiting: every path that might say too much.
-    let mut fine = Chunk::sealed(&session, Variant::AudioPriority, 1, 5000);
-    (fine.offer.name, fine.offer.segment) = (NAME.to_owned(), Some(SEGMENT.to_owned()));
-    rig.stage(&fine, &capability).await;
-    rig.until_at_core(&fine).await;
-    let no_envelope = Chunk::of(&session.incident, &stream(Variant::LivePreview), Media::Video, 1, PAYLOAD);
-    rig.stage(&no_envelope, &capability).await;
-    rig.until_standing(&no_envelope, &capability, "rejected", PAYLOAD.len() as u64).await;
-    let foreign = Chunk::of("canary-incident", "canary-stream", Media::Video, 1, PAYLOAD);
-    assert!(rig.stage(&foreign, &capability).await.status.is_client_error());
-    assert!(rig.stage(&fine, "canary.broken.token").await.status.is_client_error());
-    let mut altered = Chunk::sealed(&session, Variant::LivePreview, 2, 5000);
-    altered.bytes = vec![7; altered.bytes.len()].into();
-    assert_eq!(rig.stage(&altered, &capability).await.code(), "hash_mismatch");
-    let token = session.streams[0].proofline.as_ref().unwrap().upload.clone();
-    rig.stage(&Chunk::sealed(&session, Variant::AudioPriority, 7, 500), &token).await;
-    rig.core.faults().set_away(true);
-    let waits = Chunk::sealed(&session, Variant::EvidenceMaster, 1, 5000);
-    rig.stage(&waits, &capability).await;
-    let half = Chunk::sealed(&session, Variant::EvidenceMaster, 2, 1 << 20);
-    let mut stuck = Vec::new();
-    for (way, index) in Way::ALL.into_iter().zip(2..) {
-        let half = Chunk::sealed(&session, Variant::EvidenceMaster, index, 1 << 20);
-        stuck.push(way.begin(&rig, &half, &capability, 500_000).await);
-    }
-    let status = rig.until_status("core_unreachable").await;
-    drop(stuck);
-
-    let chunks = [&fine, &no_envelope, &waits, &half];
-    let mut canaries = canaries(&rig, &session, &chunks);
-    canaries
-        .extend(["canary-incident", "canary-stream", "canary.broken.token"].map(|text| ("refused", text.to_owned())));
-    let files: String = ["staged", "receiving", "streams"].iter().flat_map(|folder| rig.files(folder)).collect();
-    assert!(!files.is_empty());
-    let mut outputs = vec![
-        ("metrics", rig.ops("/metrics").await.1),
-        ("readyz", rig.ops("/readyz").await.1),
-        ("livez", rig.ops("/livez").await.1),
-        ("status", rig.ops("/status").await.1),
-        ("waystation status", status),
-        ("names on disk", files),
-        ("unknown path", rig.ops(&format!("/{}", session.incident)).await.1),
-        (
-            "a refusal",
-            String::from_utf8_lossy(
-                &plain::get(rig.plain, &format!("/chunks/{}", session.incident)).await.1.into_bytes(),
-            )
-            .into_owned(),
-        ),
-    ];
+    let mut chunks = settle_some(&rig, &session, &capability).await;
+    chunks.extend(leave_some(&rig, &session, &capability).await);
+    let canaries = canaries(&rig, &session, &chunks);
+    let mut outputs = outputs(&rig, &session).await;
     // Recovery and the end of a run have their lines too.
     rig.kill().await;
     rig.begin().await;
     rig.terminate().await;
     assert!(rig.ended().await.success());
-    outputs.push(("log", rig.log()));
 
-    let log = &outputs.last().unwrap().1;
+    let log = rig.log();
     assert!(log.contains("waits_for") && log.contains("draining") && log.lines().count() > 20, "too little: {log}");
+    outputs.push(("log", log));
     for (output, text) in &outputs {
         for (what, canary) in &canaries {
             assert!(canary.len() >= 8, "{what} is too short to be looked for");
