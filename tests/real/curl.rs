@@ -49,11 +49,12 @@ async fn curl_goes_on_where_it_was_killed() {
         let mut sender = Program::curl("curl_put.sh").told(piped).await;
         sender.write(&chunk.bytes[..half]).await;
 
+        let offset = Value::from(half.to_string());
         let head = || curl(params(&world, &chunk, &session, http, json!({ "method": "HEAD", "expect": [200, 404] })));
         let arrived = async {
             loop {
                 let answer = head().await;
-                if answer["headers"]["upload-offset"] == half.to_string() {
+                if answer["headers"]["upload-offset"] == offset {
                     break answer;
                 }
             }

@@ -41,6 +41,15 @@ impl Program {
         Self::start(Path::new("bash"), script)
     }
 
+    /// Chromium, driven by Node.
+    pub(crate) fn browser() -> Self {
+        there(Path::new("/usr/bin/chromium"), "chromium");
+        there(&root().join("tests/clients/node_modules/playwright-core"), "playwright-core");
+        let node = in_path("node");
+        there(&node, "node");
+        Self::start(&node, "browser.mjs")
+    }
+
     fn start(interpreter: &Path, script: &str) -> Self {
         let mut child = Command::new(interpreter)
             .arg(root().join("tests/clients").join(script))
