@@ -111,8 +111,8 @@ impl RequestBody {
     /// Reads what is left of a body that nobody wants, apart from the answer: many clients read
     /// nothing before they have sent everything, and a reset would take the answer away from
     /// them. One that waits for `100 Continue` is not asked to send. After a refusal only so much
-    /// is read. Says when it is over, if there is anything to read.
-    pub(super) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<()>> {
+    /// is read. Says when it is over and whether all of it was read, if there is anything to read.
+    pub(super) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<bool>> {
         let rest = Self {
             source: std::mem::replace(&mut self.source, Source::Nothing),
             begun: self.begun,
@@ -127,10 +127,11 @@ impl RequestBody {
         let (done, over) = oneshot::channel();
         let ctx = LeftOver { conn: Arc::clone(&ctx.conn), transport: ctx.transport };
         ctx.conn.service.tasks.clone().spawn(async move {
-            if !ctx.read(rest, left.refused).await {
+            let whole = ctx.read(rest, left.refused).await;
+            if !whole {
                 ctx.conn.service.dropped_body(ctx.transport);
             }
-            drop(done);
+            let _ = done.send(whole);
         });
         Some(over)
     }
@@ -221,7 +222,9 @@ pub(super) struct ResponseBody {
     /// Something that must outlive the answer.
     keep: Option<Box<dyn Any + Send>>,
     /// The body waits for this.
-    after: Option<oneshot::Receiver<()>>,
+    after: Option<oneshot::Receiver<bool>>,
+    /// The end waits for this, and is none if it says no.
+    until: Option<oneshot::Receiver<bool>>,
 }
 
 enum Kind {
@@ -241,14 +244,14 @@ pub(super) struct Cut;
 
 impl ResponseBody {
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Whole(bytes.into()), ticket: None, keep: None, after: None }
+        Self { kind: Kind::Whole(bytes.into()), ticket: None, keep: None, after: None, until: None }
     }
 
     /// A streamed body and the end that feeds it. The body is cut off unless
     /// [`Outflow::finish`] is called.
     pub(super) fn flow() -> (Outflow, Self) {
         let (tx, rx) = mpsc::channel(1);
-        (Outflow(tx), Self { kind: Kind::Flow(rx), ticket: None, keep: None, after: None })
+        (Outflow(tx), Self { kind: Kind::Flow(rx), ticket: None, keep: None, after: None, until: None })
     }
 
     pub(super) fn keeping(mut self, keep: impl Any + Send) -> Self {
@@ -257,8 +260,15 @@ impl ResponseBody {
     }
 
     /// The answer's head goes at once, its body only when the request's is over.
-    pub(super) fn after(mut self, over: Option<oneshot::Receiver<()>>) -> Self {
+    pub(super) fn after(mut self, over: Option<oneshot::Receiver<bool>>) -> Self {
         self.after = over;
+        self
+    }
+
+    /// The whole answer goes at once, its end only when the request's body was read; else the
+    /// answer is cut off.
+    pub(super) fn until(mut self, over: Option<oneshot::Receiver<bool>>) -> Self {
+        self.until = over;
         self
     }
 
@@ -285,7 +295,14 @@ impl Body for ResponseBody {
             self.after = None;
         }
         match &mut self.kind {
-            Kind::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Whole(bytes) if bytes.is_empty() => match &mut self.until {
+                None => Poll::Ready(None),
+                Some(over) => {
+                    let read = ready!(Pin::new(over).poll(cx));
+                    self.until = None;
+                    Poll::Ready((read != Ok(true)).then_some(Err(Cut)))
+                }
+            },
             Kind::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Kind::Flow(pieces) => match ready!(pieces.poll_recv(cx)) {
                 Some(Piece::Bytes(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
@@ -299,7 +316,7 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.after.is_none() && matches!(&self.kind, Kind::Whole(bytes) if bytes.is_empty())
+        self.after.is_none() && self.until.is_none() && matches!(&self.kind, Kind::Whole(bytes) if bytes.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -387,6 +404,22 @@ mod tests {
         drop(out);
         frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         assert!(frame.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_waits_for_the_requests_body_ends_as_that_does() {
+        for (read, ends) in [(Some(true), true), (Some(false), false), (None, false)] {
+            let (done, over) = oneshot::channel();
+            let mut body = ResponseBody::whole("a").until(Some(over));
+            assert!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().is_ok());
+            let mut end = std::pin::pin!(poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)));
+            assert!(futures_util::poll!(&mut end).is_pending());
+            match read {
+                Some(read) => done.send(read).unwrap(),
+                None => drop(done),
+            }
+            assert_eq!(end.await.is_none(), ends);
+        }
     }
 
     #[tokio::test]

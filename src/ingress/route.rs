@@ -106,6 +106,10 @@ pub(super) async fn handle(
         // A whole success before the request's end is more than some clients can bear: curl 7.88
         // spins for ever, with a reset or without. The head goes at once, for those who can use it.
         reply = reply.map(|body| body.after(left));
+    } else if ctx.transport == Transport::H3 && refused && parts.headers.contains_key(header::ORIGIN) {
+        // A browser reads no answer before its body is sent, and does not notice that nobody takes
+        // more of it: Chromium's fetch hangs for ever. A reset ends it.
+        reply = reply.map(|body| body.until(left));
     }
     if parts.method == Method::HEAD {
         // hyper leaves a body out on HTTP/1.1 only; on HTTP/2 it would break the stream.

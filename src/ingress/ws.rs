@@ -271,7 +271,11 @@ async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Rec
             }
             Some(Out::Close(code, reason)) => {
                 let frame = CloseFrame { code: code.into(), reason: reason.into() };
-                let _ = sink.send(Message::Close(Some(frame))).await;
+                // A peer that closed first is owed its echo: that waits to be written already, and
+                // another close is refused.
+                if sink.send(Message::Close(Some(frame))).await.is_err() {
+                    let _ = sink.flush().await;
+                }
                 return None;
             }
         };

@@ -1,7 +1,8 @@
 """HTTP/3 PUT of a chunk with aioquic.
 
 Parameters: url, ca, capability, file, chunk (the dictionary's members); optional ref, wait, headers, expect (list of
-statuses, default 200 and 201), timeout (s). Prints status, headers and body of the answer.
+statuses, default 200 and 201), offset (the body is what follows it), stop_at (send so many bytes, then wait for a
+line on stdin), progress, timeout (s). Prints status, headers and body of the answer.
 """
 
 import json
@@ -14,9 +15,11 @@ async def main(params):
     with open(params["file"], "rb") as source:
         data = source.read()
     path, headers = ws.put_request(params, data)
+    data = data[params.get("offset", 0) :]
+    pause = (params["stop_at"], lambda: ws.told_to_go_on(params)) if "stop_at" in params else None
     status, fields, body = None, {}, b""
     async with h3.client(params) as (client, authority):
-        async for what, *value in client.request("PUT", authority, path, headers, data):
+        async for what, *value in client.request("PUT", authority, path, headers, data, pause):
             if what == "headers":
                 status, fields = value
             else:

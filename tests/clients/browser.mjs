@@ -1,11 +1,14 @@
-// Chromium as capture client and contact over HTTP/3: fetch uploads, plain and streaming, and a streaming read of /watch.
+// Chromium as capture client and contact: fetch uploads, plain and streaming, and a streaming read of /watch, over
+// HTTP/3; the same over WebSocket.
 //
-// First prints {"origin", "other_origin"}: origins of the page it serves, of which a test lets the relay allow the first.
-// Then reads one line of parameters: relay ("https://localhost:PORT"), spki (list of base64 SHA-256 of the certificate's
-// public key), puts ([{mode: "plain" | "stream", file, capability, chunk}]), watch ({capability, lanes?, from?, chunks,
-// state?}, optional), timeout (s). Last prints what happened; 0 if everything did.
+// First prints {"event": "origins", "origin", "other_origin"}: origins of the page it serves, of which a test lets the
+// relay allow the first. Then reads one line of parameters: relay ("https://localhost:PORT"), ca (its certificate), puts
+// ([{mode: "plain" | "stream" | "ws", file, capability, chunk, expect (list of statuses, null
+// for none, default 200 and 201)}]), watch
+// ({mode: "fetch" | "ws", capability, lanes?, from?, chunks, state?}, optional), other (true: the other page tries the
+// same), progress, timeout (s). Last prints what happened; 0 if everything did.
 
-import { createHash } from "node:crypto";
+import { X509Certificate, createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
@@ -36,6 +39,9 @@ function upload(relay, put, number) {
     url: `${relay}/chunks/${chunkRef(put.chunk)}`,
     source: `/file/${number}`,
     mode: put.mode,
+    socket: `${relay.replace("https", "wss")}/capture`,
+    capability: put.capability,
+    offer: put.chunk,
     headers: {
       authorization: `Bearer ${put.capability}`,
       "content-type": "application/octet-stream",
@@ -47,11 +53,14 @@ function upload(relay, put, number) {
 
 function subscription(relay, watch) {
   const headers = { authorization: `Bearer ${watch.capability}` };
+  const hello = { protocol: 1, capability: watch.capability };
   const parts = [];
   if (watch.lanes) parts.push(`lanes=(${watch.lanes.map((lane) => JSON.stringify(lane)).join(" ")})`);
   if (watch.from) parts.push(dictionary({ from: watch.from }));
   if (parts.length) headers["waystation-watch"] = parts.join(", ");
-  return { url: `${relay}/watch`, headers, chunks: watch.chunks ?? 1, state: watch.state };
+  for (const key of ["lanes", "from"]) if (watch[key]) hello[key] = watch[key];
+  const socket = `${relay.replace("https", "wss")}/watch`;
+  return { mode: watch.mode, url: `${relay}/watch`, headers, socket, hello, chunks: watch.chunks ?? 1, state: watch.state };
 }
 
 // Serves the page, its script and the files to upload.
@@ -81,9 +90,22 @@ async function protocols(context, page, relay) {
   return seen;
 }
 
+async function fromElsewhere(context, params, origin) {
+  const page = await context.newPage();
+  await page.goto(origin);
+  const tries = params.puts.map((put, number) => ["put", upload(params.relay, put, number)]);
+  if (params.watch) tries.push(["watch", subscription(params.relay, params.watch)]);
+  const refused = [];
+  for (const one of tries) {
+    refused.push(await page.evaluate(async ([name, argument]) => (await import("/page.js"))[name](argument, () => {}), one));
+  }
+  return refused;
+}
+
 // Fills `seen` as it goes, so that a test that runs out of time shows how far it came.
 async function main(params, [origin, otherOrigin], seen) {
   const { host } = new URL(params.relay);
+  const key = new X509Certificate(readFileSync(params.ca)).publicKey.export({ type: "spki", format: "der" });
   const browser = await chromium.launch({
     executablePath: params.chromium ?? "/usr/bin/chromium",
     headless: true,
@@ -92,13 +114,13 @@ async function main(params, [origin, otherOrigin], seen) {
       "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
       "--host-resolver-rules=MAP localhost 127.0.0.1",
       `--origin-to-force-quic-on=${host}`,
-      `--ignore-certificate-errors-spki-list=${params.spki.join(",")}`,
+      `--ignore-certificate-errors-spki-list=${sha256(key).toString("base64")}`,
     ],
   });
   try {
     const context = await browser.newContext();
     const page = await context.newPage();
-    await page.exposeFunction("tell", (event, value) => params.progress && emit({ event, value }));
+    await page.exposeFunction("tell", (event, value) => params.progress && emit({ event, ...value }));
     await page.goto(origin);
     const requests = (seen.requests = await protocols(context, page, params.relay));
     const inPage = (name, argument) =>
@@ -108,20 +130,14 @@ async function main(params, [origin, otherOrigin], seen) {
     for (const [number, put] of params.puts.entries()) puts.push(await inPage("put", upload(params.relay, put, number)));
     const watch = watching ? await watching : null;
 
-    // The same upload from an origin the relay does not allow: the preflight stops it.
-    let refused = null;
-    if (params.puts.length) {
-      const other = await context.newPage();
-      await other.goto(otherOrigin);
-      refused = await other.evaluate(async (argument) => (await import("/page.js")).put(argument), {
-        ...upload(params.relay, params.puts[0], 0), mode: "plain",
-      });
-    }
+    // The same from an origin the relay does not allow: the browser or the relay stops it.
+    const refused = params.other ? await fromElsewhere(context, params, otherOrigin) : null;
+    const asked = (put, number) => (params.puts[number].expect ?? [200, 201]).includes(put.status ?? null);
     const ok =
-      puts.every((put) => put.status === 200 || put.status === 201) &&
-      (refused === null || refused.error !== undefined) &&
+      puts.every(asked) &&
+      (refused === null || refused.every(({ error }) => error !== undefined)) &&
       (watch === null || (!watch.error && watch.status === 200 && watch.chunks.every((chunk) => chunk.intact))) &&
-      requests.some(({ type }) => type === "Preflight") && requests.every(({ protocol }) => protocol === "h3");
+      requests.every(({ protocol }) => protocol === "h3");
     return { ok, browser: browser.version(), watch, refused };
   } finally {
     await browser.close();
@@ -132,7 +148,7 @@ const files = [];
 const server = await pageServer(files);
 const port = server.address().port;
 const origins = [`http://localhost:${port}`, `http://127.0.0.1:${port}`];
-emit({ origin: origins[0], other_origin: origins[1] });
+emit({ event: "origins", origin: origins[0], other_origin: origins[1] });
 const line = await new Promise((got) => createInterface({ input: process.stdin }).once("line", got));
 const params = JSON.parse(line);
 files.push(...params.puts.map((put) => put.file));

@@ -1,6 +1,8 @@
-// Runs in Chromium: uploads with fetch and reads /watch as it streams. Formats as in docs/protocol.md.
+// Runs in Chromium: uploads with fetch and over a WebSocket, and reads /watch as it streams. Formats as in
+// docs/protocol.md.
 
-const PIECE = 0x33, CHUNK = 0x32, COMPLETE = 0x34, STATE = 0x36, WATCHING = 0x31, ENDING = 0x3a;
+const HELLO = 0x01, OFFER = 0x02, CAPTURE_PIECE = 0x03, SEND = 0x12, CAPTURE_STATE = 0x13, CREDIT = 0x14, BYE = 0x16;
+const WATCH = 0x21, WATCHING = 0x31, CHUNK = 0x32, PIECE = 0x33, COMPLETE = 0x34, STATE = 0x36, ENDING = 0x3a;
 
 // Varint of RFC 9000 at `at`: [value, position after it], or null.
 function varint(bytes, at) {
@@ -12,12 +14,29 @@ function varint(bytes, at) {
   return [value, at + size];
 }
 
-function joined(a, b) {
-  const all = new Uint8Array(a.length + b.length);
-  all.set(a);
-  all.set(b, a.length);
+// The same, written; 30 bits are enough here.
+function toVarint(value) {
+  if (value < 64) return [value];
+  if (value < 1 << 14) return [0x40 | (value >> 8), value & 0xff];
+  return [0x80 | (value >> 24), (value >> 16) & 0xff, (value >> 8) & 0xff, value & 0xff];
+}
+
+function joined(...parts) {
+  const all = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
   return all;
 }
+
+function frame(kind, body) {
+  return joined(toVarint(kind), toVarint(body.length), body);
+}
+
+const control = (kind, value) => frame(kind, new TextEncoder().encode(JSON.stringify(value)));
+const read = (body) => JSON.parse(new TextDecoder().decode(body));
 
 // Takes whole frames out of bytes as they come.
 class Decoder {
@@ -45,7 +64,8 @@ async function hex(bytes) {
 }
 
 // A body that goes out piece by piece, as a camera would give it.
-function streamed(bytes, size = 8192) {
+function streamed(bytes) {
+  const size = Math.max(8192, bytes.length >> 6);
   let at = 0;
   return new ReadableStream({
     async pull(controller) {
@@ -57,69 +77,155 @@ function streamed(bytes, size = 8192) {
   });
 }
 
-// One PUT: {url, source, headers, mode: "plain" | "stream"}.
-export async function put({ url, source, headers, mode }) {
-  const bytes = new Uint8Array(await (await fetch(source)).arrayBuffer());
-  const init = mode === "stream" ? { body: streamed(bytes), duplex: "half" } : { body: bytes };
-  const began = performance.now();
+const load = async (source) => new Uint8Array(await (await fetch(source)).arrayBuffer());
+
+// One upload: {mode: "plain" | "stream" | "ws", source, …what that needs}.
+export async function put(how) {
+  const bytes = await load(how.source);
   try {
-    const answer = await fetch(url, { method: "PUT", headers, ...init });
-    const text = await answer.text();
-    return {
-      mode, status: answer.status, body: text ? JSON.parse(text) : null,
-      node: answer.headers.get("waystation-node"), ms: Math.round(performance.now() - began),
-    };
+    return { mode: how.mode, ...(how.mode === "ws" ? await capture(how, bytes) : await send(how, bytes)) };
   } catch (error) {
-    return { mode, error: String(error) };
+    return { mode: how.mode, error: String(error) };
   }
 }
 
-// Reads /watch until `chunks` are complete and, if given, in `state`: {url, headers, chunks, state}.
-export async function watch({ url, headers, chunks: want, state }, tell) {
-  const stop = new AbortController();
-  const open = new Map(), states = {}, chunks = [];
-  const note = (value) => {
-    const history = (states[`${value.stream}/${value.index}`] ??= []);
-    if (history.at(-1) !== value.state) history.push(value.state);
-  };
-  const reached = () => Object.values(states).filter((history) => history.includes(state)).length;
-  const result = { status: null, chunks, states, watching: null, ending: null };
-  try {
-    const answer = await fetch(url, { headers, signal: stop.signal });
-    result.status = answer.status;
-    if (answer.status !== 200) return { ...result, body: await answer.json() };
-    const decoder = new Decoder(), reader = answer.body.getReader();
-    while (!result.ending && (chunks.length < want || (state && reached() < want))) {
-      const { done, value: bytes } = await reader.read();
-      if (done) return { ...result, error: "the stream ended early" };
-      for (const [kind, body] of decoder.push(bytes)) {
-        if (kind === PIECE) {
-          const handle = varint(body, 0), offset = varint(body, handle[1]), chunk = open.get(handle[0]);
-          if (offset[0] !== chunk.bytes.length) throw new Error("a PIECE that leaves a gap");
-          chunk.reads += 1;
-          chunk.bytes = joined(chunk.bytes, body.slice(offset[1]));
-          continue;
-        }
-        if (![CHUNK, COMPLETE, STATE, WATCHING, ENDING].includes(kind)) continue;
-        const value = JSON.parse(new TextDecoder().decode(body));
-        if (kind === WATCHING) tell("watching", (result.watching = value));
-        else if (kind === ENDING) result.ending = value;
-        else if (kind === STATE) note(value);
-        else if (kind === CHUNK) {
-          open.set(value.handle, { ...value, bytes: new Uint8Array(0), reads: 0 });
-          note(value);
-        } else {
-          const { bytes: whole, ...chunk } = open.get(value.handle);
-          open.delete(value.handle);
-          const intact = whole.length === chunk.length && (await hex(whole)) === chunk.sha256;
-          chunks.push({ ...chunk, received: whole.length, intact });
-        }
-      }
-    }
-    return result;
-  } catch (error) {
-    return { ...result, error: String(error) };
-  } finally {
-    stop.abort();
+async function send({ url, headers, mode }, bytes) {
+  const init = mode === "stream" ? { body: streamed(bytes), duplex: "half" } : { body: bytes };
+  const answer = await fetch(url, { method: "PUT", headers, ...init });
+  const text = await answer.text();
+  return { status: answer.status, body: text ? JSON.parse(text) : null, node: answer.headers.get("waystation-node") };
+}
+
+// Frames of a WebSocket, one after the other; ends with it.
+async function* frames(socket) {
+  const waiting = [];
+  let wake;
+  const came = (what) => (waiting.push(what), wake?.());
+  socket.onmessage = ({ data }) => came(new Uint8Array(data));
+  socket.onclose = ({ code }) => came({ code });
+  for (;;) {
+    while (!waiting.length) await new Promise((go) => (wake = go));
+    const next = waiting.shift();
+    if (!(next instanceof Uint8Array)) return;
+    yield* new Decoder().push(next);
   }
+}
+
+function opened(url, subprotocol) {
+  const socket = new WebSocket(url, subprotocol);
+  socket.binaryType = "arraybuffer";
+  return new Promise((ok, fail) => {
+    socket.onopen = () => ok(socket);
+    socket.onerror = () => fail(new Error("no WebSocket"));
+  });
+}
+
+async function capture({ socket: url, capability, offer }, bytes) {
+  const socket = await opened(url, "waystation.capture.v1");
+  const states = [];
+  let sent = 0, upto = 0;
+  socket.send(joined(
+    control(HELLO, { protocol: 1, capabilities: [capability] }),
+    control(OFFER, { ...offer, handle: 1, length: bytes.length, sha256: await hex(bytes) }),
+  ));
+  for await (const [kind, body] of frames(socket)) {
+    if (kind === BYE) return { error: read(body).reason };
+    if (kind === SEND) ({ offset: sent, credit: upto } = read(body)), (upto += sent);
+    if (kind === CREDIT) upto += read(body).bytes;
+    for (; sent < Math.min(upto, bytes.length); ) {
+      const piece = bytes.slice(sent, Math.min(sent + 16384, upto));
+      socket.send(frame(CAPTURE_PIECE, joined(toVarint(1), toVarint(sent), piece)));
+      sent += piece.length;
+    }
+    if (kind !== CAPTURE_STATE) continue;
+    const { state, error } = read(body);
+    if (error) return { states, error: error.code };
+    states.push(state);
+    if (state === "confirmed") {
+      socket.close(1000);
+      return { status: 201, states, subprotocol: socket.protocol };
+    }
+  }
+  return { states, error: "the WebSocket ended early" };
+}
+
+// What a contact has seen.
+class Seen {
+  open = new Map();
+  result = { status: null, chunks: [], states: {}, watching: null, ending: null };
+
+  constructor({ chunks, state }, tell) {
+    Object.assign(this, { want: chunks, state, tell });
+  }
+
+  enough() {
+    const { chunks, states, ending } = this.result;
+    const reached = Object.values(states).filter((history) => history.includes(this.state)).length;
+    return ending || (chunks.length >= this.want && (!this.state || reached >= this.want));
+  }
+
+  note({ stream, index, state }) {
+    const history = (this.result.states[`${stream}/${index}`] ??= []);
+    if (history.at(-1) !== state) history.push(state);
+  }
+
+  piece(body) {
+    const handle = varint(body, 0), offset = varint(body, handle[1]), chunk = this.open.get(handle[0]);
+    if (offset[0] !== chunk.bytes.length) throw new Error("a PIECE that leaves a gap");
+    chunk.bytes = joined(chunk.bytes, body.slice(offset[1]));
+    this.tell("piece", { stream: chunk.stream, index: chunk.index, received: chunk.bytes.length });
+  }
+
+  async take(kind, body) {
+    if (kind === PIECE) this.piece(body);
+    else if (kind === WATCHING) this.tell("watching", (this.result.watching = read(body)));
+    else if (kind === ENDING) this.result.ending = read(body);
+    else if (kind === STATE) this.note(read(body));
+    else if (kind === CHUNK) {
+      const value = read(body);
+      this.open.set(value.handle, { ...value, bytes: new Uint8Array(0) });
+      this.note(value);
+    } else if (kind === COMPLETE) {
+      const { handle } = read(body), { bytes, ...chunk } = this.open.get(handle);
+      this.open.delete(handle);
+      const intact = bytes.length === chunk.length && (await hex(bytes)) === chunk.sha256;
+      this.result.chunks.push({ ...chunk, received: bytes.length, intact });
+    }
+  }
+}
+
+// Reads /watch until `chunks` are complete and, if given, in `state`: {mode: "fetch" | "ws", …what that needs}.
+export async function watch(how, tell) {
+  const seen = new Seen(how, tell);
+  try {
+    await (how.mode === "ws" ? watchSocket(how, seen) : watchStream(how, seen));
+    return seen.enough() ? seen.result : { ...seen.result, error: "it ended early" };
+  } catch (error) {
+    return { ...seen.result, error: String(error) };
+  }
+}
+
+async function watchStream({ url, headers }, seen) {
+  const stop = new AbortController();
+  const answer = await fetch(url, { headers, signal: stop.signal });
+  seen.result.status = answer.status;
+  if (answer.status !== 200) throw new Error((await answer.json()).error.code);
+  const decoder = new Decoder(), reader = answer.body.getReader();
+  while (!seen.enough()) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    for (const one of decoder.push(value)) await seen.take(...one);
+  }
+  stop.abort();
+}
+
+async function watchSocket({ socket: url, hello }, seen) {
+  const socket = await opened(url, "waystation.watch.v1");
+  seen.result.status = 200;
+  socket.send(control(WATCH, hello));
+  for await (const one of frames(socket)) {
+    await seen.take(...one);
+    if (seen.enough()) break;
+  }
+  socket.close(1000);
 }

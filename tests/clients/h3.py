@@ -12,6 +12,8 @@ from aioquic.quic.events import ConnectionTerminated, StreamReset
 
 import waystation as ws
 
+PIECE = 16 * 1024
+
 
 class Client(QuicConnectionProtocol):
     """One connection; answers arrive as events in a queue per request."""
@@ -36,18 +38,33 @@ class Client(QuicConnectionProtocol):
         if stream in self._queues:
             self._queues[stream].put_nowait(event)
 
-    async def request(self, method, authority, path, headers, body=None, piece=16 * 1024):
-        """Sends a request and yields ("headers", status, dict), then ("data", bytes) until its end."""
+    async def _send_body(self, stream, body, pause):
+        stop_at, wait = pause or (len(body), None)
+        at = 0
+        while at < len(body):
+            upto = min(at + PIECE, stop_at)
+            self._http.send_data(stream, body[at:upto], end_stream=upto == len(body))
+            self.transmit()
+            await asyncio.sleep(0)
+            at = upto
+            if at == stop_at:
+                stop_at = len(body)
+                if wait:
+                    await wait()
+
+    async def request(self, method, authority, path, headers, body=None, pause=None):
+        """Sends a request and yields ("headers", status, dict), then ("data", bytes) until its end.
+
+        `pause` is (offset, coroutine function): the body stops there until that is done.
+        """
         stream = self._quic.get_next_available_stream_id()
         queue = self._queues[stream] = asyncio.Queue()
         head = {":method": method, ":scheme": "https", ":authority": authority, ":path": path, **headers}
         encoded = [(key.encode(), value.encode()) for key, value in head.items()]
         self._http.send_headers(stream, encoded, end_stream=not body)
-        for at in range(0, len(body or b""), piece):
-            self._http.send_data(stream, body[at : at + piece], end_stream=at + piece >= len(body))
-            self.transmit()
-            await asyncio.sleep(0)
         self.transmit()
+        if body:
+            await self._send_body(stream, body, pause)
         ended = False
         try:
             while not ended:

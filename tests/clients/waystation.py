@@ -146,19 +146,26 @@ def repr_digest(data):
 
 
 def put_request(params, data):
-    """Path and headers of a PUT. `headers` of the parameters replace or add; null removes one."""
-    chunk = dict(params["chunk"])
+    """Path and headers of a PUT. `headers` of the parameters replace or add; null removes one.
+
+    With `offset` the body is what follows it.
+    """
+    chunk, offset = dict(params["chunk"]), params.get("offset")
+    if offset is not None:
+        chunk["length"] = len(data)
     if "sig" in chunk:
         chunk["sig"] = base64.b64decode(chunk["sig"])
     path = "/chunks/" + params.get("ref", chunk_ref(chunk["incident"], chunk["stream"], chunk["index"]))
     headers = {
         "authorization": "Bearer " + params["capability"],
-        "content-length": str(len(data)),
+        "content-length": str(len(data) - (offset or 0)),
         "content-type": "application/octet-stream",
         "repr-digest": repr_digest(data),
         "waystation-chunk": dictionary(chunk),
         "prefer": f"wait={params.get('wait', 30)}",
     }
+    if offset is not None:
+        headers["upload-offset"] = str(offset)
     headers.update({key.lower(): value for key, value in params.get("headers", {}).items()})
     return path, {key: value for key, value in headers.items() if value is not None}
 
@@ -240,8 +247,8 @@ class Seen:
             raise ProtocolError("a PIECE that leaves a gap or repeats bytes")
         if chunk["first_ms"] is None:
             chunk["first_ms"] = self._ms()
-            self._tell({"event": "first_bytes", "ms": self._ms(), "stream": chunk["stream"], "index": chunk["index"]})
         chunk["bytes"] += data
+        self._tell({"event": "piece", "stream": chunk["stream"], "index": chunk["index"], "received": len(chunk["bytes"])})
 
     def _complete(self, handle):
         chunk = self._open.pop(handle, None)
@@ -280,8 +287,16 @@ class Seen:
 
 
 def parameters():
-    """One JSON object: the first argument, or all of stdin."""
-    return json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())
+    """One JSON object: the first argument, or the first line of stdin."""
+    return json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.readline())
+
+
+async def told_to_go_on(params):
+    """Says that the sender has stopped, and waits for a line on stdin; false if that ends instead."""
+    import asyncio
+
+    teller(params)({"event": "stopped"})
+    return bool(await asyncio.to_thread(sys.stdin.readline))
 
 
 def emit(value):

@@ -1,11 +1,10 @@
 """WebSocket /capture with Python `websockets`: offers chunks and sends them as credit allows.
 
 Parameters: url (wss://…), ca, capabilities (list), chunks ([{file, chunk}]); optional until (the state to wait for,
-default "confirmed"), piece (bytes, default 16384), stop_at (send only so many bytes of each chunk, then end after
-hold_ms), origin, progress, timeout (s). Prints the states of each chunk.
+default "confirmed"), piece (bytes, default 16384), stop_at (send so many bytes of each chunk, then wait for a line on stdin),
+origin, progress, timeout (s). Prints the states of each chunk.
 """
 
-import asyncio
 import hashlib
 import json
 
@@ -27,6 +26,7 @@ class Capture:
         self.welcome = None
         self.hints = []
         self.bye = None
+        self.stop_at = params.get("stop_at")
 
     async def begin(self):
         """HELLO, then an OFFER for each chunk."""
@@ -64,19 +64,28 @@ class Capture:
 
     async def _pieces(self, handle, chunk):
         size = self._params.get("piece", 16 * 1024)
-        stop = min(self._params.get("stop_at", len(chunk["data"])), len(chunk["data"]), chunk["upto"])
+        stop = min(len(chunk["data"]), chunk["upto"])
+        if self.stop_at is not None:
+            stop = min(stop, self.stop_at)
         while chunk["sent"] < stop:
             data = chunk["data"][chunk["sent"] : min(chunk["sent"] + size, stop)]
             await self._socket.send(ws.piece(ws.CAPTURE_PIECE, handle, chunk["sent"], data))
             chunk["sent"] += len(data)
 
+    def stopped(self):
+        """Whether every chunk is sent as far as it was to be."""
+        return self.stop_at is not None and all(c["sent"] >= self.stop_at for c in self.chunks.values())
+
+    async def go_on(self):
+        """Sends the rest."""
+        self.stop_at = None
+        for handle, chunk in self.chunks.items():
+            await self._pieces(handle, chunk)
+
     def over(self):
         """Whether every chunk is where it was to get, or can't get there."""
         if self.bye is not None:
             return True
-        stop = self._params.get("stop_at")
-        if stop is not None:
-            return all(chunk["sent"] >= min(stop, len(chunk["data"])) for chunk in self.chunks.values())
         until = self._params.get("until", "confirmed")
         done = lambda c: until in c["states"] or (c["states"] and c["states"][-1] in LAST) or c["error"]
         return all(done(chunk) for chunk in self.chunks.values())
@@ -84,14 +93,12 @@ class Capture:
     def summary(self):
         """What was sent and said, for the one line of output."""
         until = self._params.get("until", "confirmed")
-        partial = "stop_at" in self._params
         chunks = [
             {"sent": c["sent"], "states": c["states"], "error": c["error"], "receipt": c["receipt"]}
             for c in self.chunks.values()
         ]
-        reached = partial and self.over() and self.bye is None or all(until in c["states"] for c in chunks)
         return {
-            "ok": bool(reached) and self.welcome is not None,
+            "ok": self.welcome is not None and all(until in c["states"] for c in chunks),
             "chunks": chunks,
             "welcome": self.welcome,
             "hints": self.hints,
@@ -117,10 +124,13 @@ async def main(params):
             while not capture.over():
                 for frame in ws.split_message(await socket.recv()):
                     await capture.take(*frame)
-            if "stop_at" in params:
-                await asyncio.sleep(params.get("hold_ms", 0) / 1000)
-            elif capture.bye is None:
+                if capture.stopped():
+                    await ws.told_to_go_on(params)
+                    await capture.go_on()
+            if capture.bye is None:
                 await socket.send(ws.frame(ws.END, {"reason": "stopped"}))
+                await socket.close()
+            await socket.wait_closed()
         except ConnectionClosed:
             pass
         closed = {"code": socket.close_code, "reason": socket.close_reason}

@@ -33,6 +33,8 @@ async def main(params):
                     raise ws.ProtocolError("a text message")
                 for frame in ws.split_message(message):
                     seen.take(*frame)
+            if seen.single["ending"] is not None:
+                await socket.wait_closed()
         except ConnectionClosed:
             pass
         closed = {"code": socket.close_code, "reason": socket.close_reason}

@@ -1,1 +1,9 @@
-//! Clients that are not ours.
+//! Clients that are not ours, against a relay: each knows it only from `docs/protocol.md`.
+//!
+//! `./test install` sets them up; a test whose client is missing fails and says so.
+
+mod aioquic;
+mod chromium;
+mod curl;
+mod program;
+mod websockets;

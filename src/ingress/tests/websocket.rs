@@ -11,7 +11,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
 
 use super::harness::{Headers, PATIENCE, Relay, limits, start};
@@ -79,6 +80,18 @@ async fn a_first_message_that_is_none_ends_the_session_by_name() {
     let code = Code::UnsupportedProtocol;
     assert_eq!(farewell(&mut socket).await, (kind::ENDING, code.name().into(), code.close()));
     assert!(relay.metrics.text().contains("waystation_websocket_sessions{route=\"watch\"}"));
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_first_hears_the_echo() {
+    let relay = start(limits()).await;
+    for (path, subprotocol) in [("/capture", CAPTURE_SUBPROTOCOL), ("/watch", WATCH_SUBPROTOCOL)] {
+        let mut socket = open(&relay, path, subprotocol).await;
+        let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        socket.send(Message::Close(Some(close.clone()))).await.unwrap();
+        let echo = tokio::time::timeout(PATIENCE, socket.next()).await.expect("the relay answers");
+        assert_eq!(echo.expect("not cut").unwrap(), Message::Close(Some(close)));
+    }
 }
 
 #[tokio::test]
