@@ -15,6 +15,9 @@ use super::process::Process;
 /// How often the lanes are drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
+/// All bytes went to the relay; it has said nothing of them yet.
+const SENT: &str = "sent";
+
 /// One chunk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Chunk {
@@ -86,6 +89,14 @@ impl Board {
                 let least = self.lanes.iter().map(|lane| lane.chunks.len() as u64).min().unwrap_or(0);
                 self.cuts.send_replace(least);
             }
+            // Over HTTP the relay says nothing between the last byte and the verdict.
+            "sent" => {
+                if let Some(chunk) = self.chunk(&line)
+                    && chunk.state.as_deref().is_none_or(|state| state == ChunkState::Receiving.as_str())
+                {
+                    chunk.state = Some(SENT.into());
+                }
+            }
             "state" => {
                 if let Some(chunk) = self.chunk(&line) {
                     chunk.state = line.state;
@@ -113,7 +124,7 @@ impl Board {
     }
 
     fn draw(&self) -> Vec<String> {
-        let head = format!("{:>4} s   {}", self.began.elapsed().as_secs(), *self.notice.borrow());
+        let head = format!("{:>4} s   {}", self.began.elapsed().as_secs(), *self.notice.borrow()).trim_end().to_owned();
         std::iter::once(head).chain(self.lanes.iter().map(|lane| lane.draw(self.of))).collect()
     }
 }
@@ -134,7 +145,8 @@ impl Lane {
         let count = |state: Option<&str>| self.chunks.values().filter(|chunk| chunk.state.as_deref() == state).count();
         out.push_str(&format!("  confirmed {:>width$}", count(Some(ChunkState::Confirmed.as_str()))));
         let others = ChunkState::ALL.iter().filter(|state| **state != ChunkState::Confirmed);
-        for (word, state) in std::iter::once(("waiting", None)).chain(others.map(|s| (s.as_str(), Some(s.as_str())))) {
+        let own = [("waiting", None), (SENT, Some(SENT))];
+        for (word, state) in own.into_iter().chain(others.map(|s| (s.as_str(), Some(s.as_str())))) {
             match count(state) {
                 0 => {}
                 n => out.push_str(&format!("  {word} {n}")),

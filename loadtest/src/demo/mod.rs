@@ -98,6 +98,7 @@ async fn play(args: &Args) -> Result<bool, Error> {
         Recording::read(&args.recording).map_err(|error| format!("{}: {error}", args.recording.display()))?;
     let chunks = args.seconds.map_or(recording.chunks(), |s| (s * 1000).div_ceil(recording.chunk_ms));
     let seconds = chunks * recording.chunk_ms / 1000;
+    let near_live = recording.lanes.iter().filter(|lane| board::is_near_live(lane.variant)).count() as u64;
     let place = Place::prepare(args)?;
     let mut output = Output::new();
     let mut core = parts::Core::new(&place, seconds > LONG_SECONDS);
@@ -108,7 +109,7 @@ async fn play(args: &Args) -> Result<bool, Error> {
 
     let mut capture = parts::capture(&place, args, &core, &relay, seconds)?;
     let session = place.session().await?;
-    let mut contact = parts::contact(&place, args, &core, &relay)?;
+    let mut contact = parts::contact(&place, args, &core, &relay, chunks * near_live)?;
     let (told, cuts) = watch::channel(0);
     let (notice, noticed) = watch::channel(String::new());
     let mut board = Board::new(&recording, chunks, told, noticed);

@@ -10,7 +10,7 @@ use super::process::{self, Process};
 use super::{Args, Error};
 
 /// Time for the last chunks to be confirmed after the last cut, and for all to end.
-pub(super) const FINISH_SECONDS: u64 = 90;
+pub(super) const FINISH_SECONDS: u64 = 60;
 /// Chunks of a stream in a longer run.
 const FEW_CHUNKS: &str = "8";
 /// Life of a capability in a longer run.
@@ -154,17 +154,26 @@ pub(super) fn capture(
 }
 
 /// Starts the contact.
-pub(super) fn contact(place: &Place, args: &Args, core: &Core<'_>, relay: &Relay<'_>) -> Result<Process, Error> {
+///
+/// It ends when it knows `chunks` confirmed: over HTTP a device says nothing when it ends, so that
+/// otherwise only silence would tell.
+pub(super) fn contact(
+    place: &Place,
+    args: &Args,
+    core: &Core<'_>,
+    relay: &Relay<'_>,
+    chunks: u64,
+) -> Result<Process, Error> {
     let mut command = client("watch", place, args, core, relay);
     command.arg("--session-file").arg(place.file("session.json"));
     command.arg("--out").arg(place.contact()).args(["--from", "oldest"]);
-    command.args(["--idle", &patience(args).to_string()]);
+    command.args(["--until-confirmed", &chunks.to_string(), "--idle", &patience(args).to_string()]);
     Process::start("waystation-client watch", &mut command, &place.file("logs/contact.log"))
 }
 
 /// Seconds in which nothing need happen.
 fn patience(args: &Args) -> u64 {
-    60 + args.core_down.unwrap_or_default().as_secs()
+    30 + args.core_down.unwrap_or_default().as_secs()
 }
 
 fn client(what: &str, place: &Place, args: &Args, core: &Core<'_>, relay: &Relay<'_>) -> Command {
