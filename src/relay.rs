@@ -99,6 +99,9 @@ impl Relay {
         let key = SealKey::load_or_create(&config.staging.seal_key_file, &directory, &clock)?;
         let (staging, recovered) =
             Staging::open(Arc::new(disk), &key, &config.staging, &config.limits, clock.clone(), metrics.clone())?;
+        if !recovered.is_empty() {
+            tracing::info!(component = "staging", chunks = recovered.len(), "going on with what was staged before");
+        }
 
         let client = Client::new(config.core.as_ref().and_then(|core| core.ca_file.as_deref()))?;
         let core = match &config.core {

@@ -138,7 +138,7 @@ struct WatchArgs {
     /// Where to begin.
     #[arg(long, value_enum, default_value = "live")]
     from: FromArg,
-    /// End when this many chunks are confirmed.
+    /// End when this many chunks are confirmed, and all that began are here.
     #[arg(long)]
     until_confirmed: Option<u64>,
     /// End when nothing happened for this many seconds.

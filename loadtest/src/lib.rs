@@ -1,1 +1,3 @@
 //! Load, fan-out and demo scenarios.
+
+pub mod demo;

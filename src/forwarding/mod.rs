@@ -145,12 +145,7 @@ impl Forwarding {
             let (before, now) = (self.staging.gate(), self.reason());
             if now != before {
                 self.staging.set_gate(now);
-                tracing::info!(
-                    component = "forwarding",
-                    waits_for = now.as_str(),
-                    before = before.as_str(),
-                    "what waiting chunks wait for"
-                );
+                tell(now, before);
             }
         }
     }
@@ -165,5 +160,16 @@ impl Forwarding {
         } else {
             Reason::Queued
         }
+    }
+}
+
+/// The line that an operator reads when the core stops taking chunks, or takes them again. What
+/// to do about it is said by `waystation status`.
+fn tell(now: Reason, before: Reason) {
+    let (waits_for, before) = (now.as_str(), before.as_str());
+    if now == Reason::Queued {
+        tracing::info!(component = "forwarding", waits_for, before, "the core takes chunks again");
+    } else {
+        tracing::warn!(component = "forwarding", waits_for, before, "the core takes no chunks: they are kept and wait");
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn run(args: WatchArgs) -> Result<bool, CliError> {
             _ => {}
         }
         viewer.take(event).await?;
-        if args.until_confirmed.is_some_and(|wanted| viewer.confirmed.len() as u64 >= wanted) {
+        if args.until_confirmed.is_some_and(|wanted| viewer.is_complete(wanted)) {
             break;
         }
     }
@@ -177,6 +177,12 @@ impl Viewer {
             value["lane_seq"] = json!(lane_seq);
             self.output.line(&value);
         }
+    }
+
+    /// Whether so many chunks are confirmed, and none is still arriving: the core may be quicker
+    /// than the way here.
+    fn is_complete(&self, confirmed: u64) -> bool {
+        self.confirmed.len() as u64 >= confirmed && self.began.is_subset(&self.opened)
     }
 
     fn note_state(&mut self, label: &Label, state: ContactState) {

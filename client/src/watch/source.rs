@@ -40,6 +40,16 @@ pub(crate) enum Source {
     ),
 }
 
+/// How a new capability was presented to the relay.
+pub(crate) enum Presented {
+    /// On the connection there is.
+    Taken,
+    /// Not on this transport: a streaming answer takes none. It is to be opened again.
+    Never,
+    /// The connection is gone.
+    Broken,
+}
+
 pub(crate) struct Ws {
     socket: Socket,
     frames: VecDeque<Frame>,
@@ -73,11 +83,14 @@ impl Source {
         }
     }
 
-    /// Presents a new capability. False if this transport can't: then it connects again.
-    pub(crate) async fn renew(&mut self, token: &Token) -> bool {
-        let Self::Ws(ws) = self else { return false };
+    /// Presents a new capability.
+    pub(crate) async fn renew(&mut self, token: &Token) -> Presented {
+        let Self::Ws(ws) = self else { return Presented::Never };
         let body = message::Capability { capability: token.as_str().into() };
-        ws.socket.send(wsio::binary(frame::encode_json(kind::RENEW, &body))).await.is_ok()
+        match ws.socket.send(wsio::binary(frame::encode_json(kind::RENEW, &body))).await {
+            Ok(()) => Presented::Taken,
+            Err(_) => Presented::Broken,
+        }
     }
 }
 

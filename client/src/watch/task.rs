@@ -11,7 +11,7 @@ use waystation_proto::message::StartWord;
 use waystation_proto::{Code, Retry};
 
 use super::assembly::Assembly;
-use super::source::{Source, Wish};
+use super::source::{Presented, Source, Wish};
 use super::{Config, Event};
 use crate::authority::{Authority, AuthorityError};
 use crate::clock;
@@ -38,6 +38,8 @@ enum Ended {
     Again { after: Duration, code: Option<String> },
     /// To be made again with a new capability.
     Renew,
+    /// To be made again with the capability that just came: this transport can't be given one.
+    Reopen,
     /// Nobody takes the events any more.
     Gone,
 }
@@ -104,6 +106,7 @@ impl Task {
         self.assembly.disconnected();
         match ended {
             Ended::Over | Ended::Gone => false,
+            Ended::Reopen => true,
             Ended::Renew => {
                 self.token = None;
                 let after = self.pause();
@@ -214,15 +217,19 @@ impl Task {
 
     async fn use_token(&mut self, token: Token, source: Option<&mut Source>) -> Option<Ended> {
         let renewed = source.is_some() || (self.had_token && self.token.is_none());
-        let stays = match source {
-            Some(source) => source.renew(&token).await,
-            None => true,
+        let ended = match source {
+            Some(source) => match source.renew(&token).await {
+                Presented::Taken => None,
+                Presented::Never => Some(Ended::Reopen),
+                Presented::Broken => Some(Ended::Again { after: Duration::ZERO, code: None }),
+            },
+            None => None,
         };
         (self.token, self.had_token) = (Some(token), true);
         if renewed && !self.emit(Event::Renewed).await {
             return Some(Ended::Gone);
         }
-        (!stays).then_some(Ended::Again { after: Duration::ZERO, code: None })
+        ended
     }
 
     // === connection ===

@@ -226,6 +226,10 @@ async fn a_capability_is_renewed_before_its_end() {
             assert_eq!(relay.with(|state| state.watches.len()), 1);
         } else {
             relay.until(|state| state.watches == ["", "1"]).await;
+            let again =
+                |event: &Event| matches!(event, Event::Watching { earlier: 1, .. } | Event::Disconnected { .. });
+            let next = until(&mut watch, again).await;
+            assert!(matches!(next, Event::Watching { .. }), "a renewal is no break over {transport:?}");
         }
     }
 }
