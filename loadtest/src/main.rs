@@ -1,3 +1,27 @@
-//! Load, fan-out and demo scenarios.
+//! `waystation-loadtest`: measures a relay that it starts itself.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use waystation_loadtest::{disk, fanout, upload};
+
+/// Measures a relay: the real programs, each in a process of its own
+#[derive(clap::Parser)]
+#[command(name = "waystation-loadtest", version)]
+enum Command {
+    /// Sessions that bring chunks until the core has confirmed them
+    Upload(upload::Args),
+    /// One session that is watched by many contacts
+    Fanout(fanout::Args),
+    /// What the disk below the staging directory can do by itself
+    Disk(disk::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Command::parse() {
+        Command::Upload(args) => upload::main(args).await,
+        Command::Fanout(args) => fanout::main(args).await,
+        Command::Disk(args) => disk::main(args).await,
+    }
+}
