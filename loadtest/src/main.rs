@@ -1,21 +1,30 @@
-//! Load, fan-out and demo scenarios.
+//! `waystation-loadtest`: measures a relay that it starts itself.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use waystation_loadtest::demo;
+use waystation_loadtest::{demo, disk, fanout, upload};
 
-/// Load, fan-out and demo scenarios of Waystation.
+/// Measures a relay: the real programs, each in a process of its own
 #[derive(clap::Parser)]
-#[command(name = "waystation-loadtest", version, about)]
+#[command(name = "waystation-loadtest", version)]
 enum Command {
-    /// The main job, end to end, with real processes and a real recording.
+    /// Sessions that bring chunks until the core has confirmed them
+    Upload(upload::Args),
+    /// One session that is watched by many contacts
+    Fanout(fanout::Args),
+    /// What the disk below the staging directory can do by itself
+    Disk(disk::Args),
+    /// The main job, end to end, with real processes and a real recording
     Demo(demo::Args),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     match Command::parse() {
+        Command::Upload(args) => upload::main(args).await,
+        Command::Fanout(args) => fanout::main(args).await,
+        Command::Disk(args) => disk::main(args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }
