@@ -237,6 +237,25 @@ fn read_keys(path: &Path) -> Result<KeySet, SetupError> {
     KeySet::parse(&json).ok_or(SetupError::JwksFile)
 }
 
+/// Reads any text as a token of either format, for fuzzing. No key is known, so none may pass.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_token(text: &str) {
+    if let Ok(token) = jwt::parse(text) {
+        assert!(token.verify(&[7; 32], "waystation", 0).is_err(), "no token is signed with this key");
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+    assert!(proofline::read(text, Some(&key), 0).is_err(), "no token is signed with this secret");
+    let _ = proofline::read(text, None, 0);
+}
+
+/// Reads any bytes as a key set and as a revocation list, for fuzzing.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_keys(json: &[u8]) {
+    let _ = (KeySet::parse(json), Revocations::new().adopt(json));
+}
+
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

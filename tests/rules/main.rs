@@ -4,7 +4,14 @@
 //! `UPDATE_DOCS=1` rewrites the generated tables of the book; then read the difference.
 
 mod blind;
+mod book;
+mod deploy;
 mod forbidden;
+mod fuzz;
 mod layers;
+mod limits;
+mod links;
+mod metrics;
 mod sizes;
 mod source;
+mod table;

@@ -210,7 +210,8 @@ pub(crate) fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
-        !(word.starts_with(part) && before.is_some_and(part)) && !(word.ends_with(part) && after.is_some_and(part))
+        let longer = |edge: bool, next: Option<char>| edge && next.is_some_and(part);
+        !longer(word.starts_with(part), before) && !longer(word.ends_with(part), after)
     })
 }
 
