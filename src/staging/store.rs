@@ -13,10 +13,9 @@ use tokio::sync::{Notify, watch};
 
 use super::incoming::{Incoming, SPOOL_PREFIX, Slot};
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
-use crate::capability::{Capability, Trust};
 use crate::clock::Clock;
 use crate::config;
-use crate::proto::claims::Grant;
+use crate::proto::claims::{Capability, Grant, Trust};
 use crate::proto::ledger::{Decision, Ledger, Limits, Owner, Reason, Record, StreamKey, Terms};
 use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, SessionId, StreamId, Variant};
 use crate::telemetry::Metrics;

@@ -129,6 +129,17 @@ async fn the_relay_starts_with_the_shipped_example() {
     running.await.unwrap();
 }
 
+#[test]
+fn the_dashboard_is_json_with_a_query_in_each_panel() {
+    let dashboard: serde_json::Value = serde_json::from_str(&source::read("deploy/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(!panels.is_empty());
+    for panel in panels {
+        let queries = panel["targets"].as_array().unwrap();
+        assert!(queries.iter().all(|query| query["expr"].as_str().is_some_and(|expr| expr.contains("waystation_"))));
+    }
+}
+
 /// Every alert is explained, and every explanation is of an alert.
 #[test]
 fn every_alert_says_what_to_do() {

@@ -44,7 +44,14 @@ fn every_metric_is_in_the_book_and_the_other_way_round() {
     assert!(missing.is_empty(), "docs/metrics.md does not tell {missing:?}");
     let registered: String =
         source::relay().iter().filter(|s| s.path.starts_with("src/telemetry/")).map(|s| s.shown.as_str()).collect();
-    for page in ["docs/operations.md", "docs/limits.md", "deploy/alerts.yaml", "deploy/README.md", "README.md"] {
+    for page in [
+        "docs/operations.md",
+        "docs/limits.md",
+        "deploy/alerts.yaml",
+        "deploy/dashboard.json",
+        "deploy/README.md",
+        "README.md",
+    ] {
         for word in source::read(page).split(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')) {
             let metric = word.starts_with("waystation_") && !word.starts_with("waystation_proto") && word.len() > 11;
             assert!(!metric || family(&names, word).is_some(), "{page} names {word}, which is no metric");
