@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::config;
 use crate::core::{Fetch, FetchError};
-pub use crate::proto::claims::{Capability, Trust};
+pub use crate::proto::capability::{Capability, Trust};
 use crate::proto::claims::{Format, Grant, MAX_TOKEN_BYTES, Use};
 use crate::proto::{Code, Offer};
 use crate::telemetry::Metrics;

@@ -138,32 +138,6 @@ impl Grant {
     }
 }
 
-/// Whether this relay could check the signature itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Trust {
-    /// The signature verified here.
-    Verified,
-    /// Only read: good for refusing early, never for accepting. The core must be asked.
-    Claimed,
-}
-
-/// A bearer's capability: the token as it came, and what it says.
-#[derive(Clone)]
-pub struct Capability {
-    /// The token, verbatim, for the core.
-    pub token: std::sync::Arc<str>,
-    /// What it says.
-    pub grant: std::sync::Arc<Grant>,
-    /// Who vouches for that.
-    pub trust: Trust,
-}
-
-impl std::fmt::Debug for Capability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Capability").field("trust", &self.trust).finish_non_exhaustive()
-    }
-}
-
 /// The payload of our JWT (`wire.md`, "Capability").
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JwtClaims {

@@ -10,7 +10,7 @@
 //! `docs/protocol.md` says the same in prose, and `docs/protocol/*.json` in vectors.
 
 pub mod budget;
-
+pub mod capability;
 pub mod claims;
 pub mod code;
 pub mod cursor;
