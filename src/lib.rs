@@ -1,7 +1,7 @@
 //! Waystation: a relay near a capture device. It takes encrypted chunks, stages them until the
 //! core has answered, shows the near-live lanes to trusted contacts, and forwards everything.
 //!
-//! Who may import whom (kept by `tests/it/layering.rs`):
+//! Who may import whom (kept by `tests/rules/layers.rs`):
 //!
 //! ```text
 //! main → relay ─┬→ ingress → admission ─┬→ fanout ─────┐

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::config;
 use crate::core::{Fetch, FetchError};
+pub use crate::proto::capability::{Capability, Trust};
 use crate::proto::claims::{Format, Grant, MAX_TOKEN_BYTES, Use};
 use crate::proto::{Code, Offer};
 use crate::telemetry::Metrics;
@@ -32,32 +33,6 @@ use revocation::Revocations;
 const KEYS_EVERY: Duration = Duration::from_secs(600);
 /// Largest `capability.jwks_file`, in bytes.
 const MAX_JWKS_FILE: u64 = 64 * 1024;
-
-/// Whether this relay could check the signature itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Trust {
-    /// The signature verified here.
-    Verified,
-    /// Only read: good for refusing early, never for accepting. The core must be asked.
-    Claimed,
-}
-
-/// A bearer's capability: the token as it came, and what it says.
-#[derive(Clone)]
-pub struct Capability {
-    /// The token, verbatim, for the core.
-    pub token: Arc<str>,
-    /// What it says.
-    pub grant: Arc<Grant>,
-    /// Who vouches for that.
-    pub trust: Trust,
-}
-
-impl std::fmt::Debug for Capability {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Capability").field("trust", &self.trust).finish_non_exhaustive()
-    }
-}
 
 /// Why tokens can't be read with this configuration.
 #[derive(Debug, thiserror::Error)]
@@ -235,6 +210,25 @@ fn read_keys(path: &Path) -> Result<KeySet, SetupError> {
     let file = std::fs::File::open(path).map_err(|_| SetupError::JwksFile)?;
     file.take(MAX_JWKS_FILE).read_to_end(&mut json).map_err(|_| SetupError::JwksFile)?;
     KeySet::parse(&json).ok_or(SetupError::JwksFile)
+}
+
+/// Reads any text as a token of either format, for fuzzing. No key is known, so none may pass.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_token(text: &str) {
+    if let Ok(token) = jwt::parse(text) {
+        assert!(token.verify(&[7; 32], "waystation", 0).is_err(), "no token is signed with this key");
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+    assert!(proofline::read(text, Some(&key), 0).is_err(), "no token is signed with this secret");
+    let _ = proofline::read(text, None, 0);
+}
+
+/// Reads any bytes as a key set and as a revocation list, for fuzzing.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_keys(json: &[u8]) {
+    let _ = (KeySet::parse(json), Revocations::new().adopt(json));
 }
 
 #[cfg(test)]

@@ -52,6 +52,9 @@ mod ws;
 mod tests;
 
 pub use health::Ready;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use multipart::{read_all as fuzz_multipart, read_content_type as fuzz_content_type};
 pub use tls::Error as TlsError;
 
 /// What ingress is given by the rest of the relay.

@@ -188,6 +188,33 @@ impl Parser {
     }
 }
 
+/// Reads a form in pieces of `step` bytes: how many parts and bytes it holds, if it is sound.
+#[cfg(feature = "fuzzing")]
+#[must_use]
+pub fn read_all(boundary: &str, body: &[u8], step: usize) -> Option<(usize, usize)> {
+    let mut parser = Parser::new(boundary);
+    let (mut parts, mut bytes) = (0, 0);
+    let mut pieces = body.chunks(step);
+    loop {
+        match parser.next().ok()? {
+            Event::Part(_) => parts += 1,
+            Event::Data(data) => bytes += data.len(),
+            Event::PartEnd => {}
+            Event::End => return Some((parts, bytes)),
+            Event::More => match pieces.next() {
+                Some(piece) => parser.push(&Bytes::copy_from_slice(piece)),
+                None => parser.close(),
+            },
+        }
+    }
+}
+
+/// Reads a `Content-Type`.
+#[cfg(feature = "fuzzing")]
+pub fn read_content_type(text: &str) {
+    let _ = boundary(text);
+}
+
 /// The form name in a part's head; `None` if it has none.
 fn form_name(head: &[u8]) -> Result<Option<String>, Malformed> {
     for line in head.split(|b| *b == b'\n') {

@@ -3,14 +3,14 @@
 //! **The purity contract.** Nothing below this module opens a socket or a file, reads a clock,
 //! draws a random number, takes a lock or knows an async runtime. Time is an argument
 //! (milliseconds of a monotonic clock, or Unix seconds where a capability says so), randomness
-//! is an argument, and what comes out is a value that the caller acts on. `tests/it/layering.rs`
+//! is an argument, and what comes out is a value that the caller acts on. `tests/rules/layers.rs`
 //! keeps it so.
 //!
 //! The relay, the client, devcore and the load generator share these formats; the book's
 //! `docs/protocol.md` says the same in prose, and `docs/protocol/*.json` in vectors.
 
 pub mod budget;
-
+pub mod capability;
 pub mod claims;
 pub mod code;
 pub mod cursor;

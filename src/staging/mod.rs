@@ -6,6 +6,8 @@
 
 pub mod committer;
 pub mod disk;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 pub mod incoming;
 pub mod layout;
 pub mod meta;
@@ -29,6 +31,9 @@ mod sim;
 
 pub use committer::{CommitError, Committer, Durable};
 pub use disk::{Disk, StdDisk};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use fuzzing::fuzz_sealed;
 pub use incoming::{Hashed, Incoming};
 pub use meta::{Meta, StreamCapability};
 pub use part::Part;

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::names::{CapabilityFetch, CapabilityFormat, CapabilityResult, CapabilitySource};
+use super::names::{self, CapabilityFetch, CapabilityFormat, CapabilityResult, CapabilitySource};
 use crate::proto::Code;
 use crate::proto::claims::Format;
 
@@ -38,18 +38,18 @@ impl Capability {
             fetches: Family::default(),
             revoked: Gauge::default(),
         };
-        registry.register("capability_reads", "Capabilities read, by what came out", capability.reads.clone());
+        registry.register(names::CAPABILITY_READS, "Capabilities read, by what came out", capability.reads.clone());
         registry.register(
-            "capability_cache_hits",
+            names::CAPABILITY_CACHE_HITS,
             "Capabilities whose signature was checked before",
             capability.hits.clone(),
         );
         registry.register(
-            "capability_fetches",
+            names::CAPABILITY_FETCHES,
             "Fetches of the core's keys and of its revocation list",
             capability.fetches.clone(),
         );
-        registry.register("capability_revoked", "Entries of the revocation list", capability.revoked.clone());
+        registry.register(names::CAPABILITY_REVOKED, "Entries of the revocation list", capability.revoked.clone());
         capability
     }
 

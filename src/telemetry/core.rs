@@ -62,15 +62,15 @@ impl Core {
             commits_under_way: Gauge::default(),
         };
         core.reachable.set(1);
-        registry.register("core_requests", "Calls to the core, by what became of them", core.requests.clone());
-        registry.register("core_request_seconds", "From a call's start to its answer", core.seconds.clone());
-        registry.register("core_limited_seconds", "Pauses that the core asked for with 429", core.limited.clone());
+        registry.register(names::CORE_REQUESTS, "Calls to the core, by what became of them", core.requests.clone());
+        registry.register(names::CORE_REQUEST_SECONDS, "From a call's start to its answer", core.seconds.clone());
+        registry.register(names::CORE_LIMITED_SECONDS, "Pauses that the core asked for with 429", core.limited.clone());
         registry.register(
-            "core_budget_per_minute",
+            names::CORE_BUDGET_PER_MINUTE,
             "Calls a minute that this relay allows itself; 0: no limit known",
             core.budget.clone(),
         );
-        registry.register("core_reachable", "1 unless the last call found no core", core.reachable.clone());
+        registry.register(names::CORE_REACHABLE, "1 unless the last call found no core", core.reachable.clone());
         registry.register(
             names::CORE_COMMITS_UNDER_WAY,
             "Commits whose answer is awaited; at 24 masters wait for a place, at 32 every chunk does",

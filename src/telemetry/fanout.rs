@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::names::{Eviction, Lane, Omission, SubscriptionEnding, UnlabelledMedia, Withdrawal};
+use super::names::{self, Eviction, Lane, Omission, SubscriptionEnding, UnlabelledMedia, Withdrawal};
 use crate::proto::Code;
 use crate::proto::message::{OmittedReason, WithdrawnReason};
 use crate::proto::window::Cause;
@@ -76,22 +76,22 @@ impl Fanout {
             endings: Family::default(),
             unlabelled: Family::default(),
         };
-        registry.register("fanout_contacts", "Open subscriptions and readers", new.contacts.clone());
-        registry.register("fanout_groups", "Capture groups with a window or a contact", new.groups.clone());
+        registry.register(names::FANOUT_CONTACTS, "Open subscriptions and readers", new.contacts.clone());
+        registry.register(names::FANOUT_GROUPS, "Capture groups with a window or a contact", new.groups.clone());
         registry.register_with_unit(
-            "fanout_window",
+            names::FANOUT_WINDOW,
             "Memory charged for all windows",
             Unit::Bytes,
             new.window_bytes.clone(),
         );
-        registry.register("fanout_delivered_frames", "PIECE frames handed to contacts", frames);
-        registry.register("fanout_delivered_bytes", "Bytes of PIECE frames handed to contacts", bytes);
-        registry.register("fanout_omitted_chunks", "Chunks left out for a contact", new.omitted.clone());
-        registry.register("fanout_withdrawn_chunks", "Chunks withdrawn", new.withdrawn.clone());
-        registry.register("fanout_evicted_chunks", "Chunks that left a window", new.evicted.clone());
-        registry.register("fanout_subscription_endings", "Subscriptions that ended", new.endings.clone());
+        registry.register(names::FANOUT_DELIVERED_FRAMES, "PIECE frames handed to contacts", frames);
+        registry.register(names::FANOUT_DELIVERED_BYTES, "Bytes of PIECE frames handed to contacts", bytes);
+        registry.register(names::FANOUT_OMITTED_CHUNKS, "Chunks left out for a contact", new.omitted.clone());
+        registry.register(names::FANOUT_WITHDRAWN_CHUNKS, "Chunks withdrawn", new.withdrawn.clone());
+        registry.register(names::FANOUT_EVICTED_CHUNKS, "Chunks that left a window", new.evicted.clone());
+        registry.register(names::FANOUT_SUBSCRIPTION_ENDINGS, "Subscriptions that ended", new.endings.clone());
         registry.register(
-            "fanout_unlabelled_chunks",
+            names::FANOUT_UNLABELLED_CHUNKS,
             "Chunks shown by media type, their capability naming no role",
             new.unlabelled.clone(),
         );

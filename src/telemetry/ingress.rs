@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::names::{Handshake, HandshakeFailure, RefusedConnection, Route, StatusClass, Transport};
+use super::names::{self, Handshake, HandshakeFailure, RefusedConnection, Route, StatusClass, Transport};
 use crate::proto::Code;
 
 /// A stable code as a label, or `ok`: closed, since the error table is.
@@ -101,23 +101,23 @@ impl Ingress {
             received_bytes: Family::default(),
             bodies_dropped: Family::default(),
         };
-        registry.register("connections", "Open connections", new.connections.clone());
+        registry.register(names::CONNECTIONS, "Open connections", new.connections.clone());
         registry.register(
-            "connections_refused",
+            names::CONNECTIONS_REFUSED,
             "Connections that were not served, or no longer",
             new.connections_refused.clone(),
         );
-        registry.register("handshakes_failed", "Handshakes that failed", new.handshakes_failed.clone());
-        registry.register("requests", "Requests by outcome", new.requests.clone());
-        registry.register("websocket_sessions", "Open WebSocket sessions", new.websocket_sessions.clone());
+        registry.register(names::HANDSHAKES_FAILED, "Handshakes that failed", new.handshakes_failed.clone());
+        registry.register(names::REQUESTS, "Requests by outcome", new.requests.clone());
+        registry.register(names::WEBSOCKET_SESSIONS, "Open WebSocket sessions", new.websocket_sessions.clone());
         registry.register(
-            "websocket_sessions_ended",
+            names::WEBSOCKET_SESSIONS_ENDED,
             "WebSocket sessions by ending",
             new.websocket_sessions_ended.clone(),
         );
-        registry.register("received_bytes", "Bytes of request bodies and messages", new.received_bytes.clone());
+        registry.register(names::RECEIVED_BYTES, "Bytes of request bodies and messages", new.received_bytes.clone());
         registry.register(
-            "bodies_dropped",
+            names::BODIES_DROPPED,
             "Bodies of refused requests that were not read to their end",
             new.bodies_dropped.clone(),
         );

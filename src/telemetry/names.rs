@@ -4,6 +4,13 @@
 /// Prefix of every name.
 pub const PREFIX: &str = "waystation";
 
+/// Names with what they are; the kind and the meaning stand where each is registered.
+macro_rules! names {
+    ($($name:ident = $text:literal),+ $(,)?) => {
+        $(#[doc = concat!("`waystation_", $text, "`")] pub const $name: &str = $text;)+
+    };
+}
+
 /// A closed set of label values.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -73,6 +80,49 @@ pub const RECOVERED: &str = "recovered";
 pub const RELEASED: &str = "released_chunks";
 /// Commits whose answer is awaited.
 pub const CORE_COMMITS_UNDER_WAY: &str = "core_commits_under_way";
+
+// Calls to the core.
+names! {
+    CORE_REQUESTS = "core_requests",
+    CORE_REQUEST_SECONDS = "core_request_seconds",
+    CORE_LIMITED_SECONDS = "core_limited_seconds",
+    CORE_BUDGET_PER_MINUTE = "core_budget_per_minute",
+    CORE_REACHABLE = "core_reachable",
+}
+
+// Connections and requests.
+names! {
+    CONNECTIONS = "connections",
+    CONNECTIONS_REFUSED = "connections_refused",
+    HANDSHAKES_FAILED = "handshakes_failed",
+    REQUESTS = "requests",
+    WEBSOCKET_SESSIONS = "websocket_sessions",
+    WEBSOCKET_SESSIONS_ENDED = "websocket_sessions_ended",
+    RECEIVED_BYTES = "received_bytes",
+    BODIES_DROPPED = "bodies_dropped",
+}
+
+// Contacts and windows.
+names! {
+    FANOUT_CONTACTS = "fanout_contacts",
+    FANOUT_GROUPS = "fanout_groups",
+    FANOUT_WINDOW = "fanout_window",
+    FANOUT_DELIVERED_FRAMES = "fanout_delivered_frames",
+    FANOUT_DELIVERED_BYTES = "fanout_delivered_bytes",
+    FANOUT_OMITTED_CHUNKS = "fanout_omitted_chunks",
+    FANOUT_WITHDRAWN_CHUNKS = "fanout_withdrawn_chunks",
+    FANOUT_EVICTED_CHUNKS = "fanout_evicted_chunks",
+    FANOUT_SUBSCRIPTION_ENDINGS = "fanout_subscription_endings",
+    FANOUT_UNLABELLED_CHUNKS = "fanout_unlabelled_chunks",
+}
+
+// Tokens.
+names! {
+    CAPABILITY_READS = "capability_reads",
+    CAPABILITY_CACHE_HITS = "capability_cache_hits",
+    CAPABILITY_FETCHES = "capability_fetches",
+    CAPABILITY_REVOKED = "capability_revoked",
+}
 
 label! {
     /// A step on the staging disk.
