@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Mutex;
 
+use super::fresh::Fresh;
 use super::part::Superseded;
 use super::store::{Staging, Standing, blocking};
 use super::{CommitError, Meta, Part};
@@ -334,6 +335,8 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
+        // Whole in the buffer: forwarding need not read it back.
+        let fresh = if state.part.is_none() { Fresh::copy(&state.buffer) } else { None };
         if !state.buffer.is_empty() {
             self.write(&mut state).await?;
         }
@@ -351,8 +354,16 @@ impl Attempt {
             Err(CommitError::Superseded) => return Err(Code::AttemptSuperseded),
             Err(_) => return Err(self.failed(DiskStep::Commit)),
         }
+        // Before the ledger knows: from then on forwarding may ask.
+        if let Some(bytes) = fresh {
+            self.staging.0.fresh.put(self.key, bytes);
+        }
         let staged = self.staging.ledger().handle_staged(self.key, self.epoch);
-        if staged { Ok(()) } else { Err(Code::AttemptSuperseded) }
+        if !staged {
+            self.staging.0.fresh.take(self.key);
+            return Err(Code::AttemptSuperseded);
+        }
+        Ok(())
     }
 
     /// Everything written, as its file.

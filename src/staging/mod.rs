@@ -6,6 +6,7 @@
 
 pub mod committer;
 pub mod disk;
+mod fresh;
 pub mod incoming;
 pub mod layout;
 pub mod meta;
@@ -28,6 +29,7 @@ mod sim;
 
 pub use committer::{CommitError, Committer, Durable};
 pub use disk::{Disk, StdDisk};
+pub use fresh::MAX_FRESH_BYTES;
 pub use incoming::{Hashed, Incoming, SPOOL_PREFIX, Spooled};
 pub use meta::{Meta, StreamCapability};
 pub use part::Part;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::fresh::Fresh;
 use super::incoming::{Incoming, SPOOL_PREFIX, Slot};
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
 use crate::capability::{Capability, Trust};
@@ -68,6 +69,7 @@ pub(super) struct Inner {
     pub(super) committer: Committer,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    pub(super) fresh: Fresh,
     ledger: Mutex<Ledger>,
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
@@ -133,6 +135,7 @@ impl Staging {
             hasher: RandomState::new(),
             observer: OnceLock::new(),
             work: Notify::new(),
+            fresh: Fresh::new(metrics.staging.fresh.clone()),
             clock,
             metrics,
         }));
@@ -399,6 +402,7 @@ impl Staging {
 
     pub(super) async fn remove_staged(&self, chunk: ChunkRef) {
         self.metas().remove(&chunk);
+        self.0.fresh.take(chunk);
         let vault = self.0.vault.clone();
         let removed = blocking(move || vault.remove(chunk)).await;
         self.count(DiskStep::Remove, &removed);
