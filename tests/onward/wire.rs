@@ -2,7 +2,6 @@
 //! bounded memory, no redirect.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use http::Response;
 use http_body_util::Full;
