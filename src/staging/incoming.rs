@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::fresh::Fresh;
 use super::part::Superseded;
 use super::store::{Staging, Standing, blocking};
 use super::{CommitError, Meta, Part};
@@ -278,6 +279,8 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
+        // Whole in the buffer: forwarding need not read it back.
+        let fresh = if state.part.is_none() { Fresh::copy(&state.buffer) } else { None };
         if !state.buffer.is_empty() {
             state = self.write(state).await?;
         }
@@ -296,10 +299,15 @@ impl Attempt {
             Err(_) => return Err(self.failed(DiskStep::Commit)),
         }
         *state = State::default();
+        // Before the ledger knows: from then on forwarding may ask.
+        if let Some(bytes) = fresh {
+            self.staging.0.fresh.put(self.key, bytes);
+        }
         if self.staging.ledger().handle_staged(self.key, self.meta.offer.sha256) {
             return Ok(());
         }
         // Dropped, or replaced by other bytes, while the disk was at it: nobody heard `staged`.
+        self.staging.0.fresh.take(self.key);
         self.staging.remove_staged(self.key).await;
         Err(Code::AttemptSuperseded)
     }

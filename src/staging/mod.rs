@@ -6,6 +6,7 @@
 
 pub mod committer;
 pub mod disk;
+mod fresh;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 pub mod incoming;
@@ -31,6 +32,7 @@ mod sim;
 
 pub use committer::{CommitError, Committer, Durable};
 pub use disk::{Disk, StdDisk};
+pub use fresh::MAX_FRESH_BYTES;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use fuzzing::fuzz_sealed;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+use super::fresh::Fresh;
 use super::incoming::{Incoming, Slot};
 use super::spool;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
@@ -70,6 +71,7 @@ pub(super) struct Inner {
     pub(super) committer: Committer,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    pub(super) fresh: Fresh,
     ledger: Mutex<Ledger>,
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
@@ -134,6 +136,7 @@ impl Staging {
             observer: OnceLock::new(),
             work: Notify::new(),
             closing: TaskTracker::new(),
+            fresh: Fresh::new(metrics.staging.fresh.clone()),
             clock,
             metrics,
         }));
@@ -425,6 +428,7 @@ impl Staging {
 
     pub(super) async fn remove_staged(&self, chunk: ChunkRef) {
         self.metas().remove(&chunk);
+        self.0.fresh.take(chunk);
         let vault = self.0.vault.clone();
         let removed = blocking(move || vault.remove(chunk)).await;
         self.count(DiskStep::Remove, &removed);

@@ -140,11 +140,14 @@ impl Job {
         self.staging.tries(self.key)
     }
 
-    /// Its bytes. What was found on the disk at start is hashed first: a disk may rot.
+    /// Its bytes: from memory the first time if they are there still. What was found on the disk at start is hashed first: a disk may rot.
     ///
     /// # Errors
     /// From the disk; `InvalidData` if the bytes are not those of the digest any more.
     pub async fn body(&self) -> io::Result<JobBody> {
+        if let Some(bytes) = self.staging.0.fresh.take(self.key) {
+            return Ok(whole(bytes));
+        }
         let (vault, key, verified) = (self.staging.0.vault.clone(), self.key, self.verified);
         let opened = blocking(move || {
             if !verified && !vault.verify(key)? {
@@ -159,7 +162,7 @@ impl Job {
         self.staging.count(if corrupt { DiskStep::Corrupt } else { DiskStep::Read }, &opened);
         let (reader, first) = opened?;
         if first.len() as u64 == self.meta.offer.length {
-            return Ok(Full::new(first).map_err(|never| match never {}).boxed());
+            return Ok(whole(first));
         }
         Ok(BoxBody::new(StreamBody::new(rest(Arc::new(reader), first))))
     }
@@ -167,6 +170,16 @@ impl Job {
     /// What the core said.
     pub async fn settle(mut self, verdict: Verdict) {
         self.settled = true;
+        // A refused chunk may come again at once, under the same names on the disk: what is there
+        // goes before anybody hears of it.
+        let gone = match &verdict {
+            Verdict::Rejected(..) => true,
+            Verdict::Duplicate => self.staging.ledger().record(self.key).is_some_and(|record| !record.ambiguous),
+            _ => false,
+        };
+        if gone {
+            self.staging.remove_staged(self.key).await;
+        }
         let refused = matches!(verdict, Verdict::CapabilityExpired);
         let state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
         if refused {
@@ -175,7 +188,7 @@ impl Job {
         }
         self.staging.changed(self.key);
         match state {
-            Some(state) if state.ended() => self.staging.remove_staged(self.key).await,
+            Some(state) if state.ended() && !gone => self.staging.remove_staged(self.key).await,
             Some(ChunkState::Staged) => self.staging.0.work.notify_waiters(),
             _ => {}
         }
@@ -191,6 +204,10 @@ impl Drop for Job {
             self.staging.0.work.notify_waiters();
         }
     }
+}
+
+fn whole(bytes: Bytes) -> JobBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
 fn read(reader: &Reader, offset: u64) -> io::Result<Bytes> {

@@ -78,6 +78,8 @@ pub const DISK_ERRORS: &str = "disk_errors";
 pub const RECOVERED: &str = "recovered";
 /// Counter.
 pub const RELEASED: &str = "released_chunks";
+/// Gauge, bytes.
+pub const FRESH: &str = "staging_memory_bytes";
 /// Commits whose answer is awaited.
 pub const CORE_COMMITS_UNDER_WAY: &str = "core_commits_under_way";
 

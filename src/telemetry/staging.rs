@@ -115,6 +115,8 @@ pub struct Staging {
     pub recovered: Family<OfRecovered, Counter>,
     /// Chunks released by a later capability.
     pub released: Counter,
+    /// Bytes of staged chunks that are in memory too.
+    pub fresh: Gauge,
 }
 
 impl Staging {
@@ -133,6 +135,7 @@ impl Staging {
             disk_errors: Family::default(),
             recovered: Family::default(),
             released: Counter::default(),
+            fresh: Gauge::default(),
         };
         registry.register(
             names::OLDEST_UNCONFIRMED,
@@ -155,6 +158,7 @@ impl Staging {
         registry.register(names::DISK_ERRORS, "Errors of the staging disk", new.disk_errors.clone());
         registry.register(names::RECOVERED, "What was found on the disk at start", new.recovered.clone());
         registry.register(names::RELEASED, "Chunks released by a later capability", new.released.clone());
+        registry.register(names::FRESH, "Bytes of staged chunks that are in memory too", new.fresh.clone());
         new
     }
 }

@@ -101,7 +101,7 @@ async fn without_one_nothing_is_taken_and_the_reason_is_said() {
         );
 
         world.core.faults().set_away(false);
-        let back = async || again(&world, &chunk, token).await.code() == "confirmation_pending";
+        let back = async || again(&world, &chunk, token).await.native().chunk.is_some();
         tick_until(&world, Duration::from_millis(250), "the core", back).await;
         tick_until_state(&world, &chunk, token, ChunkState::Confirmed).await;
         assert_eq!(world.core.stats().await.count("preflight", "200"), 1, "one for the token, not for each chunk");
@@ -145,4 +145,25 @@ async fn evidence_that_outlives_a_proofline_token_waits_for_a_new_one() {
     assert!(bytes == chunk.bytes.len() as f64 && oldest >= 300.0);
     assert_eq!(told(&again(&world, &chunk, token).await).code, "capability_expired");
     assert_eq!(head_state(&world, &chunk, token).await, "", "an expired token asks for nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_chunks_wait_in_memory_too_and_large_ones_on_the_disk_alone() {
+    let world = world(false, false).await;
+    let session = long_session(&world).await;
+    let chunk = |index, length| Chunk::sealed(&session, Variant::EvidenceMaster, index, length);
+    let (tried, small, large) = (chunk(1, 3000), chunk(2, 4000), chunk(3, 300 * 1024));
+    world.core.faults().set_away(true);
+    http::upload(world.plain(), &tried, jwt(&session), 0).await;
+    world.until_metric("waystation_core_reachable", |reachable| reachable == 0.0).await;
+    for chunk in [&small, &large] {
+        http::upload(world.plain(), chunk, jwt(&session), 0).await;
+    }
+    let memory = "waystation_staging_memory_bytes";
+    assert_eq!(world.metric(memory).await, small.bytes.len() as f64);
+    world.core.faults().set_away(false);
+    for chunk in [&tried, &small, &large] {
+        tick_until_state(&world, chunk, jwt(&session), ChunkState::Confirmed).await;
+    }
+    assert_eq!((world.metric(memory).await, world.core.stats().await.stored_chunks), (0.0, 3));
 }
