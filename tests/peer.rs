@@ -66,7 +66,7 @@ pub enum Upload {
     /// As the body of a `PUT`.
     Http(Exchange),
     /// As pieces; the offset that comes next.
-    Ws(Capture, u64),
+    Ws(Box<Capture>, u64),
 }
 
 impl Upload {
@@ -87,7 +87,7 @@ impl Upload {
                 let mut capture = Capture::open(world, ws, &[capability]).await;
                 capture.offer(1, chunk).await;
                 let go = capture.go(1).await;
-                (Self::Ws(capture, go.offset), go.offset)
+                (Self::Ws(Box::new(capture), go.offset), go.offset)
             }
         }
     }
@@ -160,8 +160,8 @@ pub fn request(method: Method, chunk: &Chunk, capability: &str) -> http::Request
         .unwrap()
 }
 
-/// Whether nothing follows a `STATE`: it refuses, or the chunk has ended. What only waits for the
-/// core is neither.
+/// Whether nothing follows a `STATE`: it refuses, or the chunk has ended. What waits for the core
+/// or for a capability is neither.
 fn is_last(said: &CaptureState) -> bool {
     const WAITS: [&str; 5] =
         ["core_unavailable", "core_limited", "core_refuses_relay", "account_quota", "awaiting_capability"];

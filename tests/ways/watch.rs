@@ -142,14 +142,24 @@ async fn bytes_of_another_hash_are_withdrawn_and_the_right_ones_taken() {
         let right = Chunk::sealed(&session, Variant::AudioPriority, index, 20_000);
         let mut wrong = right.clone();
         wrong.bytes = vec![0; right.bytes.len()].into();
-        let told = bring(&world, way, &wrong, &capability).await;
+        let (mut upload, _) = Upload::begin(&world, way, &wrong, &capability).await;
+        upload.send(wrong.bytes.slice(..10_000)).await;
+        let mut first = Vec::new();
+        for contact in &mut contacts {
+            let begins = contact.begins().await;
+            assert_eq!((begins.index, begins.sha256), (index, right.offer.sha256));
+            contact.until(kind::PIECE).await;
+            first.push(begins.handle);
+        }
+        upload.send(wrong.bytes.slice(10_000..)).await;
+        let told = upload.told().await;
         assert_eq!((told.code.as_str(), told.state), ("hash_mismatch", None), "{way:?}");
         assert!(matches!(told.status, 0 | 400));
+        for (contact, first) in contacts.iter_mut().zip(first) {
+            assert_eq!(withdrawn(contact).await, (first, WithdrawnReason::HashMismatch));
+        }
         bring(&world, way, &right, &capability).await;
         for contact in &mut contacts {
-            let first = contact.begins().await;
-            assert_eq!((first.index, first.sha256), (index, right.offer.sha256));
-            assert_eq!(withdrawn(contact).await, (first.handle, WithdrawnReason::HashMismatch));
             let second = contact.begins().await;
             assert_eq!(second.index, index);
             contact.until(kind::COMPLETE).await;
@@ -160,24 +170,26 @@ async fn bytes_of_another_hash_are_withdrawn_and_the_right_ones_taken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_sender_is_cut_and_what_came_of_it_withdrawn() {
-    let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
+    let toml = "[limits]\nidle_timeout = \"3s\"\n".into();
     let world = World::with(Setup { toml, ..Setup::default() }).await;
     let session = world.session().await;
     let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    // Each is read from at once: who answers no ping is dead too.
+    let mut eyes = tokio::task::JoinSet::new();
+    for eye in Eye::ALL {
+        let mut contact = Contact::open(&world, eye, &fanout).await;
+        eyes.spawn(async move {
+            for _ in Way::ALL {
+                assert_eq!(withdrawn(&mut contact).await.1, WithdrawnReason::Stalled);
+            }
+        });
+    }
     let mut ways = tokio::task::JoinSet::new();
     for (index, way) in (1..).zip(Way::ALL) {
         let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 20_000);
         let (mut upload, _) = Upload::begin(&world, way, &chunk, &capability).await;
         upload.send(chunk.bytes.slice(..9_000)).await;
         ways.spawn(async move { (way, upload.left().await) });
-    }
-    let mut eyes = tokio::task::JoinSet::new();
-    for mut contact in contacts(&world, &fanout).await {
-        eyes.spawn(async move {
-            for _ in Way::ALL {
-                assert_eq!(withdrawn(&mut contact).await.1, WithdrawnReason::Stalled);
-            }
-        });
     }
     while let Some(told) = ways.join_next().await {
         let (way, told) = told.unwrap();
