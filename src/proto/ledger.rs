@@ -15,7 +15,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::code::Code;
-use crate::id::ChunkRef;
+use crate::id::{ChunkRef, Digest};
 use crate::media::Class;
 use crate::mercy;
 use crate::quota::Quota;

@@ -13,8 +13,6 @@ use super::{CommitError, Meta, Part};
 use crate::proto::{ChunkRef, Code};
 use crate::telemetry::names::DiskStep;
 
-
-
 /// Bytes gathered before they are written: what a killed process may lose of a partial.
 pub const WRITE_BUFFER: usize = 256 * 1024;
 
