@@ -279,7 +279,7 @@ impl DropIn {
         match &mut self.way {
             Way::Known(_, came) => *came += bytes.len() as u64,
             Way::Spool(incoming) if self.over || bytes.len() as u64 > length - incoming.held() => self.over = true,
-            Way::Spool(incoming) => incoming.push(&bytes).await.map_err(drop_in_code)?,
+            Way::Spool(incoming) => incoming.push(bytes).await.map_err(drop_in_code)?,
         }
         Ok(())
     }

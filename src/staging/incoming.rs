@@ -3,9 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Mutex;
 
+use super::gathered::Gathered;
 use super::part::Superseded;
 use super::store::{Staging, Standing, blocking};
 use super::{CommitError, Meta, Part};
@@ -26,7 +27,7 @@ pub(super) struct Slot(Mutex<State>);
 #[derive(Default)]
 struct State {
     part: Option<Part>,
-    buffer: BytesMut,
+    gathered: Gathered,
 }
 
 impl Slot {
@@ -107,14 +108,14 @@ impl Incoming {
     ///
     /// # Errors
     /// `BodyTooLong`, `AttemptSuperseded`, `StagingFailed`.
-    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Code> {
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Code> {
         let attempt = self.inner.as_ref().ok_or(Code::AttemptSuperseded)?;
         if bytes.len() as u64 > self.length - self.held {
             return Err(Code::BodyTooLong);
         }
-        let whole = self.held + bytes.len() as u64 == self.length;
-        attempt.push(bytes, whole).await?;
-        self.held += bytes.len() as u64;
+        let held = self.held + bytes.len() as u64;
+        attempt.push(bytes, held == self.length).await?;
+        self.held = held;
         let mut ledger = attempt.staging.ledger();
         ledger.handle_progress(attempt.key, attempt.epoch, self.held);
         Ok(())
@@ -233,15 +234,15 @@ impl Attempt {
             self.staging.count(DiskStep::Remove, &removed);
         }
         // Without a file, what is gathered begins at the chunk's first byte.
-        if held == 0 || state.part.is_some() || !state.buffer.is_empty() {
-            return Ok(state.part.as_ref().map_or(0, Part::len) + state.buffer.len() as u64);
+        if held == 0 || state.part.is_some() || !state.gathered.is_empty() {
+            return Ok(state.part.as_ref().map_or(0, Part::len) + state.gathered.len() as u64);
         }
         let (vault, key) = (self.staging.0.vault.clone(), self.key);
         match blocking(move || vault.reopen(key)).await {
             Ok(part) => {
                 let there = part.len();
                 state.part = Some(part);
-                state.buffer.clear();
+                state.gathered = Gathered::default();
                 Ok(there)
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(0),
@@ -261,18 +262,18 @@ impl Attempt {
         .ok()??;
         state.part = Some(part);
         let mut out = read.ok()?;
-        out.extend_from_slice(&state.buffer);
+        state.gathered.copy_to(&mut out);
         (out.len() as u64 == held).then(|| out.into())
     }
 
-    async fn push(&self, bytes: &[u8], whole: bool) -> Result<(), Code> {
+    async fn push(&self, bytes: Bytes, whole: bool) -> Result<(), Code> {
         let mut state = self.slot.0.lock().await;
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
-        state.buffer.extend_from_slice(bytes);
+        state.gathered.push(bytes);
         // The end is written by `finish`, with the hash and the commit right behind it.
-        if state.buffer.len() >= WRITE_BUFFER && !whole {
+        if state.gathered.len() >= WRITE_BUFFER && !whole {
             self.write(&mut state).await?;
         }
         Ok(())
@@ -280,7 +281,7 @@ impl Attempt {
 
     /// Writes what is gathered, hashing it on the way.
     async fn write(&self, state: &mut State) -> Result<(), Code> {
-        let bytes = state.buffer.split().freeze();
+        let pieces = state.gathered.take();
         let (part, vault, key) = (state.part.take(), self.staging.0.vault.clone(), self.key);
         let meta = if part.is_none() { Some(self.meta.clone()) } else { None };
         let written = blocking(move || {
@@ -289,7 +290,7 @@ impl Attempt {
                 (None, Some(meta)) => vault.create(key, &meta)?,
                 (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
             };
-            part.append(&bytes)?;
+            part.append_pieces(&pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
             Ok(part)
         })
         .await;
@@ -334,7 +335,7 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
-        if !state.buffer.is_empty() {
+        if !state.gathered.is_empty() {
             self.write(&mut state).await?;
         }
         let part = state.part.take().ok_or(Code::InternalError)?;
@@ -358,7 +359,7 @@ impl Attempt {
     /// Everything written, as its file.
     async fn whole_part(&self) -> Result<Part, Code> {
         let mut state = self.slot.0.lock().await;
-        if !state.buffer.is_empty() {
+        if !state.gathered.is_empty() {
             self.write(&mut state).await?;
         }
         state.part.take().ok_or(Code::InternalError)
@@ -372,7 +373,7 @@ impl Attempt {
         if taken_over() {
             return;
         }
-        if !state.buffer.is_empty() {
+        if !state.gathered.is_empty() {
             // A failure is counted; the next attempt starts from what the file holds.
             let _ = self.write(&mut state).await;
         }

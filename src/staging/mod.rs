@@ -6,6 +6,7 @@
 
 pub mod committer;
 pub mod disk;
+mod gathered;
 pub mod incoming;
 pub mod layout;
 pub mod meta;
