@@ -100,7 +100,7 @@ struct Lane {
 }
 
 enum Way {
-    Spool(Spooling),
+    Spool(Box<Spooling>),
     /// This relay saw these bytes confirmed: what comes is hashed and let go.
     Known(Map<String, Value>, Context),
 }
@@ -125,7 +125,7 @@ impl Admission {
                 if let Some(capability) = capability.filter(|capability| capability.trust == Trust::Claimed) {
                     self.0.vouched.remember(&capability, self.0.parts.clock.unix_s());
                 }
-                Way::Spool(self.spool(&upload, lane.variant)?)
+                Way::Spool(Box::new(self.spool(&upload, lane.variant)?))
             }
             (Outcome::Duplicate(_), Some(answer)) => Way::Known(answer, Context::new(&SHA256)),
             (outcome, _) => {
@@ -180,7 +180,7 @@ impl DropIn {
         if self.came <= self.upload.offer.length {
             match &mut self.way {
                 Way::Known(_, hash) => hash.update(&bytes),
-                Way::Spool(spooling) => spooling.push(&bytes).await.map_err(drop_in_code)?,
+                Way::Spool(spooling) => spooling.push(bytes).await.map_err(drop_in_code)?,
             }
         }
         Ok(())

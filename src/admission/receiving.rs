@@ -66,7 +66,7 @@ impl Receiving {
         if let Some(publication) = &self.publication {
             publication.push(offset, &bytes);
         }
-        Ok(self.incoming.push(&bytes).await?)
+        Ok(self.incoming.push(bytes).await?)
     }
 
     /// The body ended. Waits until the chunk is whole, hashed and synced.

@@ -6,6 +6,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Pieces handed to the kernel in one call; it takes at most 1,024.
+const MAX_VECTOR: usize = 256;
+
 /// The directories of the staging directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dir {
@@ -91,6 +94,19 @@ pub trait File: Send + Sync {
     /// # Errors
     /// From the disk.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Writes all of `pieces`, one behind the other, from `offset` on. After an error any part of
+    /// them may be there.
+    ///
+    /// # Errors
+    /// From the disk.
+    fn write_pieces_at(&self, mut offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        for piece in pieces {
+            self.write_at(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
 
     /// Reads into `buf` from `offset`; how many bytes, 0 at the end of the file.
     ///
@@ -236,6 +252,30 @@ impl File for StdFile {
         self.0.write_all_at(bytes, offset)
     }
 
+    fn write_pieces_at(&self, mut offset: u64, mut pieces: &[&[u8]]) -> io::Result<()> {
+        while !pieces.is_empty() {
+            let some: Vec<_> = pieces.iter().take(MAX_VECTOR).map(|piece| io::IoSlice::new(piece)).collect();
+            let at = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let mut written = match nix::sys::uio::pwritev(&self.0, &some, at) {
+                Err(nix::errno::Errno::EINTR) => 0,
+                written => written?,
+            };
+            offset += written as u64;
+            while let Some((first, rest)) = pieces.split_first().filter(|(first, _)| written >= first.len()) {
+                written -= first.len();
+                pieces = rest;
+            }
+            if let Some((first, rest)) = pieces.split_first().filter(|_| written > 0) {
+                // The disk took a part of this one.
+                let missing = &first[written..];
+                self.write_at(offset, missing)?;
+                offset += missing.len() as u64;
+                pieces = rest;
+            }
+        }
+        Ok(())
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.0.read_at(buf, offset) {
@@ -273,6 +313,20 @@ mod tests {
         assert_eq!(mode(&root), 0o700);
         assert_eq!(mode(&root.join("staged")), 0o700);
         assert_eq!(mode(&root.join("staged/x")), 0o600);
+    }
+
+    #[test]
+    fn many_pieces_are_written_one_behind_the_other() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = StdDisk::open(temp.path()).unwrap();
+        let file = disk.create(Dir::Receiving, "x").unwrap();
+        file.write_at(0, b"head").unwrap();
+        let pieces: Vec<Vec<u8>> = (0..3 * MAX_VECTOR).map(|n| vec![n as u8; n % 5]).collect();
+        file.write_pieces_at(4, &pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>()).unwrap();
+        let all = [b"head".to_vec(), pieces.concat()].concat();
+        let mut read = vec![0; all.len()];
+        read_exact_at(&*file, 0, &mut read).unwrap();
+        assert_eq!((file.size().unwrap(), read), (all.len() as u64, all));
     }
 
     #[test]

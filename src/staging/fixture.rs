@@ -172,6 +172,11 @@ impl File for RecordingFile {
         self.log.note(&format!("write {}", self.dir.name()));
         Ok(())
     }
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        self.file.write_pieces_at(offset, pieces)?;
+        self.log.note(&format!("write {}", self.dir.name()));
+        Ok(())
+    }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.file.read_at(offset, buf)
     }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::gathered::Gathered;
 use crate::proto::ChunkRef;
 
 /// Largest chunk kept, in bytes.
@@ -29,8 +30,13 @@ impl Fresh {
 
     /// A copy of a chunk's bytes, if it is worth keeping: its own memory, so that the bound holds
     /// whatever larger buffer the bytes lie in.
-    pub(super) fn copy(bytes: &[u8]) -> Option<Bytes> {
-        (bytes.len() <= MAX_FRESH_CHUNK).then(|| Bytes::copy_from_slice(bytes))
+    pub(super) fn copy(gathered: &Gathered) -> Option<Bytes> {
+        if gathered.len() > MAX_FRESH_CHUNK {
+            return None;
+        }
+        let mut out = Vec::with_capacity(gathered.len());
+        gathered.copy_to(&mut out);
+        Some(out.into())
     }
 
     /// Keeps a whole chunk while there is room.
@@ -65,6 +71,12 @@ impl Fresh {
 mod tests {
     use super::*;
 
+    fn copy(len: usize) -> Option<Bytes> {
+        let mut gathered = Gathered::default();
+        gathered.push(vec![1; len].into());
+        Fresh::copy(&gathered)
+    }
+
     fn name(number: u8) -> ChunkRef {
         ChunkRef([number; 16])
     }
@@ -75,7 +87,7 @@ mod tests {
         let fresh = Fresh::new(gauge.clone());
         let places = MAX_FRESH_BYTES / MAX_FRESH_CHUNK;
         for number in 0..=places {
-            fresh.put(name(number as u8), Fresh::copy(&vec![1; MAX_FRESH_CHUNK]).unwrap());
+            fresh.put(name(number as u8), copy(MAX_FRESH_CHUNK).unwrap());
         }
         assert_eq!(gauge.get(), MAX_FRESH_BYTES as i64);
         assert_eq!(fresh.take(name(places as u8)), None, "there was no room for it");
@@ -83,6 +95,6 @@ mod tests {
         assert_eq!(fresh.take(name(0)), None);
         fresh.put(name(1), Bytes::from_static(b"again"));
         assert_eq!(gauge.get(), (MAX_FRESH_BYTES - 2 * MAX_FRESH_CHUNK + 5) as i64);
-        assert_eq!(Fresh::copy(&vec![1; MAX_FRESH_CHUNK + 1]), None);
+        assert_eq!(copy(MAX_FRESH_CHUNK + 1), None);
     }
 }

@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fresh::Fresh;
+use super::gathered::Gathered;
 use super::part::Superseded;
 use super::store::{Staging, Standing, blocking};
 use super::{CommitError, Meta, Part};
@@ -25,15 +26,15 @@ pub(super) struct Slot(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     part: Option<Part>,
-    buffer: BytesMut,
-    /// Bytes of the chunk that come before `buffer`: those lie in the file, whether it is open
+    gathered: Gathered,
+    /// Bytes of the chunk that come before `gathered`: those lie in the file, whether it is open
     /// here or not (a write that fails takes the open file with it).
     written: u64,
 }
 
 impl State {
     fn held(&self) -> u64 {
-        self.written + self.buffer.len() as u64
+        self.written + self.gathered.len() as u64
     }
 }
 
@@ -119,14 +120,14 @@ impl Incoming {
     ///
     /// # Errors
     /// `BodyTooLong`, `AttemptSuperseded`, `StagingFailed`.
-    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Code> {
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Code> {
         let attempt = self.inner.as_ref().ok_or(Code::AttemptSuperseded)?;
         if bytes.len() as u64 > self.length - self.held {
             return Err(Code::BodyTooLong);
         }
-        let whole = self.held + bytes.len() as u64 == self.length;
-        attempt.push(bytes, whole).await?;
-        self.held += bytes.len() as u64;
+        let held = self.held + bytes.len() as u64;
+        attempt.push(bytes, held == self.length).await?;
+        self.held = held;
         let mut ledger = attempt.staging.ledger();
         ledger.handle_progress(attempt.key, attempt.epoch, self.held);
         Ok(())
@@ -177,7 +178,7 @@ impl Attempt {
             return Err(Code::AttemptSuperseded);
         }
         // Bytes of the former attempt that are only gathered are as good as written.
-        let nothing_on_disk = state.written == 0 && (held == 0 || !state.buffer.is_empty());
+        let nothing_on_disk = state.written == 0 && (held == 0 || !state.gathered.is_empty());
         if state.part.is_some() || nothing_on_disk {
             return Ok(state.held());
         }
@@ -185,7 +186,7 @@ impl Attempt {
         match blocking(move || vault.reopen(key)).await {
             Ok(part) => {
                 if part.len() != state.written {
-                    state.buffer.clear();
+                    state.gathered = Gathered::default();
                 }
                 state.written = part.len();
                 state.part = Some(part);
@@ -213,18 +214,18 @@ impl Attempt {
             state.part = Some(part);
             out = read.ok()?;
         }
-        out.extend_from_slice(&state.buffer);
+        state.gathered.copy_to(&mut out);
         (out.len() as u64 == held).then(|| out.into())
     }
 
-    pub(super) async fn push(&self, bytes: &[u8], whole: bool) -> Result<(), Code> {
+    pub(super) async fn push(&self, bytes: Bytes, whole: bool) -> Result<(), Code> {
         let mut state = self.slot.lock().await;
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
-        state.buffer.extend_from_slice(bytes);
+        state.gathered.push(bytes);
         // The end is written by `finish`, with the hash and the commit right behind it.
-        if state.buffer.len() >= WRITE_BUFFER && !whole {
+        if state.gathered.len() >= WRITE_BUFFER && !whole {
             self.write(state).await?;
         }
         Ok(())
@@ -235,13 +236,13 @@ impl Attempt {
         let (vault, key) = (self.staging.0.vault.clone(), self.key);
         let meta = if state.part.is_none() { Some(self.meta.clone()) } else { None };
         let written = blocking(move || {
-            let bytes = state.buffer.split().freeze();
+            let pieces = state.gathered.take();
             let mut part = match (state.part.take(), meta) {
                 (Some(part), _) => part,
                 (None, Some(meta)) => vault.create(key, &meta)?,
                 (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
             };
-            part.append(&bytes)?;
+            part.append_pieces(&pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
             state.written = part.len();
             state.part = Some(part);
             Ok(state)
@@ -280,8 +281,8 @@ impl Attempt {
             return Err(Code::AttemptSuperseded);
         }
         // Whole in the buffer: forwarding need not read it back.
-        let fresh = if state.part.is_none() { Fresh::copy(&state.buffer) } else { None };
-        if !state.buffer.is_empty() {
+        let fresh = if state.part.is_none() { Fresh::copy(&state.gathered) } else { None };
+        if !state.gathered.is_empty() {
             state = self.write(state).await?;
         }
         let part = state.part.take().ok_or(Code::InternalError)?;
@@ -315,7 +316,7 @@ impl Attempt {
     /// Everything written, as its file.
     pub(super) async fn whole_part(&self) -> Result<Part, Code> {
         let mut state = self.slot.lock().await;
-        if !state.buffer.is_empty() {
+        if !state.gathered.is_empty() {
             state = self.write(state).await?;
         }
         state.part.take().ok_or(Code::InternalError)
@@ -330,7 +331,7 @@ impl Attempt {
         if taken_over() {
             return;
         }
-        if !state.buffer.is_empty() {
+        if !state.gathered.is_empty() {
             // A failure is counted; the next attempt starts from what the file holds.
             match self.write(state).await {
                 Ok(written) => state = written,

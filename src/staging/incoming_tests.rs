@@ -63,13 +63,13 @@ async fn a_takeover_goes_on_after_bytes_that_are_only_in_memory() {
     let (f, payload) = (fixture(), bytes(1000));
     let offer = meta(1, &payload).offer;
     let mut first = f.receive(&offer, 1).await;
-    first.push(&payload[..600]).await.unwrap();
+    first.push(bytes::Bytes::copy_from_slice(&payload[..600])).await.unwrap();
     let mut second = f.receive(&offer, 2).await;
     assert_eq!(second.held(), 600);
     assert_eq!(second.held_bytes().await.unwrap(), &payload[..600], "those who watch get them too");
-    assert_eq!(first.push(&payload[600..]).await, Err(Code::AttemptSuperseded));
+    assert_eq!(first.push(bytes::Bytes::copy_from_slice(&payload[600..])).await, Err(Code::AttemptSuperseded));
     drop(first);
-    second.push(&payload[600..]).await.unwrap();
+    second.push(bytes::Bytes::copy_from_slice(&payload[600..])).await.unwrap();
     assert_eq!(second.finish().await.unwrap().state, ChunkState::Staged);
     assert_eq!(f.staging.read_whole(offer.chunk_ref()).await.unwrap(), payload);
 }
@@ -79,8 +79,8 @@ async fn a_takeover_goes_on_after_the_file_and_what_is_gathered_beside_it() {
     let (f, payload) = (fixture(), bytes(WRITE_BUFFER * 2));
     let offer = meta(1, &payload).offer;
     let mut first = f.receive(&offer, 1).await;
-    first.push(&payload[..WRITE_BUFFER]).await.unwrap();
-    first.push(&payload[WRITE_BUFFER..WRITE_BUFFER + 600]).await.unwrap();
+    first.push(bytes::Bytes::copy_from_slice(&payload[..WRITE_BUFFER])).await.unwrap();
+    first.push(bytes::Bytes::copy_from_slice(&payload[WRITE_BUFFER..WRITE_BUFFER + 600])).await.unwrap();
     let second = f.receive(&offer, 2).await;
     assert_eq!(second.held(), WRITE_BUFFER as u64 + 600);
     // A reader that is given up in the middle takes the open file with it, not the bytes.
@@ -92,7 +92,7 @@ async fn a_takeover_goes_on_after_the_file_and_what_is_gathered_beside_it() {
     drop(second);
     let mut third = f.receive(&offer, 3).await;
     assert_eq!(third.held(), WRITE_BUFFER as u64 + 600);
-    third.push(&payload[WRITE_BUFFER + 600..]).await.unwrap();
+    third.push(bytes::Bytes::copy_from_slice(&payload[WRITE_BUFFER + 600..])).await.unwrap();
     third.finish().await.unwrap();
     assert_eq!(f.staging.read_whole(offer.chunk_ref()).await.unwrap(), payload);
 }
@@ -104,7 +104,7 @@ async fn a_takeover_while_the_chunk_is_made_durable_finds_it_staged() {
         let payload = bytes(700);
         let offer = meta(index, &payload).offer;
         let mut first = f.receive(&offer, 1).await;
-        first.push(&payload).await.unwrap();
+        first.push(bytes::Bytes::copy_from_slice(&payload)).await.unwrap();
         let finishing = tokio::spawn(first.finish());
         // Somewhere between the last byte and the answer.
         for _ in 0..index {
@@ -131,7 +131,7 @@ async fn a_drop_while_the_chunk_is_made_durable_leaves_nothing() {
         let payload = bytes(700);
         let offer = meta(index, &payload).offer;
         let mut first = f.receive(&offer, 1).await;
-        first.push(&payload).await.unwrap();
+        first.push(bytes::Bytes::copy_from_slice(&payload)).await.unwrap();
         let finishing = tokio::spawn(first.finish());
         for _ in 0..index {
             tokio::task::yield_now().await;

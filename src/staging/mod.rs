@@ -9,6 +9,7 @@ pub mod disk;
 mod fresh;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
+mod gathered;
 pub mod incoming;
 pub mod layout;
 pub mod meta;

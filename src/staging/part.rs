@@ -13,8 +13,6 @@ use super::seal::Name;
 use super::vault::Inner;
 use crate::proto::{ChunkRef, Digest};
 
-/// A first write up to this long goes out together with the header, at the price of a copy.
-const JOINED_WRITE_BYTES: usize = 256 * 1024;
 /// How much of a partial is read at a time when it is hashed again.
 const REHASH_BYTES: usize = 64 * 1024;
 /// The holder of a partial that no part may write any more.
@@ -182,29 +180,35 @@ impl Part {
     /// # Errors
     /// From the disk; [`Superseded`]; `InvalidInput` for more bytes than the offer says.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.len() as u64 > self.expected.0 - self.len {
+        self.append_pieces(&[bytes])
+    }
+
+    /// The same for bytes in several pieces: one write, header included, and no copy.
+    ///
+    /// # Errors
+    /// As [`Part::append`].
+    pub fn append_pieces(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if bytes as u64 > self.expected.0 - self.len {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let holder = self.slot.holder.lock().unwrap_or_else(PoisonError::into_inner);
         if *holder != self.holder {
             return Err(io::Error::other(Superseded));
         }
-        if bytes.is_empty() {
+        if bytes == 0 {
             return Ok(());
         }
-        match self.header.take() {
-            None => self.file.write_at(self.payload_at + self.len, bytes)?,
-            Some(header) => {
-                let written = write_first(&*self.file, &header, bytes);
-                if written.is_err() {
-                    self.header = Some(header);
-                }
-                written?;
-            }
+        match &self.header {
+            None => self.file.write_pieces_at(self.payload_at + self.len, pieces)?,
+            Some(header) => self.file.write_pieces_at(0, &[&[&header[..]], pieces].concat())?,
         }
+        self.header = None;
         drop(holder);
-        self.hash.update(bytes);
-        self.len += bytes.len() as u64;
+        for piece in pieces {
+            self.hash.update(piece);
+        }
+        self.len += bytes as u64;
         Ok(())
     }
 
@@ -271,16 +275,4 @@ impl std::fmt::Debug for Part {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Part").field("len", &self.len).finish_non_exhaustive()
     }
-}
-
-/// Most chunks come whole: one write then does for header and bytes.
-fn write_first(file: &dyn File, header: &[u8], bytes: &[u8]) -> io::Result<()> {
-    if bytes.len() > JOINED_WRITE_BYTES {
-        file.write_at(0, header)?;
-        return file.write_at(header.len() as u64, bytes);
-    }
-    let mut joined = Vec::with_capacity(header.len() + bytes.len());
-    joined.extend_from_slice(header);
-    joined.extend_from_slice(bytes);
-    file.write_at(0, &joined)
 }

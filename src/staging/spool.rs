@@ -155,13 +155,13 @@ impl Spooling {
     ///
     /// # Errors
     /// `BodyTooLong`, `StagingFailed`.
-    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Code> {
+    pub async fn push(&mut self, bytes: Bytes) -> Result<(), Code> {
         if bytes.len() as u64 > self.length - self.came {
             return Err(Code::BodyTooLong);
         }
-        let whole = self.came + bytes.len() as u64 == self.length;
-        self.held.attempt.push(bytes, whole).await?;
-        self.came += bytes.len() as u64;
+        let came = self.came + bytes.len() as u64;
+        self.held.attempt.push(bytes, came == self.length).await?;
+        self.came = came;
         Ok(())
     }
 

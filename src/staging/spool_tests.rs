@@ -71,7 +71,7 @@ async fn whole_bytes_are_read_back_and_go_with_the_last_handle() {
     let bytes: Vec<u8> = (0..700_000u32).map(|at| at as u8).collect();
     let mut spooling = staging.spool(&expected(&bytes)).unwrap();
     for piece in bytes.chunks(100_000) {
-        spooling.push(piece).await.unwrap();
+        spooling.push(bytes::Bytes::copy_from_slice(piece)).await.unwrap();
     }
     let spooled = spooling.whole().await.unwrap();
     assert_eq!(spooled.read(699_000, 5000).await.unwrap(), bytes[699_000..]);
@@ -94,7 +94,7 @@ async fn nothing_stays_of_what_is_dropped_at_any_point() {
     for came in [0, 1, 300_000, 599_999, 600_000] {
         let mut spooling = staging.spool(&expected(&bytes)).unwrap();
         for piece in bytes[..came].chunks(60_000) {
-            spooling.push(piece).await.unwrap();
+            spooling.push(bytes::Bytes::copy_from_slice(piece)).await.unwrap();
         }
         assert_eq!(spooling.came(), came as u64);
         drop(spooling);
@@ -144,7 +144,7 @@ async fn a_write_that_is_dropped_in_the_middle_leaves_no_file() {
     let mut spooling = staging.spool(&expected(&bytes)).unwrap();
     let slot = Arc::clone(&spooling.held.attempt.slot);
     {
-        let mut push = std::pin::pin!(spooling.push(&bytes[..WRITE_BUFFER]));
+        let mut push = std::pin::pin!(spooling.push(bytes::Bytes::copy_from_slice(&bytes[..WRITE_BUFFER])));
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(push.as_mut().poll(cx))).await;
         assert!(polled.is_pending(), "the disk was not told to go on");
     }
@@ -165,12 +165,12 @@ async fn what_is_not_the_digest_or_too_short_is_refused_and_removed() {
     let temp = tempfile::tempdir().unwrap();
     let staging = open(temp.path(), 10 << 20);
     let mut wrong = staging.spool(&expected(b"abc")).unwrap();
-    wrong.push(b"abd").await.unwrap();
+    wrong.push(bytes::Bytes::copy_from_slice(b"abd")).await.unwrap();
     assert_eq!(wrong.whole().await.err(), Some(Code::HashMismatch));
     assert_eq!(endings(&staging, Ending::Mismatched), 1);
     let mut short = staging.spool(&expected(b"abc")).unwrap();
-    short.push(b"ab").await.unwrap();
-    assert_eq!(short.push(b"cd").await, Err(Code::BodyTooLong));
+    short.push(bytes::Bytes::copy_from_slice(b"ab")).await.unwrap();
+    assert_eq!(short.push(bytes::Bytes::copy_from_slice(b"cd")).await, Err(Code::BodyTooLong));
     assert_eq!(short.whole().await.err(), Some(Code::BodyIncomplete));
     until_gone(&staging, temp.path()).await;
 }
@@ -201,7 +201,7 @@ async fn what_a_crash_leaves_is_removed_at_the_next_start() {
     let bytes = vec![7; WRITE_BUFFER + 10];
     let staging = open(temp.path(), 10 << 20);
     let mut spooling = staging.spool(&expected(&bytes)).unwrap();
-    spooling.push(&bytes[..WRITE_BUFFER]).await.unwrap();
+    spooling.push(bytes::Bytes::copy_from_slice(&bytes[..WRITE_BUFFER])).await.unwrap();
     assert_eq!(files(temp.path()), 1);
     for entry in std::fs::read_dir(temp.path().join("receiving")).unwrap() {
         let content = std::fs::read(entry.unwrap().path()).unwrap();
