@@ -142,7 +142,7 @@ async fn c31_a_mistake_in_the_configuration_names_the_setting_and_not_its_value(
     ] {
         let text = world.toml.replacen(from, to, 1);
         assert_ne!(text, world.toml);
-        let mistakes = Config::parse(&text, []).err().expect(to).to_string();
+        let mistakes = Config::parse(&text, []).expect_err(to).to_string();
         assert!(!mistakes.contains("canary") && !mistakes.is_empty(), "{mistakes}");
     }
 }

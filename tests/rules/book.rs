@@ -151,7 +151,8 @@ fn every_variable_of_the_tests_is_in_the_book() {
         for (path, text) in source::rust_files(folder) {
             for (at, call) in ["env::var(\"", "env::var_os(\""].iter().flat_map(|call| text.match_indices(call)) {
                 let name = text[at + call.len()..].split('"').next().unwrap_or_default();
-                if name.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !page.contains(&format!("`{name}")) {
+                let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+                if is_name && !page.contains(&format!("`{name}")) {
                     missing.insert(format!("{path}: {name}"));
                 }
             }
