@@ -1,6 +1,8 @@
 //! Each scenario once, short, with the real programs: the line of JSON is whole and nothing is
 //! lost. Figures are not looked at: a debug build on a busy machine has none worth a look.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -28,7 +28,13 @@ pub(super) struct Contact {
 
 enum Source {
     Wss(Box<Socket>),
-    H3 { receive: ReceiveHalf, decoder: Decoder, _connection: H3Connection },
+    H3(Box<Streaming>),
+}
+
+struct Streaming {
+    receive: ReceiveHalf,
+    decoder: Decoder,
+    _connection: H3Connection,
 }
 
 impl Contact {
@@ -89,7 +95,8 @@ impl Source {
                     Some(Ok(_)) => {}
                 }
             },
-            Self::H3 { receive, decoder, .. } => {
+            Self::H3(streaming) => {
+                let Streaming { receive, decoder, .. } = &mut **streaming;
                 let mut data = receive.recv_data().await.map_err(|_| BROKEN)?.ok_or(BROKEN)?;
                 decoder.push(&data.copy_to_bytes(data.remaining()));
                 let mut frames = Vec::new();
@@ -123,5 +130,5 @@ async fn h3(rig: &Rig, token: &str) -> Result<Source, Failure> {
     if !answer.status().is_success() {
         return Err(Failure::Wire("the relay refused a contact"));
     }
-    Ok(Source::H3 { receive, decoder: Decoder::default(), _connection: connection })
+    Ok(Source::H3(Box::new(Streaming { receive, decoder: Decoder::default(), _connection: connection })))
 }
