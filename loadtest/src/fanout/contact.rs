@@ -26,16 +26,15 @@ pub(super) struct Contact {
     follower: Follower,
 }
 
-/// An answer over HTTP/3 that goes on.
+enum Source {
+    Wss(Box<Socket>),
+    H3(Box<Streaming>),
+}
+
 struct Streaming {
     receive: ReceiveHalf,
     decoder: Decoder,
     _connection: H3Connection,
-}
-
-enum Source {
-    Wss(Box<Socket>),
-    H3(Box<Streaming>),
 }
 
 impl Contact {
