@@ -164,7 +164,8 @@ async fn a_redirect_is_not_followed_and_the_service_token_stays_at_home() {
     let session = world.session().await;
     let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3000);
     let said = told(&client::upload(relay.plain, &chunk, jwt(&session), 0).await);
-    assert_eq!((said.code.as_str(), said.state), ("confirmation_pending", Some(ChunkState::Staged)));
+    assert_eq!(said.code, "confirmation_pending");
+    assert!(matches!(said.state, Some(ChunkState::Staged | ChunkState::Forwarding)), "{:?}", said.state);
     let foreign = "waystation_core_requests_total{route=\"commit\",outcome=\"foreign\"}";
     until("two tries", async || relay.metric(foreign).await >= 2.0).await;
     let preview = Chunk::sealed(&session, Variant::LivePreview, 1, 3000);

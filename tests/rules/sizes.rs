@@ -17,7 +17,6 @@ const LONG: &[(&str, &str)] = &[
         "the one lock over ledger, quota and disk: what it guards can't be split without sharing it",
     ),
     ("src/telemetry/names.rs", "every metric and label in one list: a second place would be a second truth"),
-    ("src/admission/drop_in.rs", "the existing relay's whole contract B in its exact order of checks"),
 ];
 
 /// Files over [`FILE_CEILING`] lines.
