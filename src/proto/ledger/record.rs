@@ -121,7 +121,7 @@ pub enum Decision {
         /// A partial of another digest is to be removed first.
         replaces: bool,
     },
-    /// It is here; see [`Ledger::record`].
+    /// It is here; see [`Ledger::record`](super::Ledger::record).
     Have,
 }
 
