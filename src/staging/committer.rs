@@ -1,8 +1,9 @@
 //! The only maker of [`Durable`]: group commit.
 //!
-//! A part goes through two steps. Several threads sync files, each its own; one thread then takes
-//! every file that is synced by now, renames them into `staged/`, syncs both directories once
-//! for all of them, and answers. While it waits for the disk the next group gathers by itself.
+//! A chunk goes through two steps. Several threads write what is not written yet and sync files,
+//! each its own; one thread then takes every file that is synced by now, renames them into
+//! `staged/`, syncs both directories once for all of them, and answers. While it waits for the
+//! disk the next group gathers by itself.
 //!
 //! There is one such thread on purpose: a failed directory sync is reported once, so a second
 //! group that had renamed meanwhile could take the next success for its own.
@@ -15,17 +16,19 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::disk::Dir;
-use super::part::Part;
+use super::part::{Part, Superseded};
 use super::seal::Name;
 use super::vault::{Inner, Vault};
+use super::whole::Whole;
 use crate::proto::ChunkRef;
 
 /// Threads that sync files. They only wait for the disk, and a journalling file system serves
 /// those who wait together with one commit of its journal, so more than cores are worth it;
 /// `docs/decisions/0003-one-file-per-chunk.md` has the measurement.
 pub const SYNC_THREADS: usize = 8;
-/// Parts handed over and not yet answered, in all. Each costs an open file and under 4 KiB; who
-/// comes later waits in order, and so does the sender whose bytes they are.
+/// Chunks handed over and not yet answered, in all. Each costs an open file, under 4 KiB, and the
+/// bytes that are not written yet (`incoming::WRITE_BUFFER` and a piece); who comes later waits in
+/// order, and so does the sender whose bytes they are.
 pub const IN_FLIGHT: usize = 256;
 
 /// A chunk is whole, hashed and synced, in its file and in its directory. Only a [`Committer`]
@@ -106,7 +109,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    parts: VecDeque<Job<Part>>,
+    parts: VecDeque<Job<Whole>>,
     synced: Vec<Job<Synced>>,
     /// Parts being synced.
     syncing: usize,
@@ -141,15 +144,17 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes a whole part durable. If the caller goes away while it waits for room, the partial is
-    /// kept; later the commit takes its course unheard, and the chunk is found by the next start.
+    /// Makes a whole chunk durable. If the caller goes away while it waits for room, what is in the
+    /// file is kept; later the commit takes its course unheard, and the chunk is found by the next
+    /// start.
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub async fn commit(&self, part: Part) -> Result<Durable, CommitError> {
+    pub async fn commit(&self, whole: impl Into<Whole>) -> Result<Durable, CommitError> {
+        let item = whole.into();
         let room = Arc::clone(&self.shared.room).acquire_owned().await.map_err(|_| CommitError::Stopped)?;
         let (answer, answered) = oneshot::channel();
-        self.shared.queue().parts.push_back(Job { item: part, answer, room });
+        self.shared.queue().parts.push_back(Job { item, answer, room });
         self.shared.parts.notify_one();
         answered.await.unwrap_or(Err(CommitError::Stopped))
     }
@@ -182,7 +187,7 @@ impl Shared {
     fn sync_files(&self) {
         while let Some(Job { item, answer, room }) = self.next_part() {
             let busy = Busy(self);
-            match sync(item) {
+            match write(item).and_then(sync) {
                 Ok(item) => self.queue().synced.push(Job { item, answer, room }),
                 // A caller that went away needs no answer.
                 Err(e) => drop(answer.send(Err(e))),
@@ -191,7 +196,7 @@ impl Shared {
         }
     }
 
-    fn next_part(&self) -> Option<Job<Part>> {
+    fn next_part(&self) -> Option<Job<Whole>> {
         let mut queue = self.queue();
         loop {
             if let Some(job) = queue.parts.pop_front() {
@@ -269,6 +274,11 @@ pub(super) struct Synced {
     file_name: String,
     chunk: ChunkRef,
     len: u64,
+}
+
+/// What is not written yet.
+fn write(whole: Whole) -> Result<Part, CommitError> {
+    whole.write().map_err(|e| if Superseded::is(&e) { CommitError::Superseded } else { CommitError::Disk(e) })
 }
 
 /// The first step: the file.

@@ -3,15 +3,17 @@
 use std::io;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::fresh::Fresh;
 use super::gathered::Gathered;
 use super::part::Superseded;
+use super::part::digest_of;
 use super::store::{Staging, Standing, blocking};
-use super::{CommitError, Meta, Part};
-use crate::proto::{ChunkRef, Code};
+use super::{CommitError, Meta, Part, Whole};
+use crate::proto::{ChunkRef, Code, Digest};
 use crate::telemetry::names::DiskStep;
 
 /// Bytes gathered before they are written: what a killed process may lose of a partial.
@@ -23,16 +25,32 @@ pub const WRITE_BUFFER: usize = 256 * 1024;
 #[derive(Default)]
 pub(super) struct Slot(Arc<Mutex<State>>);
 
-#[derive(Default)]
 struct State {
     part: Option<Part>,
     gathered: Gathered,
+    /// Of what is in the file and gathered. Bytes are hashed as they come, while they are at hand.
+    hash: Context,
     /// Bytes of the chunk that come before `gathered`: those lie in the file, whether it is open
     /// here or not (a write that fails takes the open file with it).
     written: u64,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self { part: None, gathered: Gathered::default(), hash: Context::new(&SHA256), written: 0 }
+    }
+}
+
 impl State {
+    fn gather(&mut self, bytes: Bytes) {
+        self.hash.update(&bytes);
+        self.gathered.push(bytes);
+    }
+
+    fn digest(&self) -> Digest {
+        digest_of(&self.hash)
+    }
+
     fn held(&self) -> u64 {
         self.written + self.gathered.len() as u64
     }
@@ -188,6 +206,9 @@ impl Attempt {
                 if part.len() != state.written {
                     state.gathered = Gathered::default();
                 }
+                state.hash = part.hash();
+                let gathered = std::mem::take(&mut state.gathered).take();
+                gathered.into_iter().for_each(|piece| state.gather(piece));
                 state.written = part.len();
                 state.part = Some(part);
                 Ok(state.held())
@@ -223,27 +244,30 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
-        state.gathered.push(bytes);
-        // The end is written by `finish`, with the hash and the commit right behind it.
+        state.gather(bytes);
+        // The end is written by the committer, with the sync right behind it.
         if state.gathered.len() >= WRITE_BUFFER && !whole {
             self.write(state).await?;
         }
         Ok(())
     }
 
-    /// Writes what is gathered, hashing it on the way. Goes on when nobody waits for it any more.
+    /// Writes what is gathered. Goes on when nobody waits for it any more.
     async fn write(&self, mut state: OwnedMutexGuard<State>) -> Result<OwnedMutexGuard<State>, Code> {
         let (vault, key) = (self.staging.0.vault.clone(), self.key);
         let meta = if state.part.is_none() { Some(self.meta.clone()) } else { None };
         let written = blocking(move || {
             let pieces = state.gathered.take();
+            // A write that fails leaves nothing to go on from but the file.
+            let hash = std::mem::replace(&mut state.hash, Context::new(&SHA256));
             let mut part = match (state.part.take(), meta) {
                 (Some(part), _) => part,
                 (None, Some(meta)) => vault.create(key, &meta)?,
                 (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
             };
-            part.append_pieces(&pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
+            part.append_hashed(&pieces, hash.clone())?;
             state.written = part.len();
+            state.hash = hash;
             state.part = Some(part);
             Ok(state)
         })
@@ -280,20 +304,19 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
-        // Whole in the buffer: forwarding need not read it back.
-        let fresh = if state.part.is_none() { Fresh::copy(&state.gathered) } else { None };
-        if !state.gathered.is_empty() {
-            state = self.write(state).await?;
+        if state.part.is_none() && state.written > 0 {
+            return Err(self.failed(DiskStep::Write));
         }
-        let part = state.part.take().ok_or(Code::InternalError)?;
-        let whole = part.is_whole();
+        let whole = state.held() == self.meta.offer.length && state.digest() == self.meta.offer.sha256;
         if let Some(hashed) = self.hashed.take() {
             hashed(whole);
         }
         if !whole {
             return Err(Code::HashMismatch);
         }
-        match self.staging.0.committer.commit(part).await {
+        // Whole in memory: forwarding need not read it back.
+        let fresh = if state.part.is_none() { Fresh::copy(&state.gathered) } else { None };
+        match self.staging.0.committer.commit(self.whole(&mut state)).await {
             Ok(_durable) => {}
             Err(CommitError::NotWhole) => return Err(Code::HashMismatch),
             Err(CommitError::Superseded) => return Err(Code::AttemptSuperseded),
@@ -311,6 +334,16 @@ impl Attempt {
         self.staging.0.fresh.take(self.key);
         self.staging.remove_staged(self.key).await;
         Err(Code::AttemptSuperseded)
+    }
+
+    /// Everything that came, for the committer.
+    fn whole(&self, state: &mut State) -> Whole {
+        let State { part, mut gathered, hash, .. } = std::mem::take(state);
+        let bytes = gathered.take();
+        match part {
+            Some(part) => Whole::ending(part, bytes, hash),
+            None => Whole::new(self.staging.0.vault.clone(), self.key, self.meta.clone(), bytes, hash),
+        }
     }
 
     /// Everything written, as its file.

@@ -15,11 +15,13 @@ pub mod layout;
 pub mod meta;
 pub mod part;
 pub mod recover;
+mod remover;
 pub mod seal;
 mod spool;
 mod store;
 mod tally;
 pub mod vault;
+pub mod whole;
 mod work;
 
 #[cfg(test)]
@@ -41,9 +43,11 @@ pub use incoming::{Hashed, Incoming};
 pub use meta::{Meta, StreamCapability};
 pub use part::Part;
 pub use recover::{Found, Recovered};
+pub use remover::MAX_REMOVALS;
 pub use seal::{KeyError, SealKey};
 pub use spool::{Expected, Spooled, Spooling};
 pub use store::{Observer, Offered, OpenError, Staging, Standing};
 pub use tally::Waiting;
 pub use vault::{Reader, Vault};
+pub use whole::Whole;
 pub use work::{Job, JobBody};

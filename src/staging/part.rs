@@ -1,10 +1,11 @@
-//! A chunk whose bytes are coming: appended and hashed in one pass.
+//! A chunk whose bytes are coming: its file, and the hash of what is in it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use bytes::Bytes;
 
 use super::disk::{Dir, File};
 use super::layout;
@@ -62,6 +63,13 @@ pub(super) fn parse_partial_name(text: &str) -> Option<(Name, u64)> {
     let (name, generation) = text.split_once('.')?;
     let (name, generation) = (Name::from_hex(name)?, u64::from_str_radix(generation, 16).ok()?);
     (partial_name(name, generation) == text).then_some((name, generation))
+}
+
+/// What a hash has come to.
+pub(super) fn digest_of(hash: &Context) -> Digest {
+    let mut digest = Digest([0; 32]);
+    digest.0.copy_from_slice(hash.clone().finish().as_ref());
+    digest
 }
 
 /// A later attempt took this chunk over, or it was removed.
@@ -180,14 +188,23 @@ impl Part {
     /// # Errors
     /// From the disk; [`Superseded`]; `InvalidInput` for more bytes than the offer says.
     pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.append_pieces(&[bytes])
+        self.write(&[bytes])?;
+        self.hash.update(bytes);
+        Ok(())
     }
 
-    /// The same for bytes in several pieces: one write, header included, and no copy.
+    /// The same for bytes in several pieces: one write, header included, and no copy. `hash` is that
+    /// of everything up to their end.
     ///
     /// # Errors
     /// As [`Part::append`].
-    pub fn append_pieces(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
+    pub(super) fn append_hashed(&mut self, pieces: &[Bytes], hash: Context) -> io::Result<()> {
+        self.write(&pieces.iter().map(|piece| &piece[..]).collect::<Vec<_>>())?;
+        self.hash = hash;
+        Ok(())
+    }
+
+    fn write(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
         let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
         if bytes as u64 > self.expected.0 - self.len {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -203,13 +220,15 @@ impl Part {
             None => self.file.write_pieces_at(self.payload_at + self.len, pieces)?,
             Some(header) => self.file.write_pieces_at(0, &[&[&header[..]], pieces].concat())?,
         }
-        self.header = None;
         drop(holder);
-        for piece in pieces {
-            self.hash.update(piece);
-        }
+        self.header = None;
         self.len += bytes as u64;
         Ok(())
+    }
+
+    /// The hash of the bytes written so far.
+    pub(super) fn hash(&self) -> Context {
+        self.hash.clone()
     }
 
     /// Bytes of the chunk written so far.
@@ -227,9 +246,7 @@ impl Part {
     /// SHA-256 of the bytes written so far.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let mut digest = Digest([0; 32]);
-        digest.0.copy_from_slice(self.hash.clone().finish().as_ref());
-        digest
+        digest_of(&self.hash)
     }
 
     /// Length and digest are the offer's: it may be committed.

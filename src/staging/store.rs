@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::fresh::Fresh;
 use super::incoming::{Incoming, Slot};
+use super::remover::Remover;
 use super::spool;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
 use crate::clock::Clock;
@@ -69,6 +70,7 @@ pub struct Staging(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) vault: Vault,
     pub(super) committer: Committer,
+    remover: Remover,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     pub(super) fresh: Fresh,
@@ -121,8 +123,11 @@ impl Staging {
         }
         let keep_ms = i64::try_from(config.keep_for.as_millis()).unwrap_or(i64::MAX);
         let limits = Limits { receiving: limits.receiving_total, per_session: limits.in_flight_per_session, keep_ms };
+        let disk_errors = metrics.staging.disk_errors.clone();
+        let failed = move || _ = disk_errors.get_or_create(&OfStep { step: DiskStep::Remove }).inc();
         let staging = Self(Arc::new(Inner {
             committer: Committer::start(&vault)?,
+            remover: Remover::start(&vault, failed)?,
             vault,
             ledger: Mutex::new(Ledger::new(config.quota, limits)),
             slots: Mutex::default(),
@@ -426,6 +431,16 @@ impl Staging {
         self.count(DiskStep::Remove, &removed);
     }
 
+    /// Removes an ended chunk soon. Its reference is not used again, so nobody waits for it.
+    pub(super) async fn remove_ended(&self, chunk: ChunkRef) {
+        self.metas().remove(&chunk);
+        self.0.fresh.take(chunk);
+        if !self.0.remover.remove(chunk) {
+            self.remove_staged(chunk).await;
+        }
+    }
+
+    /// Removes a chunk whose reference may come again at once.
     pub(super) async fn remove_staged(&self, chunk: ChunkRef) {
         self.metas().remove(&chunk);
         self.0.fresh.take(chunk);

@@ -17,7 +17,7 @@ use crate::proto::{ChunkRef, ChunkState, Class, Offer};
 use crate::telemetry::names::DiskStep;
 
 /// Bytes read from the disk at once.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 512 * 1024;
 /// How long an attempt whose end nobody told is left alone, ms.
 const UNTOLD_MS: u64 = 1_000;
 
@@ -188,7 +188,7 @@ impl Job {
         }
         self.staging.changed(self.key);
         match state {
-            Some(state) if state.ended() && !gone => self.staging.remove_staged(self.key).await,
+            Some(state) if state.ended() && !gone => self.staging.remove_ended(self.key).await,
             Some(ChunkState::Staged) => self.staging.0.work.notify_waiters(),
             _ => {}
         }

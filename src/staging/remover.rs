@@ -1,0 +1,112 @@
+//! Removes staged chunks after their ending, in a thread of its own: nobody waits for it, and one
+//! thread in the directory does not stand in the way of those that stage.
+
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::Vault;
+use crate::proto::ChunkRef;
+
+/// Chunks that wait to be removed. 16 bytes each; beyond, whoever ends a chunk removes it.
+pub const MAX_REMOVALS: usize = 1024;
+
+/// The thread and its queue. Dropping it finishes what was handed over.
+pub(super) struct Remover {
+    queue: Option<SyncSender<ChunkRef>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Remover {
+    /// `failed` hears of each removal that the disk refused; the next start finds the chunk again.
+    pub(super) fn start(vault: &Vault, failed: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let (queue, ended) = sync_channel(MAX_REMOVALS);
+        let vault = vault.clone();
+        let run = move || Self::run(&vault, &ended, failed);
+        let thread = thread::Builder::new().name("staging-remove".into()).spawn(run)?;
+        Ok(Self { queue: Some(queue), thread: Some(thread) })
+    }
+
+    fn run(vault: &Vault, ended: &Receiver<ChunkRef>, failed: impl Fn()) {
+        for chunk in ended {
+            if vault.remove(chunk).is_err() {
+                failed();
+            }
+        }
+    }
+
+    /// Hands a chunk over; `false` when there is no room.
+    #[must_use]
+    pub(super) fn remove(&self, chunk: ChunkRef) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        queue.try_send(chunk).is_ok()
+    }
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked left files that the next start finds.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::staging::Committer;
+    use crate::staging::disk::Dir;
+    use crate::staging::fixture::{chunk, disk_at, key, meta};
+
+    fn vault(root: &std::path::Path) -> Vault {
+        Vault::open(Arc::new(disk_at(root)), &key(), Clock::at_unix_ms(0)).unwrap().0
+    }
+
+    #[tokio::test]
+    async fn what_was_handed_over_is_gone_when_it_ends() {
+        let temp = tempfile::tempdir().unwrap();
+        let vault = vault(temp.path());
+        let committer = Committer::start(&vault).unwrap();
+        for index in 1..=20 {
+            let mut part = vault.create(chunk(index), &meta(index, b"payload")).unwrap();
+            part.append(b"payload").unwrap();
+            drop(committer.commit(part).await.unwrap());
+        }
+        let remover = Remover::start(&vault, || panic!("a removal failed")).unwrap();
+        for index in 1..=20 {
+            assert!(remover.remove(chunk(index)));
+        }
+        drop(remover);
+        assert_eq!(std::fs::read_dir(temp.path().join(Dir::Staged.name())).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_queue_says_so() {
+        let temp = tempfile::tempdir().unwrap();
+        let vault = vault(temp.path());
+        // A directory is no file: its removal fails, and that is heard only when the test lets it be.
+        let name = vault.inner().sealer.chunk_name(chunk(1)).to_hex();
+        std::fs::create_dir(temp.path().join(Dir::Staged.name()).join(name)).unwrap();
+        let failures = Arc::new(AtomicU64::new(0));
+        let (go, wait) = channel::<()>();
+        let counted = Arc::clone(&failures);
+        let remover = Remover::start(&vault, move || {
+            let _ = wait.recv();
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .unwrap();
+        // One is with the thread, or about to be.
+        let taken = (0..MAX_REMOVALS + 2).filter(|_| remover.remove(chunk(1))).count();
+        assert!((MAX_REMOVALS..=MAX_REMOVALS + 1).contains(&taken), "{taken}");
+        drop(go);
+        drop(remover);
+        assert_eq!(failures.load(Ordering::Relaxed), taken as u64);
+    }
+}
