@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::fresh::Fresh;
+use super::fresh::Keeping;
 use super::gathered::Gathered;
 use super::part::Superseded;
 use super::part::digest_of;
@@ -30,6 +30,8 @@ struct State {
     gathered: Gathered,
     /// Of what is in the file and gathered. Bytes are hashed as they come, while they are at hand.
     hash: Context,
+    /// The same bytes for forwarding, while they are worth keeping.
+    kept: Option<Keeping>,
     /// Bytes of the chunk that come before `gathered`: those lie in the file, whether it is open
     /// here or not (a write that fails takes the open file with it).
     written: u64,
@@ -37,13 +39,14 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { part: None, gathered: Gathered::default(), hash: Context::new(&SHA256), written: 0 }
+        Self { part: None, gathered: Gathered::default(), hash: Context::new(&SHA256), kept: None, written: 0 }
     }
 }
 
 impl State {
     fn gather(&mut self, bytes: Bytes) {
         self.hash.update(&bytes);
+        self.kept = self.kept.take().and_then(|mut kept| kept.push(&bytes).then_some(kept));
         self.gathered.push(bytes);
     }
 
@@ -84,6 +87,8 @@ pub(super) struct Attempt {
     pub(super) epoch: u64,
     pub(super) meta: Meta,
     pub(super) hashed: Option<Hashed>,
+    /// Forwarding will want the bytes.
+    pub(super) forwarded: bool,
 }
 
 impl Incoming {
@@ -98,8 +103,11 @@ impl Incoming {
     ) -> Result<Self, Code> {
         let length = meta.offer.length;
         // From here on a drop ends the attempt, whatever is awaited.
-        let mut incoming =
-            Self { inner: Some(Box::new(Attempt { staging, slot, key, epoch, meta, hashed: None })), held, length };
+        let mut incoming = Self {
+            inner: Some(Box::new(Attempt { staging, slot, key, epoch, meta, hashed: None, forwarded: true })),
+            held,
+            length,
+        };
         let Some(attempt) = &incoming.inner else { return Err(Code::InternalError) };
         incoming.held = 0;
         let held = attempt.prepare(held, replaces).await?;
@@ -206,7 +214,7 @@ impl Attempt {
                 if part.len() != state.written {
                     state.gathered = Gathered::default();
                 }
-                state.hash = part.hash();
+                (state.hash, state.kept) = (part.hash(), None);
                 let gathered = std::mem::take(&mut state.gathered).take();
                 gathered.into_iter().for_each(|piece| state.gather(piece));
                 state.written = part.len();
@@ -244,6 +252,9 @@ impl Attempt {
         if !self.staging.ledger().current(self.key, self.epoch) {
             return Err(Code::AttemptSuperseded);
         }
+        if self.forwarded && state.held() == 0 {
+            state.kept = self.staging.0.fresh.begin(self.meta.offer.length);
+        }
         state.gather(bytes);
         // The end is written by the committer, with the sync right behind it.
         if state.gathered.len() >= WRITE_BUFFER && !whole {
@@ -259,7 +270,7 @@ impl Attempt {
         let written = blocking(move || {
             let pieces = state.gathered.take();
             // A write that fails leaves nothing to go on from but the file.
-            let hash = std::mem::replace(&mut state.hash, Context::new(&SHA256));
+            let (hash, kept) = (std::mem::replace(&mut state.hash, Context::new(&SHA256)), state.kept.take());
             let mut part = match (state.part.take(), meta) {
                 (Some(part), _) => part,
                 (None, Some(meta)) => vault.create(key, &meta)?,
@@ -267,7 +278,7 @@ impl Attempt {
             };
             part.append_hashed(&pieces, hash.clone())?;
             state.written = part.len();
-            state.hash = hash;
+            (state.hash, state.kept) = (hash, kept);
             state.part = Some(part);
             Ok(state)
         })
@@ -314,8 +325,7 @@ impl Attempt {
         if !whole {
             return Err(Code::HashMismatch);
         }
-        // Whole in memory: forwarding need not read it back.
-        let fresh = if state.part.is_none() { Fresh::copy(&state.gathered) } else { None };
+        let kept = state.kept.take();
         match self.staging.0.committer.commit(self.whole(&mut state)).await {
             Ok(_durable) => {}
             Err(CommitError::NotWhole) => return Err(Code::HashMismatch),
@@ -324,8 +334,8 @@ impl Attempt {
         }
         *state = State::default();
         // Before the ledger knows: from then on forwarding may ask.
-        if let Some(bytes) = fresh {
-            self.staging.0.fresh.put(self.key, bytes);
+        if let Some(kept) = kept {
+            self.staging.0.fresh.put(self.key, kept);
         }
         if self.staging.ledger().handle_staged(self.key, self.meta.offer.sha256) {
             return Ok(());

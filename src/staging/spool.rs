@@ -93,7 +93,8 @@ impl Staging {
                 return Err(code);
             }
         };
-        let attempt = Attempt { staging: self.clone(), slot: Arc::<Slot>::default(), key, epoch, meta, hashed: None };
+        let slot = Arc::<Slot>::default();
+        let attempt = Attempt { staging: self.clone(), slot, key, epoch, meta, hashed: None, forwarded: false };
         let held = Held { attempt, ending: Mutex::new(Ending::Abandoned), let_go: AtomicBool::new(false) };
         Ok(Spooling { held, came: 0, length: expected.length })
     }
