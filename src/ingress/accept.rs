@@ -23,6 +23,9 @@ const SEND_BUFFER: u32 = 256 * 1024;
 /// is sent next is decided here and late; and the kernel says that there is room again when half
 /// of it is free, which at 1 kB/s must happen within `idle_timeout`.
 const UNSENT: u32 = 32 * 1024;
+/// Bytes that TLS takes at once, and holds for a peer that takes nothing: the largest batch of
+/// messages to a contact ([`super::watch`]), so that it goes out in one write.
+pub(super) const TLS_BUFFER: usize = 72 * 1024;
 /// First and longest wait after the system refused a socket.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -112,7 +115,10 @@ async fn connect(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, tls
         () = service.drain.cancelled() => return,
     };
     let stream = match shaken {
-        Ok(stream) => stream,
+        Ok(mut stream) => {
+            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+            stream
+        }
         Err(error) => {
             let class = match error.kind() {
                 io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => HandshakeFailure::Protocol,

@@ -26,6 +26,9 @@ use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
 /// Frames are joined up to this for one message or one piece of a body, so that a thin link
 /// always has something whole soon.
 const JOIN: usize = 32 * 1024;
+/// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
+/// frames behind them.
+const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
 const ROOM: Room = Room { read_buffer: 4 * 1024, messages: 1 };
@@ -134,8 +137,9 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
         }
         let step = async {
             let slot = out.room().await?;
-            if let Some(message) = waiting.pop_front() {
-                slot.send(message);
+            let batch = batch(&mut waiting);
+            if !batch.is_empty() {
+                slot.send(batch);
                 return Some(None);
             }
             drop(slot);
@@ -175,6 +179,17 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
             }
         }
     }
+}
+
+/// The messages that go out next: one, and those behind it that fit into the same write.
+fn batch(waiting: &mut VecDeque<Bytes>) -> Vec<Bytes> {
+    let mut batch = Vec::new();
+    let mut room = BATCH;
+    while let Some(next) = waiting.pop_front_if(|next| batch.is_empty() || next.len() <= room) {
+        room = room.saturating_sub(next.len());
+        batch.push(next);
+    }
+    batch
 }
 
 /// Joins frames to messages of whole frames of about [`JOIN`] bytes. A frame may come in several

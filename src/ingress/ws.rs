@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::stream::{self, SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -37,8 +37,8 @@ use crate::telemetry::names::Transport;
 pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// Largest message: one full `PIECE` and some control frames beside it.
 const MAX_MESSAGE: usize = MAX_PIECE_BYTES + 128 * 1024;
-/// What is gathered before it is written to the socket.
-const WRITE_BUFFER: usize = 64 * 1024;
+/// What is gathered before it is written to the socket: a batch of messages.
+const WRITE_BUFFER: usize = super::accept::TLS_BUFFER;
 /// Small frames that wait are sent in one message up to this.
 const JOIN: usize = 32 * 1024;
 /// How long a peer may take to read the last frame.
@@ -213,6 +213,8 @@ impl Drop for Open {
 
 enum Out {
     Message(Bytes),
+    /// Messages that go out in one write.
+    Batch(Vec<Bytes>),
     Close(u16, &'static str),
 }
 
@@ -226,7 +228,7 @@ impl Outbox {
         self.0.send(Out::Message(message)).await.is_ok()
     }
 
-    /// Waits for room for one message; `None` when the connection is gone.
+    /// Waits for room for one batch; `None` when the connection is gone.
     pub(super) async fn room(&self) -> Option<Slot<'_>> {
         self.0.reserve().await.ok().map(Slot)
     }
@@ -237,12 +239,13 @@ impl Outbox {
     }
 }
 
-/// Room for one message.
+/// Room for one batch.
 pub(super) struct Slot<'a>(mpsc::Permit<'a, Out>);
 
 impl Slot<'_> {
-    pub(super) fn send(self, message: Bytes) {
-        self.0.send(Out::Message(message));
+    /// Sends messages of whole frames, in one write if they are small enough.
+    pub(super) fn send(self, batch: Vec<Bytes>) {
+        self.0.send(Out::Batch(batch));
     }
 }
 
@@ -268,6 +271,10 @@ async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Rec
             Some(Out::Message(first)) => {
                 let message = join(first, &mut rx, &mut held);
                 sink.send(Message::Binary(message)).await
+            }
+            Some(Out::Batch(batch)) => {
+                let messages = batch.into_iter().map(|message| Ok(Message::Binary(message)));
+                sink.send_all(&mut stream::iter(messages)).await
             }
             Some(Out::Close(code, reason)) => {
                 let frame = CloseFrame { code: code.into(), reason: reason.into() };

@@ -14,7 +14,7 @@ use crate::proto::ChunkRef;
 const MAX_FRESH_CHUNK: u64 = 1024 * 1024;
 /// Bytes kept in all, which is what it costs. A core that is away fills it once; later chunks are
 /// read from the disk when their turn comes.
-pub const MAX_FRESH_BYTES: usize = 32 * 1024 * 1024;
+pub const MAX_FRESH_BYTES: usize = 64 * 1024 * 1024;
 
 /// The chunks, and how many bytes are kept.
 pub(super) struct Fresh {
