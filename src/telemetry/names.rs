@@ -420,6 +420,8 @@ label! {
         Idle = "idle",
         /// The system gave no socket (`EMFILE` and its kin).
         AcceptFailed = "accept_failed",
+        /// Its HTTP/3 broke the protocol, or declared a frame that is too large to be held.
+        Broken = "broken",
     }
 }
 

@@ -149,6 +149,29 @@ async fn in_a_crowd_of_handshakes_an_address_must_show_that_it_is_real() {
 }
 
 #[tokio::test]
+async fn a_frame_that_would_have_to_be_held_ends_the_connection() {
+    let relay = start(limits()).await;
+    // SETTINGS on a control stream, HEADERS and an unknown frame on a request's: 2^40 bytes each.
+    let length = [&[0xc0, 0, 1][..], &[0; 5]].concat();
+    let heads: [(bool, &[u8]); 3] = [(false, &[0x00, 0x04]), (true, &[0x01]), (true, &[0x21])];
+    for (request, head) in heads {
+        let quic = relay.quic().await;
+        let mut send = if request { quic.open_bi().await.unwrap().0 } else { quic.open_uni().await.unwrap() };
+        let sending = async {
+            send.write_all(head).await?;
+            send.write_all(&length).await?;
+            while send.write_all(&[0; 16 * 1024]).await.is_ok() {}
+            Ok::<_, quinn::WriteError>(())
+        };
+        let _ = tokio::time::timeout(PATIENCE, sending).await.expect("the relay takes no end of it");
+        let quinn::ConnectionError::ApplicationClosed(closed) = quic.closed().await else { panic!("{head:?}") };
+        assert_eq!(closed.error_code.into_inner(), 0x107, "H3_EXCESSIVE_LOAD: {head:?}");
+    }
+    relay.counted("waystation_connections_refused_total{reason=\"broken\"} 3").await;
+    assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
+}
+
+#[tokio::test]
 async fn draining_ends_idle_connections_and_is_over_soon() {
     let relay = start(limits()).await;
     let idle = TcpStream::connect(relay.plain).await.unwrap();
