@@ -411,6 +411,8 @@ label! {
         Full = "full",
         /// `limits.handshakes_per_second`.
         HandshakeRate = "handshake_rate",
+        /// Its address has its share of the places or of the handshakes already.
+        AddressShare = "address_share",
         /// Many handshakes are unfinished: it must show first that its address is its own (QUIC
         /// Retry).
         Retried = "retried",

@@ -139,6 +139,37 @@ async fn handshakes_have_a_rate() {
 }
 
 #[tokio::test]
+async fn an_address_keeps_to_its_share() {
+    let mut slow = limits();
+    slow.handshakes_per_second = 20;
+    let relay = start(slow).await;
+    let here = relay.public.ip();
+    let shaking = async {
+        // Time gives a handshake back every 50 ms, also between filling the share and this one.
+        loop {
+            while relay.service.gate.may_shake_hands(Some(here)).is_ok() {}
+            if relay.try_quic(b"h3").await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, shaking).await.expect("a refusal");
+    relay.counted("waystation_connections_refused_total{reason=\"address_share\"} 1").await;
+
+    let mut places = limits();
+    (places.connections, places.handshakes_per_second) = (128, 10_000);
+    let relay = start(places).await;
+    let held: Vec<_> = (0..64).map(|_| relay.service.gate.enter(Some(here)).unwrap()).collect();
+    let mut tcp = TcpStream::connect(relay.public).await.unwrap();
+    assert_eq!(read_all(&mut tcp).await, "");
+    assert!(relay.try_quic(b"h3").await.is_err());
+    relay.counted("waystation_connections_refused_total{reason=\"address_share\"} 2").await;
+    assert_eq!(relay.ask(Via::Plain, get("/health/live"), "").await.status, 200, "behind plain is a proxy");
+    drop(held);
+    assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
+}
+
+#[tokio::test]
 async fn in_a_crowd_of_handshakes_an_address_must_show_that_it_is_real() {
     let relay = start(limits()).await;
     let crowd = crate::ingress::quic::RETRY_FROM;
