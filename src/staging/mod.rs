@@ -6,6 +6,7 @@
 
 pub mod committer;
 pub mod disk;
+mod expiry;
 mod fresh;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
@@ -15,6 +16,7 @@ pub mod layout;
 pub mod meta;
 pub mod part;
 pub mod recover;
+mod refused;
 pub mod seal;
 mod spool;
 mod store;

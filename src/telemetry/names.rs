@@ -80,6 +80,8 @@ pub const RECOVERED: &str = "recovered";
 pub const RELEASED: &str = "released_chunks";
 /// Gauge, bytes.
 pub const FRESH: &str = "staging_memory_bytes";
+/// Counter.
+pub const CLOCK_JUMPS: &str = "clock_jumps";
 /// Commits whose answer is awaited.
 pub const CORE_COMMITS_UNDER_WAY: &str = "core_commits_under_way";
 
