@@ -138,6 +138,11 @@ impl Ledger {
         self.end_receiving(key, epoch, Ending::Mismatched);
     }
 
+    /// The disk failed: nothing of it can be believed.
+    pub fn handle_disk_failure(&mut self, key: ChunkRef, epoch: u64) {
+        self.end_receiving(key, epoch, Ending::Failed);
+    }
+
     /// The client dropped what it was sending.
     ///
     /// # Errors

@@ -193,3 +193,17 @@ async fn an_offer_of_other_bytes_that_is_given_up_goes_on_after_none_of_the_old(
     again.push(bytes::Bytes::from_static(b"other")).await.unwrap();
     assert_eq!(again.finish().await.unwrap().state, ChunkState::Staged);
 }
+
+#[tokio::test]
+async fn a_disk_that_fails_is_not_counted_as_the_clients_fault() {
+    use crate::proto::Class;
+    use crate::proto::ledger::Ending;
+    let f = fixture();
+    let offer = meta(1, b"chunk").offer;
+    let mut incoming = f.receive(&offer, 1).await;
+    incoming.push(bytes::Bytes::from_static(b"chunk")).await.unwrap();
+    std::fs::remove_dir_all(f._dir.path().join("receiving")).unwrap();
+    assert_eq!(incoming.finish().await, Err(Code::StagingFailed));
+    let count = |ending| f.staging.ledger().endings(Class::Audio, ending);
+    assert_eq!((count(Ending::Failed), count(Ending::Mismatched)), (1, 0));
+}

@@ -18,6 +18,7 @@ pub mod part;
 pub mod recover;
 mod refused;
 pub mod seal;
+mod seldom;
 mod spool;
 mod store;
 mod tally;

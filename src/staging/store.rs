@@ -15,6 +15,7 @@ use super::expiry::Calendar;
 use super::fresh::Fresh;
 use super::incoming::{Incoming, Slot};
 use super::refused::Refused;
+use super::seldom::Seldom;
 use super::spool;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
 use crate::clock::Clock;
@@ -74,6 +75,8 @@ pub(super) struct Inner {
     pub(super) calendar: Calendar,
     pub(super) metrics: Metrics,
     pub(super) fresh: Fresh,
+    pub(super) disk_failures: Seldom,
+    pub(super) rejections: Seldom,
     ledger: Mutex<Ledger>,
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
@@ -124,6 +127,8 @@ impl Staging {
         let limits = Limits { receiving: limits.receiving_total, per_session: limits.in_flight_per_session, keep_ms };
         let staging = Self(Arc::new(Inner {
             committer: Committer::start(&vault)?,
+            disk_failures: Seldom::default(),
+            rejections: Seldom::default(),
             vault,
             ledger: Mutex::new(Ledger::new(config.quota, limits)),
             slots: Mutex::default(),
@@ -445,6 +450,9 @@ impl Staging {
     pub(super) fn count<T, E>(&self, step: DiskStep, result: &Result<T, E>) {
         if result.is_err() {
             self.0.metrics.staging.disk_errors.get_or_create(&OfStep { step }).inc();
+            if let Some(times) = self.0.disk_failures.happened(self.0.clock.now_ms()) {
+                tracing::error!(component = "staging", step = step.as_str(), times, "the staging disk failed");
+            }
         }
     }
 

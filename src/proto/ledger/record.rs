@@ -46,6 +46,8 @@ words! {
         Expired = "expired",
         /// Its bytes were not those of its digest.
         Mismatched = "mismatched",
+        /// The disk failed while it was received: its client must bring it again.
+        Failed = "failed",
         /// Its client dropped it while it was being received, or never came back.
         Abandoned = "abandoned",
     }
