@@ -1,6 +1,7 @@
 //! The only reader of time and randomness. A test hands in a clock it moves by itself.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ pub struct Clock(Inner);
 #[derive(Clone)]
 enum Inner {
     System(Instant),
-    Virtual { offset_ms: Arc<watch::Sender<u64>>, unix_start_ms: i64 },
+    Virtual { offset_ms: Arc<watch::Sender<u64>>, unix_start_ms: Arc<AtomicI64> },
 }
 
 impl Clock {
@@ -25,7 +26,10 @@ impl Clock {
     /// A clock that stands at `unix_ms` until [`Clock::advance`] moves it.
     #[must_use]
     pub fn at_unix_ms(unix_ms: i64) -> Self {
-        Self(Inner::Virtual { offset_ms: Arc::new(watch::Sender::new(0)), unix_start_ms: unix_ms })
+        Self(Inner::Virtual {
+            offset_ms: Arc::new(watch::Sender::new(0)),
+            unix_start_ms: Arc::new(AtomicI64::new(unix_ms)),
+        })
     }
 
     /// Milliseconds since this clock was made; never goes back.
@@ -45,7 +49,9 @@ impl Clock {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
             }
-            Inner::Virtual { offset_ms, unix_start_ms } => unix_start_ms.saturating_add_unsigned(*offset_ms.borrow()),
+            Inner::Virtual { offset_ms, unix_start_ms } => {
+                unix_start_ms.load(Ordering::Relaxed).saturating_add_unsigned(*offset_ms.borrow())
+            }
         }
     }
 
@@ -72,6 +78,13 @@ impl Clock {
     pub fn advance(&self, time: Duration) {
         if let Inner::Virtual { offset_ms, .. } = &self.0 {
             offset_ms.send_modify(|now| *now = now.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Sets a virtual clock's calendar forward, or back; no time passes.
+    pub fn set_calendar(&self, by_ms: i64) {
+        if let Inner::Virtual { unix_start_ms, .. } = &self.0 {
+            unix_start_ms.fetch_add(by_ms, Ordering::Relaxed);
         }
     }
 

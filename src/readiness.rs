@@ -74,8 +74,8 @@ impl Readiness {
         }
     }
 
-    /// From `shutdown` on the relay is not ready, whatever the rest says. Once; later calls change
-    /// nothing.
+    /// From now on the relay may be ready, and from `shutdown` on it is not, whatever the rest says.
+    /// Once; later calls change nothing.
     pub(crate) fn until(&self, shutdown: CancellationToken) {
         let _ = self.stopping.set(shutdown);
     }
@@ -156,7 +156,8 @@ impl Readiness {
     }
 
     fn relay(&self) -> &'static str {
-        if self.stopping.get().is_some_and(CancellationToken::is_cancelled) {
+        let Some(stopping) = self.stopping.get() else { return "starting" };
+        if stopping.is_cancelled() {
             "draining"
         } else if self.switch {
             "serving"
@@ -223,6 +224,7 @@ fn status(relay: &str, core: Core, staging: &str, local: bool) -> &'static str {
 /// What an operator does about a relay that is not ready, or not wholly.
 fn mend(ready: &Ops) -> Option<&'static str> {
     Some(match (ready.relay, ready.staging, ready.core, ready.capabilities) {
+        ("starting", ..) => "It shows again what was staged before. It passes by itself.",
         ("draining", ..) => "It stops. What is staged goes on at the next start.",
         (_, "unusable", ..) => "The staging disk takes no bytes. Check staging.directory: is it full, read-only, gone?",
         (_, "full", ..) => {

@@ -151,15 +151,14 @@ impl Relay {
     /// Runs until `shutdown`. Then: no new work, what is in flight gets [`DRAIN`], forwarding goes
     /// on meanwhile, the ops listener ends last.
     pub async fn run(self, shutdown: CancellationToken) -> Outcome {
-        let window_ms = i64::try_from(self.config.fanout.window.as_millis()).unwrap_or(i64::MAX);
-        self.admission.show_again(&self.recovered, window_ms).await;
-        drop(self.recovered);
-
-        self.readiness.until(shutdown.clone());
         // Ends with this function: nothing outlives it.
         let mut background = JoinSet::new();
         let (ops_end, forwarding_end) = (CancellationToken::new(), CancellationToken::new());
+        // Before a full disk is read: who asks hears that the relay lives and is starting.
         background.spawn(self.ops.serve(ops_end.clone()));
+        self.admission.show_again(&self.recovered, &self.config.fanout).await;
+        drop(self.recovered);
+        self.readiness.until(shutdown.clone());
         background.spawn(self.staging.clone().expire());
         let every = self.config.fanout.reauthorize_every;
         let verifier = self.verifier;

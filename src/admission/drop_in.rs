@@ -255,7 +255,7 @@ impl Admission {
     async fn commit_drop_in(&self, upload: &DropInUpload, spooled: Spooled, mut told: Option<Told>) -> DropInEnd {
         let outcome = self.ask_commit(upload, &spooled).await;
         let outcome = match outcome {
-            Ok(Confirmed { status, receipt, relay_commit }) => {
+            Ok(Confirmed { status, receipt, relay_commit, .. }) => {
                 spooled.over(Ending::Confirmed);
                 self.0.drop_ins.remember(&upload.offer, &relay_commit);
                 if let Some(told) = &mut told {

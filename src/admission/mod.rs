@@ -155,18 +155,28 @@ impl Admission {
         }
     }
 
-    /// The capture client is alive.
+    /// The capture client is alive, if this is its capability.
     pub fn alive(&self, capability: &Capability) {
-        for group in groups(&capability.grant) {
+        for group in self.speaks_for(capability) {
             self.0.parts.hub.alive(&group);
         }
     }
 
-    /// The capture client says that the recording is over.
+    /// The capture client says that the recording is over, if this is its capability.
     pub fn ended(&self, capability: &Capability) {
-        for group in groups(&capability.grant) {
+        for group in self.speaks_for(capability) {
             self.0.parts.hub.ended(&group);
         }
+    }
+
+    /// The groups whose capture device a bearer is: contacts believe no one's word on it but that
+    /// of a sound upload capability, verified here or vouched for by the core.
+    fn speaks_for(&self, capability: &Capability) -> Vec<GroupKey> {
+        let (grant, now) = (&capability.grant, self.0.parts.clock.unix_s());
+        // The core may have vouched for it since it was presented.
+        let trusted = self.0.vouched.apply(capability.clone(), now).trust == Trust::Verified;
+        let sound = trusted && grant.use_ == Use::Upload && !grant.expired(now);
+        if sound && !self.0.parts.verifier.is_revoked(grant) { groups(grant) } else { Vec::new() }
     }
 
     /// What a capture client should know now: how full the room is, whether the core is away.

@@ -49,7 +49,13 @@ struct State {
     lines: [Line; 4],
     failures: u32,
     away_until: u64,
+    /// Answers in a row that did nothing for anybody.
+    troubles: u32,
 }
+
+/// So many answers in a row that do nothing for anybody, and the core counts as away: a chunk costs
+/// its whole body each time. One that it takes between them shows that it is not the core.
+const TROUBLES: u32 = 8;
 
 impl Gate {
     pub(super) fn new(per_minute: u32, clock: Clock, metrics: Metrics) -> Arc<Self> {
@@ -59,6 +65,7 @@ impl Gate {
                 lines: Default::default(),
                 failures: 0,
                 away_until: 0,
+                troubles: 0,
             }),
             sooner: Notify::new(),
             reach: watch::Sender::new(Reach::Unknown),
@@ -131,7 +138,13 @@ impl Gate {
             self.metrics.core.paused(limiter, after.saturating_sub(before));
             self.show_budget(&state);
         }
-        if outcome.away() {
+        let source = matches!(outcome, Outcome::Ambiguous(crate::proto::outcome::Doubt::Source));
+        state.troubles = match (outcome.troubled(), source || outcome.away()) {
+            (true, _) => state.troubles.saturating_add(1),
+            (false, true) => state.troubles,
+            (false, false) => 0,
+        };
+        if outcome.away() || outcome.troubled() && state.troubles >= TROUBLES {
             // Calls that were under way together fail together: that is one failure.
             if state.failures == 0 || now >= state.away_until {
                 state.failures = state.failures.saturating_add(1);
@@ -139,7 +152,7 @@ impl Gate {
                 self.reach.send_replace(Reach::Away { until_ms: state.away_until });
                 self.metrics.core.reachable(false);
             }
-        } else if !matches!(outcome, Outcome::Ambiguous(crate::proto::outcome::Doubt::Source)) {
+        } else if !source {
             state.failures = 0;
             self.reach.send_if_modified(|reach| std::mem::replace(reach, Reach::Answers) != Reach::Answers);
             self.metrics.core.reachable(true);

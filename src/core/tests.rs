@@ -492,3 +492,44 @@ async fn keys_and_revocations_are_fetched_without_the_service_token() {
         assert_eq!(one.method, "GET");
     }
 }
+
+#[tokio::test]
+async fn a_core_that_does_nothing_for_anybody_is_left_alone() {
+    let well = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let server = FakeCore::start({
+        let well = Arc::clone(&well);
+        move |_| match well.load(Ordering::SeqCst) {
+            true => json(200, ACCEPTED),
+            false => json(500, r#"{"error":{"code":"internal_error"}}"#),
+        }
+    })
+    .await;
+    let rig = rig_for(server.url(""), 0);
+    for _ in 0..7 {
+        rig.preflight(&offer(336)).await;
+    }
+    well.store(true, Ordering::SeqCst);
+    assert_eq!(rig.preflight(&offer(336)).await, Outcome::Accepted);
+    well.store(false, Ordering::SeqCst);
+    for _ in 0..7 {
+        rig.preflight(&offer(336)).await;
+        assert_eq!(rig.core.away_for(), None, "one chunk that it can't take is not the core");
+    }
+    rig.preflight(&offer(336)).await;
+    let mut longest = std::time::Duration::ZERO;
+    for _ in 0..8 {
+        let away = rig.core.away_for().expect("eight in a row");
+        assert!(matches!(*rig.core.reach().borrow(), Reach::Away { .. }));
+        longest = longest.max(away);
+        let mut second = Box::pin(rig.core.permit(Call::Commit));
+        assert!(futures_util::poll!(&mut second).is_pending(), "nobody calls meanwhile");
+        drop(second);
+        rig.clock.advance(away);
+        rig.preflight(&offer(336)).await;
+    }
+    assert!(longest.as_secs() >= 15, "{longest:?}");
+    well.store(true, Ordering::SeqCst);
+    rig.clock.advance(rig.core.away_for().unwrap());
+    assert_eq!(rig.preflight(&offer(336)).await, Outcome::Accepted);
+    assert_eq!((rig.core.away_for(), *rig.core.reach().borrow()), (None, Reach::Answers));
+}

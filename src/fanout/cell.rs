@@ -1,5 +1,7 @@
 //! One group: its window behind its lock, those who watch it, and how they are woken.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -7,7 +9,12 @@ use tokio::sync::watch;
 
 use super::hub::{GroupKey, Inner};
 use crate::proto::Code;
+use crate::proto::claims::Grant;
 use crate::proto::window::{Place, Window};
+
+/// One capability has this many seats of a group at least: its holder's devices and pages, and what
+/// an earlier connection left for a while. More would let one contact take the others' seats.
+const LEAST_SEATS: usize = 64;
 
 /// Where a chunk lies, among all windows.
 #[derive(Clone)]
@@ -40,6 +47,9 @@ pub(super) struct Cell {
     pub(super) key: GroupKey,
     window: Mutex<State>,
     contacts: AtomicUsize,
+    /// Seats of each capability, by its keyed hash.
+    seats: Mutex<HashMap<u64, usize>>,
+    hasher: RandomState,
     lanes: [watch::Sender<()>; 2],
     any: watch::Sender<()>,
 }
@@ -57,6 +67,8 @@ impl Cell {
             key,
             window: Mutex::new(State { window, closed: false }),
             contacts: AtomicUsize::new(0),
+            seats: Mutex::default(),
+            hasher: RandomState::new(),
             lanes: [watch::Sender::new(()), watch::Sender::new(())],
             any: watch::Sender::new(()),
         }
@@ -102,6 +114,28 @@ impl Cell {
         }
     }
 
+    /// One more seat for a capability, if fewer than `limit` have it.
+    fn seat_for(&self, grant: &Grant, limit: usize) -> Option<u64> {
+        let capability = self.hasher.hash_one((&grant.jti, grant.session.as_str(), grant.exp));
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.entry(capability).or_default();
+        if *taken >= limit {
+            return None;
+        }
+        *taken += 1;
+        Some(capability)
+    }
+
+    fn leave(&self, capability: u64) {
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = seats.get_mut(&capability) {
+            *taken -= 1;
+            if *taken == 0 {
+                seats.remove(&capability);
+            }
+        }
+    }
+
     pub(super) fn watched(&self) -> bool {
         self.contacts.load(Ordering::Acquire) > 0
     }
@@ -111,23 +145,31 @@ impl Cell {
 pub(super) struct Seat {
     pub(super) hub: Arc<Inner>,
     pub(super) cell: Arc<Cell>,
+    capability: u64,
 }
 
 impl Seat {
-    /// Takes one of `limit` seats.
-    pub(super) fn take(hub: &Arc<Inner>, cell: Arc<Cell>, limit: usize) -> Result<Self, Code> {
+    /// Takes one of `limit` seats, of which one capability has a sixteenth, and no fewer than
+    /// [`LEAST_SEATS`].
+    pub(super) fn take(hub: &Arc<Inner>, cell: Arc<Cell>, grant: &Grant, limit: usize) -> Result<Self, Code> {
+        let share = (limit / 16).max(LEAST_SEATS);
+        let capability = cell.seat_for(grant, share).ok_or(Code::TooManyContacts)?;
         let taken = cell
             .contacts
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1));
-        taken.map_err(|_| Code::TooManyContacts)?;
+        if taken.is_err() {
+            cell.leave(capability);
+            return Err(Code::TooManyContacts);
+        }
         hub.metrics.fanout.contacts.inc();
-        Ok(Self { hub: hub.clone(), cell })
+        Ok(Self { hub: hub.clone(), cell, capability })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.hub.metrics.fanout.contacts.dec();
+        self.cell.leave(self.capability);
         if self.cell.contacts.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.hub.let_go_if_unused(&self.cell);
         }

@@ -112,9 +112,20 @@ impl Hub {
     /// omitted, and its publication swallows the bytes.
     #[must_use]
     pub fn publish(&self, group: &GroupKey, meta: ChunkMeta) -> Publication {
+        self.open(group, meta, None)
+    }
+
+    /// The same for a chunk that came to an earlier process so many ms ago: that is no sign of
+    /// life now.
+    #[must_use]
+    pub fn publish_again(&self, group: &GroupKey, meta: ChunkMeta, came_ms_ago: u64) -> Publication {
+        self.open(group, meta, Some(came_ms_ago))
+    }
+
+    fn open(&self, group: &GroupKey, meta: ChunkMeta, came_ms_ago: Option<u64>) -> Publication {
         let owner = self.0.last_owner.fetch_add(1, Ordering::Relaxed) + 1;
         let shown = lane_of(meta.variant).is_some() && (self.0.allow_unlabelled || !group.unlabelled());
-        Publication::open(&self.0, self.0.group(group), meta, owner, shown)
+        Publication::open(&self.0, self.0.group(group), meta, owner, shown, came_ms_ago)
     }
 
     /// A chunk's state changed at the relay. Chunks that are not in a window are ignored.
@@ -178,7 +189,7 @@ impl Inner {
         let mut groups = self.groups();
         let cell = self.find_or_add(&mut groups, &key).ok_or(Code::TooManyContacts)?;
         // Inside the groups' lock, so that a group is not let go between finding and sitting.
-        let seat = Seat::take(self, cell, self.contacts_per_group);
+        let seat = Seat::take(self, cell, grant, self.contacts_per_group);
         drop(groups);
         seat
     }

@@ -21,6 +21,8 @@ pub struct Publication {
     cell: Option<Arc<Cell>>,
     meta: Arc<ChunkMeta>,
     owner: u64,
+    /// Its bytes came to an earlier process: no sign of life now.
+    again: bool,
     progress: Mutex<Progress>,
 }
 
@@ -35,12 +37,23 @@ enum Progress {
 }
 
 impl Publication {
-    pub(super) fn open(hub: &Arc<Inner>, cell: Option<Arc<Cell>>, meta: ChunkMeta, owner: u64, shown: bool) -> Self {
+    /// `came_ms_ago` is set if its bytes came to an earlier process.
+    pub(super) fn open(
+        hub: &Arc<Inner>,
+        cell: Option<Arc<Cell>>,
+        meta: ChunkMeta,
+        owner: u64,
+        shown: bool,
+        came_ms_ago: Option<u64>,
+    ) -> Self {
         let opened = cell.as_ref().map_or(Opened::Stale, |cell| {
             let whom = lane_of(meta.variant).map_or(Wake::Nobody, Wake::Lane);
             cell.change(hub, if shown { whom } else { Wake::Nobody }, |window| {
                 // An offer is a sign of life too: the group is not let go before its first byte.
-                window.seen(hub.clock.now_ms());
+                match (hub.clock.now_ms(), came_ms_ago) {
+                    (now, None) => window.seen(now),
+                    (now, Some(age)) => window.recall(now, age),
+                }
                 if shown { window.open(&meta, owner) } else { Opened::Stale }
             })
         });
@@ -49,20 +62,21 @@ impl Publication {
             Opened::Fresh => Progress::Waiting,
             Opened::Stale => Progress::Dark,
         };
-        Self { hub: hub.clone(), cell, meta: Arc::new(meta), owner, progress: Mutex::new(progress) }
+        let (hub, meta, again) = (hub.clone(), Arc::new(meta), came_ms_ago.is_some());
+        Self { hub, cell, meta, owner, again, progress: Mutex::new(progress) }
     }
 
     /// Bytes at `offset`; those that contacts have already are skipped.
     pub fn push(&self, offset: u64, bytes: &Bytes) {
-        let now = self.hub.clock.now_ms();
+        let sign = self.sign();
         let Some(cell) = &self.cell else { return };
-        let Some(place) = self.begun(cell, offset, now) else { return };
+        let Some(place) = self.begun(cell, offset, sign) else { return };
         loop {
             let mut state = cell.lock();
             let captures = state.window.captures();
             match self.charge(&state, place, offset, bytes.len()) {
                 Ok(()) => {
-                    state.window.push(place, offset, bytes, now);
+                    state.window.push(place, offset, bytes, sign);
                     return cell.changed(&self.hub, state, captures, Wake::Lane(place.lane));
                 }
                 Err(full) => {
@@ -77,11 +91,11 @@ impl Publication {
 
     /// The chunk is whole and its hash agrees.
     pub fn complete(&self) {
-        let now = self.hub.clock.now_ms();
+        let sign = self.sign();
         let Some(cell) = &self.cell else { return };
         // Nothing was pushed: the bytes came before this window, so the chunk can't be shown.
-        let Some(place) = self.begun(cell, self.meta.length, now) else { return };
-        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.complete(place, now));
+        let Some(place) = self.begun(cell, self.meta.length, sign) else { return };
+        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.complete(place, sign));
     }
 
     /// The chunk is not what it was said to be.
@@ -90,27 +104,34 @@ impl Publication {
         cell.change(&self.hub, Wake::Lane(place.lane), |window| window.withdraw(place, self.owner, reason));
     }
 
+    /// When its bytes are a sign of life, if they are one.
+    fn sign(&self) -> Option<u64> {
+        (!self.again).then(|| self.hub.clock.now_ms())
+    }
+
     fn progress(&self) -> Progress {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The chunk's place; takes it with the first byte.
-    fn begun(&self, cell: &Arc<Cell>, offset: u64, now: u64) -> Option<Place> {
+    fn begun(&self, cell: &Arc<Cell>, offset: u64, sign: Option<u64>) -> Option<Place> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         if let Progress::Begun(place) = *progress {
             return Some(place);
         }
         let waiting = matches!(*progress, Progress::Waiting);
         let Some(lane) = lane_of(self.meta.variant).filter(|_| waiting) else {
-            cell.change(&self.hub, Wake::Nobody, |window| window.seen(now));
+            if let Some(now) = sign {
+                cell.change(&self.hub, Wake::Nobody, |window| window.seen(now));
+            }
             return None;
         };
-        let place = self.begin(cell, lane, offset, now);
+        let place = self.begin(cell, lane, offset, sign);
         *progress = place.map_or(Progress::Dark, Progress::Begun);
         place
     }
 
-    fn begin(&self, cell: &Arc<Cell>, lane: usize, offset: u64, now: u64) -> Option<Place> {
+    fn begin(&self, cell: &Arc<Cell>, lane: usize, offset: u64, sign: Option<u64>) -> Option<Place> {
         loop {
             let mut state = cell.lock();
             if state.closed {
@@ -127,7 +148,7 @@ impl Publication {
             let opened = self.hub.budget().open(&self.meta.session, address, RECORD_COST);
             match opened {
                 Ok(slot) => {
-                    let place = state.window.begin(&self.meta, self.owner, slot, offset, now);
+                    let place = state.window.begin(&self.meta, self.owner, slot, offset, sign);
                     self.hub.name(self.meta.chunk, cell);
                     cell.changed(&self.hub, state, captures, Wake::Lane(lane));
                     self.count_unlabelled(&cell.key);

@@ -113,7 +113,8 @@ impl Subscription {
         }
     }
 
-    /// A new capability for the same incident and group.
+    /// A new capability for the same incident and group. From now on it alone counts: what the one
+    /// before reached, and until when, is over.
     ///
     /// # Errors
     /// `CapabilityWrongBinding`, `CapabilityExpired`, `CapabilityWrongUse`.
@@ -122,8 +123,7 @@ impl Subscription {
         if GroupKey::of_contact(grant) != Ok(self.seat.cell.key.clone()) {
             return Err(Code::CapabilityWrongBinding);
         }
-        let exp = self.grant.exp.max(grant.exp);
-        self.grant = Grant { exp, ..grant.clone() };
+        self.grant = grant.clone();
         self.look();
         Ok(())
     }
@@ -134,9 +134,13 @@ impl Subscription {
         self.look();
     }
 
-    /// One chunk again, if it is in the window; else it is announced as omitted.
+    /// One chunk again, if it is in the window; else it is announced as omitted. A contact that
+    /// asks on and takes no answer is let go.
     pub fn fetch(&mut self, stream: &StreamId, index: u64) {
-        self.contact.fetch(&self.seat.cell.lock().window, stream, index);
+        let asked = self.contact.fetch(&self.seat.cell.lock().window, stream, index);
+        if let Err(code) = asked {
+            self.end(code);
+        }
     }
 
     /// Ends it with this reason: the next step is the last.

@@ -506,6 +506,61 @@ async fn a_grant_is_not_exceeded() {
 }
 
 #[tokio::test]
+async fn one_capability_does_not_take_every_seat() {
+    let world = World::new();
+    let mut greedy: Vec<_> =
+        (0..1024).map_while(|_| world.hub.subscribe(&grant(600), Wanted::default()).ok()).collect();
+    assert_eq!(greedy.len(), 64);
+    assert_eq!(world.hub.subscribe(&grant(600), Wanted::default()).err(), Some(Code::TooManyContacts));
+    let other = Grant { jti: Some("other".into()), ..grant(600) };
+    assert!(world.hub.subscribe(&other, Wanted::default()).is_ok());
+    greedy.pop();
+    assert!(world.hub.subscribe(&grant(600), Wanted::default()).is_ok(), "the seat is free again");
+}
+
+#[tokio::test]
+async fn who_asks_on_and_reads_nothing_is_let_go() {
+    let world = World::new();
+    let mut contact = world.subscribe(Wanted::default());
+    drain(&mut contact).await;
+    for index in 1..=10_000 {
+        contact.fetch(&stream("audio"), index);
+    }
+    let got = drain(&mut contact).await;
+    assert_eq!(all::<message::Omitted>(&got, kind::OMITTED).len(), 256);
+    assert_eq!(ending(&got), "contact_too_slow");
+}
+
+#[tokio::test]
+async fn after_renewal_nothing_of_the_old_capability_counts() {
+    let world = World::new();
+    let narrow = Grant { lanes: vec![lane_grant("audio", Some(Variant::AudioPriority))], ..grant(600) };
+    let mut contact = world.hub.subscribe(&narrow, Wanted::default()).unwrap();
+    drain(&mut contact).await;
+    contact.renew(&grant(60)).unwrap();
+    world.clock.advance(Duration::from_secs(60));
+    assert_eq!(ending(&drain(&mut contact).await), "capability_expired", "wide lanes until their own end");
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_received_is_no_sign_of_life() {
+    let world = World::new();
+    let again = world.hub.publish_again(&group(), audio(1, 10), 60_000);
+    again.push(0, &Bytes::from(vec![5; 10]));
+    again.complete();
+    let mut contact = world.subscribe(from(StartWord::Oldest));
+    assert!(!kinds(&drain(&mut contact).await).contains(&kind::CAPTURE), "it may come back soon");
+    world.clock.advance(Duration::from_secs(15));
+    let told: Vec<message::CaptureEvent> = all(&drain(&mut contact).await, kind::CAPTURE);
+    assert_eq!((told.len(), told[0].event, told[0].last_sign), (1, message::CaptureWord::Silent, 75));
+    world.hub.publish_again(&group(), audio(2, 10), 1_000).complete();
+    assert!(!kinds(&drain(&mut contact).await).contains(&kind::CAPTURE), "nor is it back");
+    world.whole(audio(3, 10));
+    let told: Vec<message::CaptureEvent> = all(&drain(&mut contact).await, kind::CAPTURE);
+    assert_eq!(told[0].event, message::CaptureWord::Back);
+}
+
+#[tokio::test]
 async fn lanes_can_be_left_and_joined_and_chunks_fetched_again() {
     let world = World::new();
     let audio_only = Wanted { lanes: Some(vec![Variant::AudioPriority]), ..Wanted::default() };
@@ -696,8 +751,9 @@ async fn a_thousand_contacts_and_one_that_reads_nothing_get_everything_in_order(
     let world = Arc::new(World::new());
     let _sleeper = world.subscribe(Wanted::default());
     let mut contacts = tokio::task::JoinSet::new();
-    for _ in 0..1000 {
-        let mut contact = world.subscribe(Wanted::default());
+    for contact in 0..1000 {
+        let own = Grant { jti: Some(contact.to_string()), ..grant(600) };
+        let mut contact = world.hub.subscribe(&own, Wanted::default()).unwrap();
         contacts.spawn(async move {
             let mut indexes = Vec::new();
             loop {

@@ -106,6 +106,8 @@ impl Forwarding {
         let retry_after = outcome.refusal().and_then(|refusal| refusal.retry_after_s).unwrap_or(0) * 1000;
         let backoff = self.backoff(tries).max(retry_after);
         match outcome {
+            // What is here may be the only copy, and a portal on the way can answer `{}` too.
+            Outcome::Confirmed(confirmed) if confirmed.bare => Verdict::Ambiguous(backoff),
             Outcome::Confirmed(confirmed) => Verdict::Confirmed(confirmed.receipt.map(Arc::from)),
             Outcome::Refused(refusal) => Verdict::Rejected(Code::CoreRejected, refusal.code),
             Outcome::Renew(_) => Verdict::CapabilityExpired,

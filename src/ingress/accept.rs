@@ -75,11 +75,10 @@ fn left_already(error: &io::Error) -> bool {
 
 fn admit(service: &Arc<Service>, stream: TcpStream, peer: SocketAddr, tls: Option<&TlsAcceptor>) {
     let metrics = &service.shared.metrics.ingress;
-    if tls.is_some() && !service.gate.may_shake_hands() {
-        return metrics.refuse_connection(RefusedConnection::HandshakeRate);
-    }
-    let Some(place) = service.gate.enter() else {
-        return metrics.refuse_connection(RefusedConnection::Full);
+    let place = if tls.is_some() { service.admit(peer.ip()) } else { service.gate.enter(None) };
+    let place = match place {
+        Ok(place) => place,
+        Err(reason) => return metrics.refuse_connection(reason),
     };
     if place.courtesy {
         metrics.refuse_connection(RefusedConnection::Full);

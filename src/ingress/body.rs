@@ -41,7 +41,7 @@ pub(super) struct RequestBody {
 enum Source {
     Nothing,
     Hyper(hyper::body::Incoming),
-    H3(h3::Incoming),
+    H3(Box<h3::Incoming>),
     /// `None` stands for a pause.
     #[cfg_attr(not(test), expect(dead_code, reason = "tests bring their own bytes"))]
     Pieces(VecDeque<Option<Bytes>>),
@@ -54,7 +54,7 @@ impl RequestBody {
     }
 
     pub(super) fn h3(incoming: h3::Incoming, received: Counter) -> Self {
-        Self { source: Source::H3(incoming), begun: false, end: None, received }
+        Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, received }
     }
 
     /// The next bytes, as soon as there are any; `None` at the end.

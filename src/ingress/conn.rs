@@ -167,12 +167,17 @@ impl Ctx {
 }
 
 /// The address that limits know a client by: the socket's peer, or on `plain` the last hop that
-/// a trusted proxy names. IPv6 counts by /64, since one host commonly has that many.
+/// a trusted proxy names.
 pub(super) fn client_key(peer: IpAddr, headers: &HeaderMap, listener: Listener, trusted: &[IpAddr]) -> IpAddr {
     let peer = peer.to_canonical();
     let believed = listener == Listener::Plain && trusted.iter().any(|proxy| proxy.to_canonical() == peer);
     let named = believed.then(|| last_hop(headers)).flatten();
-    match named.unwrap_or(peer).to_canonical() {
+    network(named.unwrap_or(peer))
+}
+
+/// The address as limits count it: IPv4 whole, IPv6 by /64, since one host commonly has that many.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = u128::from(address) >> 64 << 64;
             IpAddr::V6(Ipv6Addr::from(prefix))

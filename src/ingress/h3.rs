@@ -14,7 +14,7 @@ use super::h3_quinn::{Connection, RecvStream, SendStream};
 use super::respond::{MAX_HEADER_BYTES, Reply};
 use super::route;
 use crate::proto::Code;
-use crate::telemetry::names::Transport;
+use crate::telemetry::names::{RefusedConnection, Transport};
 
 /// The body of a request on HTTP/3.
 pub(super) struct Incoming(RequestStream<RecvStream, Bytes>);
@@ -49,7 +49,13 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
                     let (conn, quic) = (Arc::clone(&conn), quic.clone());
                     conn.service.tasks.clone().spawn(Box::pin(request(conn, quic, resolver)));
                 }
-                Ok(None) | Err(_) => return,
+                Ok(None) => return,
+                Err(_) => {
+                    if matches!(quic.close_reason(), Some(quinn::ConnectionError::LocallyClosed)) {
+                        conn.service.shared.metrics.ingress.refuse_connection(RefusedConnection::Broken);
+                    }
+                    return;
+                }
             },
             () = conn.service.drain.cancelled(), if !draining => {
                 draining = true;

@@ -13,11 +13,14 @@ use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use tokio_util::io::poll_read_buf;
 
 use super::body::GATHER;
+use super::h3_frames::Frames;
 
 /// `H3_NO_ERROR`: the answer is complete, the rest of the request is not needed.
 const NO_ERROR: u32 = 0x100;
 /// `H3_INTERNAL_ERROR`: what a request's stream ends with unless it is finished.
 const INTERNAL_ERROR: u32 = 0x102;
+/// `H3_EXCESSIVE_LOAD`: a frame would make the relay hold more than it lets a peer.
+const EXCESSIVE_LOAD: u32 = 0x107;
 /// Spare room below which a new buffer is begun.
 const MIN_READ: usize = 8 * 1024;
 
@@ -73,7 +76,8 @@ impl quic::Connection<Bytes> for Connection {
             async move { quic.accept_uni().await }
         };
         let stream = ready!(poll_slot(&mut self.accepting_uni, cx, make));
-        Poll::Ready(stream.map(RecvStream::new).map_err(connection_error))
+        let guarded = |stream| RecvStream::new(stream, Frames::of_one_way(), self.opener.quic.clone());
+        Poll::Ready(stream.map(guarded).map_err(connection_error))
     }
 
     fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<BidiStream, ConnectionErrorIncoming>> {
@@ -83,7 +87,8 @@ impl quic::Connection<Bytes> for Connection {
             async move { quic.accept_bi().await }
         };
         let stream = ready!(poll_slot(&mut self.accepting_bi, cx, make));
-        Poll::Ready(stream.map(BidiStream::new).map_err(connection_error))
+        let guarded = |stream| BidiStream::new(stream, self.opener.quic.clone());
+        Poll::Ready(stream.map(guarded).map_err(connection_error))
     }
 
     fn opener(&self) -> Opener {
@@ -102,7 +107,7 @@ impl quic::OpenStreams<Bytes> for Opener {
             async move { quic.open_bi().await }
         };
         let stream = ready!(poll_slot(&mut self.opening_bi, cx, make));
-        Poll::Ready(stream.map(BidiStream::new).map_err(lost))
+        Poll::Ready(stream.map(|stream| BidiStream::new(stream, self.quic.clone())).map_err(lost))
     }
 
     fn poll_open_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<SendStream, StreamErrorIncoming>> {
@@ -144,8 +149,8 @@ pub(super) struct BidiStream {
 }
 
 impl BidiStream {
-    fn new((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Self {
-        Self { send: SendStream::new(send, true), recv: RecvStream::new(recv) }
+    fn new((send, recv): (quinn::SendStream, quinn::RecvStream), quic: quinn::Connection) -> Self {
+        Self { send: SendStream::new(send, true), recv: RecvStream::new(recv, Frames::of_request(), quic) }
     }
 }
 
@@ -202,11 +207,21 @@ pub(super) struct RecvStream {
     /// What is read lands here: everything that has arrived, up to [`GATHER`], at once.
     buffer: BytesMut,
     ended: bool,
+    frames: Frames,
+    quic: quinn::Connection,
 }
 
 impl RecvStream {
-    fn new(stream: quinn::RecvStream) -> Self {
-        Self { stream, buffer: BytesMut::new(), ended: false }
+    fn new(stream: quinn::RecvStream, frames: Frames, quic: quinn::Connection) -> Self {
+        Self { stream, buffer: BytesMut::new(), ended: false, frames, quic }
+    }
+
+    /// The peer declares a frame that is too large to be held: no connection is owed to it.
+    fn too_much(&mut self) -> StreamErrorIncoming {
+        self.ended = true;
+        self.quic.close(VarInt::from_u32(EXCESSIVE_LOAD), b"frame too large");
+        let connection_error = ConnectionErrorIncoming::ApplicationClose { error_code: EXCESSIVE_LOAD.into() };
+        StreamErrorIncoming::ConnectionErrorIncoming { connection_error }
     }
 }
 
@@ -225,6 +240,7 @@ impl quic::RecvStream for RecvStream {
                 self.ended = true;
                 Poll::Ready(Ok(None))
             }
+            Ok(_) if !self.frames.allow(&self.buffer) => Poll::Ready(Err(self.too_much())),
             Ok(_) => Poll::Ready(Ok(Some(self.buffer.split().freeze()))),
             Err(error) => Poll::Ready(Err(read_error(error))),
         }

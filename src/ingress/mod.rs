@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::telemetry::Metrics;
 use crate::telemetry::ingress::ByTransport;
-use crate::telemetry::names::Transport;
+use crate::telemetry::names::{RefusedConnection, Transport};
 
 mod accept;
 mod body;
@@ -32,6 +32,7 @@ mod cors;
 mod dropin;
 mod gate;
 mod h3;
+mod h3_frames;
 mod h3_quinn;
 mod health;
 mod io;
@@ -116,6 +117,15 @@ struct Service {
 }
 
 impl Service {
+    /// A handshake and a place for a new connection to `listen.public`. An address of
+    /// `listen.trusted_proxies` speaks for many, and only what is for all holds for it.
+    fn admit(&self, from: IpAddr) -> Result<gate::Place, RefusedConnection> {
+        let proxy = self.trusted_proxies.iter().any(|proxy| proxy.to_canonical() == from.to_canonical());
+        let from = (!proxy).then_some(from);
+        self.gate.may_shake_hands(from)?;
+        self.gate.enter(from)
+    }
+
     fn received(&self, transport: Transport) -> Counter {
         self.shared.metrics.ingress.received_bytes.get_or_create(&ByTransport { transport }).clone()
     }

@@ -147,13 +147,12 @@ fn admit(service: &Arc<Service>, incoming: Incoming) {
         let _ = incoming.retry();
         return;
     }
-    if !service.gate.may_shake_hands() {
-        metrics.refuse_connection(RefusedConnection::HandshakeRate);
-        return incoming.refuse();
-    }
-    let Some(place) = service.gate.enter() else {
-        metrics.refuse_connection(RefusedConnection::Full);
-        return incoming.refuse();
+    let place = match service.admit(incoming.remote_address().ip()) {
+        Ok(place) => place,
+        Err(reason) => {
+            metrics.refuse_connection(reason);
+            return incoming.refuse();
+        }
     };
     if place.courtesy {
         metrics.refuse_connection(RefusedConnection::Full);

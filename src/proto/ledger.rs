@@ -10,7 +10,7 @@
 //!
 //! Methods named `handle_*` take what happened; `take`, `tally` and `record` say what is. Time is
 //! an argument: Unix milliseconds for what outlives the process, since a chunk must expire on
-//! time after a restart too.
+//! time after a restart too; they count on from the start without the calendar's jumps.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -28,7 +28,7 @@ mod record;
 mod recovery;
 mod tally;
 
-pub use keeping::PARTIAL_KEEP_MS;
+pub use keeping::{PARTIAL_KEEP_MS, RECOVERED_KEEP_MS};
 pub use lanes::MAX_LANES;
 pub use record::{Decision, Ending, Limits, Owner, Reason, Record, StreamKey, Tally, Terms, Verdict};
 
@@ -98,13 +98,9 @@ impl Ledger {
         match record.state {
             ChunkState::Receiving if terms.attempt < record.terms.attempt => Err(Code::AttemptSuperseded),
             ChunkState::Receiving if same => self.take_over(key, terms),
-            ChunkState::Receiving => {
-                self.forget(key);
-                self.begin(key, terms, now, true)
-            }
+            ChunkState::Receiving => self.begin_instead(key, terms, now),
             ChunkState::Rejected | ChunkState::Expired if !same || terms.attempt > record.terms.attempt => {
-                self.forget(key);
-                self.begin(key, terms, now, false)
+                self.begin_instead(key, terms, now)
             }
             _ if same => Ok(Decision::Have),
             _ => Err(Code::ChunkConflict),
@@ -140,6 +136,11 @@ impl Ledger {
     /// The bytes were not those of the digest: nothing of it is kept.
     pub fn handle_mismatch(&mut self, key: ChunkRef, epoch: u64) {
         self.end_receiving(key, epoch, Ending::Mismatched);
+    }
+
+    /// The disk failed: nothing of it can be believed.
+    pub fn handle_disk_failure(&mut self, key: ChunkRef, epoch: u64) {
+        self.end_receiving(key, epoch, Ending::Failed);
     }
 
     /// The client dropped what it was sending.
@@ -202,6 +203,33 @@ impl Ledger {
         Ok(Decision::Receive { epoch, held: 0, replaces })
     }
 
+    /// Begins in the place of what is known of the chunk. An offer that is refused changes nothing:
+    /// the bytes of the one before it are on the disk and keep their room, and its attempt its place.
+    fn begin_instead(&mut self, key: ChunkRef, terms: Terms, now: i64) -> Result<Decision, Code> {
+        let Some(old) = self.records.get(&key) else { return self.begin(key, terms, now, false) };
+        let (before, active, partial) = (old.terms, old.active, old.state == ChunkState::Receiving);
+        if active {
+            self.no_longer_receiving(before.owner);
+        }
+        if partial {
+            self.quota.release(before.owner, before.length);
+        }
+        let room = self.room_to_receive(terms.owner);
+        let fits = room.and_then(|()| self.quota.reserve(terms.owner, terms.class, terms.length));
+        if fits.is_ok() {
+            self.quota.release(terms.owner, terms.length);
+        }
+        if partial {
+            self.quota.recovered(before.owner, before.length);
+        }
+        if active {
+            self.activate(key, before.owner);
+        }
+        fits?;
+        self.forget(key);
+        self.begin(key, terms, now, partial)
+    }
+
     fn take_over(&mut self, key: ChunkRef, terms: Terms) -> Result<Decision, Code> {
         let active = self.records.get(&key).is_some_and(|record| record.active);
         if !active {
@@ -236,6 +264,7 @@ impl Ledger {
             tries: 0,
             ambiguous: false,
             verified: false,
+            recovered: None,
             blocked: false,
             receipt: None,
             refusal: None,

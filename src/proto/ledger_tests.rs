@@ -73,6 +73,43 @@ fn another_digest_replaces_a_partial_and_conflicts_from_staged_on() {
 }
 
 #[test]
+fn another_digest_that_is_refused_leaves_the_partial_and_its_room() {
+    let mut l = ledger();
+    let of_one = |n: u8| Terms { owner: Owner(7), ..terms(n) };
+    let Ok(Decision::Receive { epoch, .. }) = l.handle_offer(key(0), of_one(0), 0) else { panic!() };
+    l.handle_progress(key(0), epoch, 60);
+    l.handle_attempt_ended(key(0), epoch);
+    for n in 1..=4 {
+        l.handle_offer(key(n), of_one(n), 0).unwrap();
+    }
+    let (used, receiving) = (l.quota().used(), l.receiving());
+    let other = Terms { digest: Digest([9; 32]), ..of_one(0) };
+    assert_eq!(l.handle_offer(key(0), other, 0), Err(Code::InFlightPerSession));
+    assert_eq!((l.quota().used(), l.receiving(), l.record(key(0)).unwrap().held), (used, receiving, 60));
+    let huge = Terms { length: 1 << 40, digest: Digest([9; 32]), ..of_one(1) };
+    assert_eq!(l.handle_offer(key(1), huge, 0), Err(Code::StagingFull));
+    assert_eq!((l.quota().used(), l.receiving()), (used, receiving));
+    // Its own place is free for what replaces it.
+    let other = Terms { digest: Digest([9; 32]), ..of_one(1) };
+    assert!(matches!(l.handle_offer(key(1), other, 0), Ok(Decision::Receive { replaces: true, .. })));
+    assert_eq!((l.quota().used(), l.receiving()), (used, receiving));
+}
+
+#[test]
+fn what_an_earlier_process_left_is_let_go_when_both_clocks_say_so() {
+    const DAY: i64 = 24 * 3600 * 1000;
+    let mut l = ledger();
+    l.recover_staged(key(1), terms(1), 0, DAY);
+    l.recover_staged(key(2), terms(2), 90 * DAY, DAY);
+    let over = DAY + keeping::RECOVERED_KEEP_MS;
+    assert!(l.handle_time(over - 1, over - 1).is_empty(), "overdue, and yet it has its hour");
+    assert!(l.handle_time(over, 1_000).is_empty(), "the calendar was put back");
+    assert!(l.handle_time(DAY, over).is_empty(), "the calendar was put forward");
+    let gone = l.handle_time(over, over);
+    assert_eq!(gone.len(), 2, "what was offered in the future is no older than the start");
+}
+
+#[test]
 fn a_duplicate_after_a_lost_answer_is_unsettled_and_else_a_refusal() {
     let mut l = ledger();
     for n in [1, 2] {
@@ -111,9 +148,9 @@ fn time_lets_go_of_what_nobody_confirmed() {
     stage(&mut l, 1);
     let Ok(Decision::Receive { epoch, .. }) = l.handle_offer(key(2), terms(2), 0) else { panic!() };
     l.handle_attempt_ended(key(2), epoch);
-    assert!(l.handle_time(999_999).is_empty());
+    assert!(l.handle_time(999_999, 999_999).is_empty());
     assert_eq!(l.next_expiry(), Some(1_000_000));
-    let mut gone = l.handle_time(1_000_000);
+    let mut gone = l.handle_time(1_000_000, 1_000_000);
     gone.sort_unstable();
     assert_eq!(gone, [(key(1), true), (key(2), false)]);
     assert_eq!(state(&l, 1), ChunkState::Expired);
@@ -126,17 +163,17 @@ fn a_partial_is_kept_for_a_day_and_a_staged_chunk_for_all_of_keep_for() {
     const WEEK: i64 = 7 * PARTIAL_KEEP_MS;
     let mut l = Ledger::new(10 << 20, Limits { keep_ms: WEEK, ..LIMITS });
     stage(&mut l, 1);
-    l.recover_staged(key(2), terms(2), 0);
+    l.recover_staged(key(2), terms(2), 0, 0);
     let Ok(Decision::Receive { epoch, .. }) = l.handle_offer(key(3), terms(3), 0) else { panic!() };
     l.handle_attempt_ended(key(3), epoch);
-    l.recover_partial(key(4), terms(4), 0, 40);
-    assert!(l.handle_time(PARTIAL_KEEP_MS - 1).is_empty());
-    let mut gone = l.handle_time(PARTIAL_KEEP_MS);
+    l.recover_partial(key(4), terms(4), 0, 0, 40);
+    assert!(l.handle_time(PARTIAL_KEEP_MS - 1, PARTIAL_KEEP_MS - 1).is_empty());
+    let mut gone = l.handle_time(PARTIAL_KEEP_MS, PARTIAL_KEEP_MS);
     gone.sort_unstable();
     assert_eq!(gone, [(key(3), false), (key(4), false)]);
     assert_eq!(l.next_expiry(), Some(WEEK));
-    assert!(l.handle_time(WEEK - 1).is_empty());
-    let mut gone = l.handle_time(WEEK);
+    assert!(l.handle_time(WEEK - 1, WEEK - 1).is_empty());
+    let mut gone = l.handle_time(WEEK, WEEK);
     gone.sort_unstable();
     assert_eq!(gone, [(key(1), true), (key(2), true)]);
 }
@@ -160,8 +197,8 @@ fn limits_on_receiving_have_their_codes() {
 #[test]
 fn a_recovered_chunk_may_have_been_committed_before() {
     let mut l = ledger();
-    l.recover_staged(key(1), terms(1), 0);
-    l.recover_partial(key(2), terms(2), 0, 40);
+    l.recover_staged(key(1), terms(1), 0, 0);
+    l.recover_partial(key(2), terms(2), 0, 0, 40);
     assert_eq!(take(&mut l, 0), Some(key(1)));
     assert_eq!(l.handle_verdict(key(1), Verdict::Duplicate, 0), Some(ChunkState::Unsettled));
     assert!(matches!(l.handle_offer(key(2), terms(2), 0), Ok(Decision::Receive { held: 40, .. })));
@@ -230,7 +267,7 @@ proptest! {
                     l.handle_verdict(key(n), verdict, now.unsigned_abs());
                 }
                 Op::Capability(n) => { l.handle_capability(terms(n).stream, now / 1000 + 500, now / 1000); }
-                Op::Time(t) => { now = now.max(t); l.handle_time(now); }
+                Op::Time(t) => { now = now.max(t); l.handle_time(now, now); }
             }
             for (n, before) in before.into_iter().enumerate() {
                 let Some((state, digest)) = before else { continue };

@@ -92,6 +92,8 @@ pub struct Refusal {
 pub struct Confirmed {
     /// 200 or 201.
     pub status: u16,
+    /// It is an empty object, which any box on the way can answer too.
+    pub bare: bool,
     /// The core's signed receipt, unread: `relay_commit.receipt`.
     pub receipt: Option<Box<str>>,
     /// The members of `relay_commit` that are passed on; empty if the core sent none.
@@ -169,6 +171,13 @@ impl Outcome {
     #[must_use]
     pub const fn may_have_stored(&self) -> bool {
         matches!(self, Self::Ambiguous(Doubt::Lost | Doubt::Server(_) | Doubt::Foreign(_) | Doubt::Unreadable))
+    }
+
+    /// Whether the core, or what answers in its place, does nothing for anybody now: it says so
+    /// itself, or its answer makes no sense.
+    #[must_use]
+    pub const fn troubled(&self) -> bool {
+        matches!(self, Self::Ambiguous(Doubt::Server(_) | Doubt::Foreign(_) | Doubt::Unreadable))
     }
 
     /// Whether the core could not be reached: no answer, or a gateway's that has no core behind.
@@ -273,9 +282,12 @@ fn success(asked: Asked<'_>, answer: Answer<'_>) -> Option<Outcome> {
             agrees.then_some(Outcome::Accepted)
         }
         Asked::Commit(offer) => {
+            // A core may leave it out, and then says nothing else either.
+            let silent = body.is_empty();
             let mut member = match body.into_iter().find(|(name, _)| name == "relay_commit") {
                 Some((_, Value::Object(member))) => member,
-                _ => Map::new(),
+                _ if silent => Map::new(),
+                _ => return None,
             };
             let agrees = matches!(answer.status, 200 | 201)
                 && names(&member, offer)
@@ -287,7 +299,7 @@ fn success(asked: Asked<'_>, answer: Answer<'_>) -> Option<Outcome> {
             let receipt = member.get("receipt").and_then(Value::as_str).filter(|text| text.len() <= MAX_RECEIPT_BYTES);
             let receipt = receipt.map(Into::into);
             member.retain(|name, _| COMMIT_MEMBERS.contains(&name.as_str()));
-            Some(Outcome::Confirmed(Confirmed { status: answer.status, receipt, relay_commit: member }))
+            Some(Outcome::Confirmed(Confirmed { status: answer.status, bare: silent, receipt, relay_commit: member }))
         }
     }
 }

@@ -241,6 +241,9 @@ fn a_success_that_speaks_of_something_else_confirms_nothing() {
         assert_eq!(outcome, Outcome::Ambiguous(Doubt::Unreadable), "{name}");
         assert!(outcome.may_have_stored());
     }
+    for body in [r#"{"error":{}}"#, r#"{"status":{}}"#] {
+        assert_eq!(kind(&ask(Route::Commit, 200, None, body)), "unreadable", "{body}");
+    }
     for body in ["", "null", "[]", "7", "<html>", r#"{"relay_commit":1}"#, r#"{"relay_commit":{}} x"#, r#"{"a":1}"#] {
         assert_eq!(kind(&ask(Route::Commit, 201, None, body)), "unreadable", "{body}");
     }

@@ -152,6 +152,8 @@ pub struct Window {
     events: Events,
     last_handle: u64,
     last_sign: Option<u64>,
+    /// No sign came yet, and one came to an earlier process: now, and how many ms before.
+    recalled: Option<(u64, u64)>,
     capture: Option<CaptureWord>,
     /// How many capture events there were.
     captures: u64,
@@ -171,6 +173,7 @@ impl Window {
             events: Events::new(),
             last_handle: 0,
             last_sign: None,
+            recalled: None,
             capture: None,
             captures: 0,
             effects: Vec::new(),
@@ -189,10 +192,10 @@ impl Window {
         self.names.is_empty() && self.lanes.iter().all(|lane| lane.end() == 0)
     }
 
-    /// When the last sign of life came.
+    /// When the last sign of life came, or it was recalled that one had come before.
     #[must_use]
-    pub const fn last_sign(&self) -> Option<u64> {
-        self.last_sign
+    pub fn last_sign(&self) -> Option<u64> {
+        self.last_sign.or(self.recalled.map(|(at, _)| at))
     }
 
     /// Where a chunk lies, if it is followed.
@@ -233,8 +236,16 @@ impl Window {
 
     /// The chunk's first byte is here, or it can't be shown: it takes its place in the lane.
     /// `slot` is its place in the account, where [`RECORD_COST`] was charged; `offset` is where
-    /// its bytes begin.
-    pub fn begin(&mut self, meta: &Arc<ChunkMeta>, owner: u64, slot: u64, offset: u64, now: u64) -> Option<Place> {
+    /// its bytes begin. `sign` is when that was a sign of life, if it was one, here and below: what
+    /// an earlier process received is none.
+    pub fn begin(
+        &mut self,
+        meta: &Arc<ChunkMeta>,
+        owner: u64,
+        slot: u64,
+        offset: u64,
+        sign: Option<u64>,
+    ) -> Option<Place> {
         let lane = lane_of(meta.variant)?;
         let ordinal = self.lanes[lane].ordinal(meta);
         let ends = self.lanes[lane].place_in_time(meta, ordinal, self.rules.window_ms);
@@ -253,7 +264,7 @@ impl Window {
         }
         let place = Place { lane, seq: self.lanes[lane].push(entry) };
         self.names.insert(meta.chunk, place);
-        self.sign(now);
+        self.sign(sign);
         self.let_age(lane);
         Some(place)
     }
@@ -270,8 +281,8 @@ impl Window {
 
     /// Bytes at `offset`, paid for. What is here already is skipped; what leaves a gap ends the
     /// chunk for contacts.
-    pub fn push(&mut self, place: Place, offset: u64, bytes: &[u8], now: u64) {
-        self.sign(now);
+    pub fn push(&mut self, place: Place, offset: u64, bytes: &[u8], sign: Option<u64>) {
+        self.sign(sign);
         let Some(entry) = self.lanes[place.lane].entry_mut(place.seq).filter(|entry| entry.held()) else { return };
         let Some(body) = &mut entry.body else { return };
         let Some(skip) = body.have().checked_sub(offset) else { return self.evict_for(place, Cause::Gap) };
@@ -283,8 +294,8 @@ impl Window {
     }
 
     /// The chunk is whole and its hash agrees.
-    pub fn complete(&mut self, place: Place, now: u64) {
-        self.sign(now);
+    pub fn complete(&mut self, place: Place, sign: Option<u64>) {
+        self.sign(sign);
         let Some(entry) = self.lanes[place.lane].entry_mut(place.seq) else { return };
         if entry.held() && !entry.whole {
             if entry.body.as_ref().is_some_and(|body| body.have() == entry.meta.length) {

@@ -297,7 +297,10 @@ impl Attempt {
             // After a failed sync nothing can prove the bytes: they are gone, as those are that
             // were not the digest's, and must come again. What a later attempt brings is its own.
             if self.staging.ledger().current(self.key, self.epoch) {
-                self.staging.ledger().handle_mismatch(self.key, self.epoch);
+                match code {
+                    Code::HashMismatch => self.staging.ledger().handle_mismatch(self.key, self.epoch),
+                    _ => self.staging.ledger().handle_disk_failure(self.key, self.epoch),
+                }
                 self.staging.forget_partial(self.key).await;
             }
             return Err(code);

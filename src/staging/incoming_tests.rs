@@ -150,3 +150,60 @@ async fn a_drop_while_the_chunk_is_made_durable_leaves_nothing() {
         }
     }
 }
+
+impl Fixture {
+    fn partials(&self) -> usize {
+        std::fs::read_dir(self._dir.path().join("receiving")).unwrap().count()
+    }
+}
+
+#[tokio::test]
+async fn a_delete_that_is_given_up_still_removes_the_file() {
+    let (f, payload) = (fixture(), bytes(WRITE_BUFFER * 2));
+    let offer = meta(1, &payload).offer;
+    let mut incoming = f.receive(&offer, 1).await;
+    incoming.push(bytes::Bytes::copy_from_slice(&payload[..WRITE_BUFFER])).await.unwrap();
+    assert_eq!(f.partials(), 1);
+    {
+        // A write is under way, and the client leaves.
+        let _writing = incoming.inner.as_ref().unwrap().slot.lock().await;
+        let mut deleting = Box::pin(f.staging.delete(offer.chunk_ref()));
+        assert!(futures_util::poll!(&mut deleting).is_pending());
+    }
+    drop(incoming);
+    f.staging.flushed().await;
+    assert_eq!(f.partials(), 0);
+}
+
+#[tokio::test]
+async fn an_offer_of_other_bytes_that_is_given_up_goes_on_after_none_of_the_old() {
+    let (f, payload) = (fixture(), bytes(WRITE_BUFFER * 2));
+    let (offer, other) = (meta(1, &payload).offer, meta(1, b"other").offer);
+    let mut incoming = f.receive(&offer, 1).await;
+    incoming.push(bytes::Bytes::copy_from_slice(&payload[..WRITE_BUFFER])).await.unwrap();
+    {
+        let _writing = incoming.inner.as_ref().unwrap().slot.lock().await;
+        let mut offering = Box::pin(f.offer(&other, 2));
+        assert!(futures_util::poll!(&mut offering).is_pending());
+    }
+    drop(incoming);
+    f.staging.flushed().await;
+    let mut again = f.receive(&other, 3).await;
+    assert_eq!(again.held(), 0);
+    again.push(bytes::Bytes::from_static(b"other")).await.unwrap();
+    assert_eq!(again.finish().await.unwrap().state, ChunkState::Staged);
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_not_counted_as_the_clients_fault() {
+    use crate::proto::Class;
+    use crate::proto::ledger::Ending;
+    let f = fixture();
+    let offer = meta(1, b"chunk").offer;
+    let mut incoming = f.receive(&offer, 1).await;
+    incoming.push(bytes::Bytes::from_static(b"chunk")).await.unwrap();
+    std::fs::remove_dir_all(f._dir.path().join("receiving")).unwrap();
+    assert_eq!(incoming.finish().await, Err(Code::StagingFailed));
+    let count = |ending| f.staging.ledger().endings(Class::Audio, ending);
+    assert_eq!((count(Ending::Failed), count(Ending::Mismatched)), (1, 0));
+}

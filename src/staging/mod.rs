@@ -6,6 +6,7 @@
 
 pub mod committer;
 pub mod disk;
+mod expiry;
 mod fresh;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
@@ -15,8 +16,10 @@ pub mod layout;
 pub mod meta;
 pub mod part;
 pub mod recover;
+mod refused;
 mod remover;
 pub mod seal;
+mod seldom;
 mod spool;
 mod store;
 mod tally;

@@ -35,8 +35,20 @@ pub struct Recovered {
     pub streams: Vec<StreamCapability>,
     /// Files left in place that are none of the above: they can't be read, or not be removed.
     pub unreadable: u64,
+    /// Of these the ones that are named as chunks and don't open.
+    pub foreign: u64,
+    /// Some file was sealed with this key.
+    pub opened: bool,
     /// Files removed.
     pub removed: u64,
+}
+
+impl Recovered {
+    /// Chunks are there and the key opens nothing at all: a file that rots is another matter.
+    #[must_use]
+    pub const fn sealed_with_another_key(&self) -> bool {
+        self.foreign > 0 && !self.opened
+    }
 }
 
 /// The file of a recovered chunk.
@@ -86,7 +98,10 @@ impl Scanner<'_> {
                     self.scan.staged.insert(name);
                     self.scan.recovered.staged.push((chunk.meta, chunk.found));
                 }
-                _ => self.scan.recovered.unreadable += 1,
+                other => {
+                    self.scan.recovered.unreadable += 1;
+                    self.scan.recovered.foreign += u64::from(matches!(other, Some((_, Err(_)))));
+                }
             }
         }
         Ok(())
@@ -134,18 +149,20 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn chunk(&self, dir: Dir, text: &str, name: Name) -> Result<Chunk, HeaderError> {
+    fn chunk(&mut self, dir: Dir, text: &str, name: Name) -> Result<Chunk, HeaderError> {
         let file = self.disk.open(dir, text, false)?;
         let header = layout::read_header(&*file, self.sealer, Kind::Chunk, name)?;
+        self.scan.recovered.opened = true;
         let (meta, boot) = meta::decode(&header.plain).ok_or(HeaderError::Unreadable)?;
         let len = file.size()?.checked_sub(header.payload_at).ok_or(HeaderError::Unreadable)?;
         let footprint = layout::footprint(header.payload_at, meta.offer.length);
         Ok(Chunk { meta, boot, found: Found { len, footprint } })
     }
 
-    fn stream(&self, text: &str, name: Name) -> Option<StreamCapability> {
+    fn stream(&mut self, text: &str, name: Name) -> Option<StreamCapability> {
         let file = self.disk.open(Dir::Streams, text, false).ok()?;
         let header = layout::read_header(&*file, self.sealer, Kind::Stream, name).ok()?;
+        self.scan.recovered.opened = true;
         serde_json::from_slice(&header.plain).ok()
     }
 

@@ -84,7 +84,7 @@ impl Staging {
             attempt: 1,
             expires: i64::MAX,
         };
-        let decision = self.ledger().handle_offer(key, terms, self.0.clock.unix_ms());
+        let decision = self.ledger().handle_offer(key, terms, self.0.calendar.now_ms());
         let epoch = match decision {
             Ok(Decision::Receive { epoch, .. }) => epoch,
             Ok(Decision::Have) => return Err(Code::InternalError),

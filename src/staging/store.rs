@@ -7,14 +7,16 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+use super::expiry::Calendar;
 use super::fresh::Fresh;
 use super::incoming::{Incoming, Slot};
+use super::refused::Refused;
 use super::remover::Remover;
+use super::seldom::Seldom;
 use super::spool;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
 use crate::clock::Clock;
@@ -72,15 +74,17 @@ pub(super) struct Inner {
     pub(super) committer: Committer,
     remover: Remover,
     pub(super) clock: Clock,
+    pub(super) calendar: Calendar,
     pub(super) metrics: Metrics,
     pub(super) fresh: Fresh,
+    pub(super) disk_failures: Seldom,
+    pub(super) rejections: Seldom,
     ledger: Mutex<Ledger>,
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
     metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
     streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
-    /// Of each stream the capability that the core refused last, hashed: it releases nothing.
-    refused: Mutex<HashMap<StreamKey, u64>>,
+    refused: Mutex<Refused>,
     /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
     puts: tokio::sync::Mutex<()>,
     gate: Mutex<Reason>,
@@ -118,7 +122,7 @@ impl Staging {
         metrics: Metrics,
     ) -> Result<(Self, Vec<Meta>), OpenError> {
         let (vault, recovered) = Vault::open(disk, key, clock.clone())?;
-        if recovered.unreadable > 0 && recovered.staged.is_empty() {
+        if recovered.sealed_with_another_key() {
             return Err(OpenError::WrongKey);
         }
         let keep_ms = i64::try_from(config.keep_for.as_millis()).unwrap_or(i64::MAX);
@@ -128,6 +132,8 @@ impl Staging {
         let staging = Self(Arc::new(Inner {
             committer: Committer::start(&vault)?,
             remover: Remover::start(&vault, failed)?,
+            disk_failures: Seldom::default(),
+            rejections: Seldom::default(),
             vault,
             ledger: Mutex::new(Ledger::new(config.quota, limits)),
             slots: Mutex::default(),
@@ -142,6 +148,7 @@ impl Staging {
             work: Notify::new(),
             closing: TaskTracker::new(),
             fresh: Fresh::new(metrics.staging.fresh.clone()),
+            calendar: Calendar::new(&clock),
             clock,
             metrics,
         }));
@@ -162,7 +169,7 @@ impl Staging {
     pub async fn offer(&self, offer: Offer, variant: Variant, capability: &Capability) -> Result<Offered, Code> {
         let key = offer.chunk_ref();
         let terms = self.terms(&offer, variant, &capability.grant);
-        let now = self.0.clock.unix_ms();
+        let now = self.0.calendar.now_ms();
         let decision = self.ledger().handle_offer(key, terms, now);
         match decision {
             Err(code) => {
@@ -178,9 +185,11 @@ impl Staging {
                     capability: capability.token.to_string(),
                     grant: (*capability.grant).clone(),
                     trust_verified: capability.trust == Trust::Verified,
-                    accepted_unix_ms: now,
+                    accepted_unix_ms: self.0.clock.unix_ms(),
                 };
-                match Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta).await {
+                let begin = Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta);
+                // In a task of its own: a request that is given up must not leave half of it.
+                match self.0.closing.spawn(begin).await.unwrap_or(Err(Code::InternalError)) {
                     Ok(incoming) => Ok(Offered::Receive(incoming)),
                     // The attempt before it brought the last byte just now.
                     Err(Code::AttemptSuperseded) => match self.standing(key) {
@@ -213,6 +222,10 @@ impl Staging {
         // The ledger is asked under the followers' lock, so that no change falls in between.
         let mut follows = self.follows();
         let now = self.standing(chunk)?;
+        if now.state.ended() {
+            // Nothing changes any more, so nobody would ever let go of a sender kept here.
+            return Some(watch::Sender::new(now).subscribe());
+        }
         Some(follows.entry(chunk).or_insert_with(|| watch::Sender::new(now)).subscribe())
     }
 
@@ -222,7 +235,9 @@ impl Staging {
     /// `ChunkStaged` from `staged` on, `NotFound`.
     pub async fn delete(&self, chunk: ChunkRef) -> Result<(), Code> {
         self.ledger().handle_delete(chunk)?;
-        self.forget_partial(chunk).await;
+        let this = self.clone();
+        // In a task of its own: its room is free, so the file must go also if the client left.
+        let _ = self.0.closing.spawn(async move { this.forget_partial(chunk).await }).await;
         Ok(())
     }
 
@@ -263,13 +278,21 @@ impl Staging {
             return;
         }
         self.0.metrics.staging.released.inc_by(released as u64);
+        // What was released goes on at once, whatever becomes of this request and of the disk.
+        self.announce_released(key);
+        self.0.work.notify_waiters();
+        let this = self.clone();
+        let _ = self.0.closing.spawn(async move { this.put(key, record).await }).await;
+    }
+
+    async fn put(&self, stream: StreamKey, record: Arc<StreamCapability>) {
         let _one_at_a_time = self.0.puts.lock().await;
+        // A newer one may have come since.
+        let record = self.streams().get(&stream).cloned().unwrap_or(record);
         let vault = self.0.vault.clone();
         let put =
             blocking(move || vault.put_stream_capability(&record.stream, &record.capability, &record.grant)).await;
         self.count(DiskStep::Write, &put);
-        self.announce_released(key);
-        self.0.work.notify_waiters();
     }
 
     fn announce_released(&self, stream: StreamKey) {
@@ -293,23 +316,18 @@ impl Staging {
     /// meanwhile releases it.
     pub(super) fn refuse(&self, meta: &Meta, token: &str) {
         let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
-        {
-            let mut refused = self.refused();
-            if refused.len() < MAX_STREAMS || refused.contains_key(&key) {
-                refused.insert(key, self.hash(4, token));
-            }
-        }
-        let other = self.streams().get(&key).filter(|known| known.capability != token).cloned();
+        self.refused().note(key, self.hash(4, token));
+        let other = self.streams().get(&key).filter(|known| !self.is_refused(key, &known.capability)).cloned();
         if let Some(other) = other {
             self.ledger().handle_capability(key, other.grant.commit_exp, self.0.clock.unix_s());
         }
     }
 
     fn is_refused(&self, stream: StreamKey, token: &str) -> bool {
-        self.refused().get(&stream) == Some(&self.hash(4, token))
+        self.refused().holds(stream, self.hash(4, token))
     }
 
-    fn refused(&self) -> MutexGuard<'_, HashMap<StreamKey, u64>> {
+    fn refused(&self) -> MutexGuard<'_, Refused> {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -361,22 +379,6 @@ impl Staging {
     pub async fn flushed(&self) {
         self.0.closing.close();
         self.0.closing.wait().await;
-    }
-
-    /// Lets go of what was kept for `keep_for`. Runs until it is dropped.
-    pub async fn expire(self) {
-        loop {
-            self.0.clock.sleep(Duration::from_secs(30)).await;
-            let gone = self.ledger().handle_time(self.0.clock.unix_ms());
-            for (chunk, staged) in gone {
-                if staged {
-                    self.changed(chunk);
-                    self.remove_staged(chunk).await;
-                } else {
-                    self.forget_partial(chunk).await;
-                }
-            }
-        }
     }
 }
 
@@ -463,6 +465,9 @@ impl Staging {
     pub(super) fn count<T, E>(&self, step: DiskStep, result: &Result<T, E>) {
         if result.is_err() {
             self.0.metrics.staging.disk_errors.get_or_create(&OfStep { step }).inc();
+            if let Some(times) = self.0.disk_failures.happened(self.0.clock.now_ms()) {
+                tracing::error!(component = "staging", step = step.as_str(), times, "the staging disk failed");
+            }
         }
     }
 
@@ -528,17 +533,17 @@ impl Staging {
         }
         found(What::Removed, spooled.len() as u64);
         found(What::Partial, partial.len() as u64);
-        let mut ledger = self.ledger();
+        let (mut ledger, now) = (self.ledger(), self.0.calendar.now_ms());
         let terms_of = |meta: &Meta| (meta.offer.chunk_ref(), self.terms(&meta.offer, meta.variant, &meta.grant));
         for (meta, Found { len, .. }) in &partial {
             let (key, terms) = terms_of(meta);
-            ledger.recover_partial(key, terms, meta.accepted_unix_ms, *len);
+            ledger.recover_partial(key, terms, meta.accepted_unix_ms, now, *len);
         }
         let mut staged: Vec<Meta> = recovered.staged.into_iter().map(|(meta, _)| meta).collect();
         staged.sort_by_key(|meta| (meta.accepted_unix_ms, meta.offer.index));
         for meta in &staged {
             let (key, terms) = terms_of(meta);
-            ledger.recover_staged(key, terms, meta.accepted_unix_ms);
+            ledger.recover_staged(key, terms, meta.accepted_unix_ms, now);
         }
         drop(ledger);
         for capability in recovered.streams {
@@ -587,3 +592,7 @@ pub(super) async fn blocking<T: Send + 'static>(
         Err(_) => Err(io::Error::other("the operation did not finish")),
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

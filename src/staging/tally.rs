@@ -26,7 +26,7 @@ impl Staging {
     /// What waits, in the order of mercy.
     #[must_use]
     pub fn waiting(&self) -> Vec<Waiting> {
-        let (now, tally) = (self.0.clock.unix_ms(), self.tally());
+        let (now, tally) = (self.0.calendar.now_ms(), self.tally());
         let mut out: Vec<_> = tally
             .into_iter()
             .map(|((class, reason), tally)| Waiting {
@@ -45,7 +45,7 @@ impl Staging {
     #[must_use]
     pub fn next_expiry_s(&self) -> Option<u64> {
         let at = self.ledger().next_expiry()?;
-        Some(u64::try_from(at.saturating_sub(self.0.clock.unix_ms())).unwrap_or(0) / 1000)
+        Some(u64::try_from(at.saturating_sub(self.0.calendar.now_ms())).unwrap_or(0) / 1000)
     }
 
     /// How full the room of each class is, in the order of mercy, 0 to 1.
@@ -57,7 +57,7 @@ impl Staging {
 
     /// Brings the gauges up to date; called before they are read.
     pub fn refresh_metrics(&self) {
-        let (now, tally, metrics) = (self.0.clock.unix_ms(), self.tally(), &self.0.metrics.staging);
+        let (now, tally, metrics) = (self.0.calendar.now_ms(), self.tally(), &self.0.metrics.staging);
         for class in Class::ALL {
             for reason in Reason::ALL {
                 let of = tally.get(&(*class, *reason)).copied().unwrap_or_default();

@@ -187,6 +187,11 @@ impl Job {
             self.staging.0.work.notify_waiters();
         }
         self.staging.changed(self.key);
+        if state == Some(ChunkState::Rejected)
+            && let Some(times) = self.staging.0.rejections.happened(self.staging.0.clock.now_ms())
+        {
+            tracing::warn!(component = "staging", times, "rejected: the core refused chunks, or their bytes rotted");
+        }
         match state {
             Some(state) if state.ended() && !gone => self.staging.remove_ended(self.key).await,
             Some(ChunkState::Staged) => self.staging.0.work.notify_waiters(),

@@ -80,6 +80,8 @@ pub const RECOVERED: &str = "recovered";
 pub const RELEASED: &str = "released_chunks";
 /// Gauge, bytes.
 pub const FRESH: &str = "staging_memory_bytes";
+/// Counter.
+pub const CLOCK_JUMPS: &str = "clock_jumps";
 /// Commits whose answer is awaited.
 pub const CORE_COMMITS_UNDER_WAY: &str = "core_commits_under_way";
 
@@ -411,6 +413,8 @@ label! {
         Full = "full",
         /// `limits.handshakes_per_second`.
         HandshakeRate = "handshake_rate",
+        /// Its address has its share of the places or of the handshakes already.
+        AddressShare = "address_share",
         /// Many handshakes are unfinished: it must show first that its address is its own (QUIC
         /// Retry).
         Retried = "retried",
@@ -420,6 +424,8 @@ label! {
         Idle = "idle",
         /// The system gave no socket (`EMFILE` and its kin).
         AcceptFailed = "accept_failed",
+        /// Its HTTP/3 broke the protocol, or declared a frame that is too large to be held.
+        Broken = "broken",
     }
 }
 

@@ -117,6 +117,8 @@ pub struct Staging {
     pub released: Counter,
     /// Bytes of staged chunks that are in memory too.
     pub fresh: Gauge,
+    /// How often the machine's calendar was set.
+    pub clock_jumps: Counter,
 }
 
 impl Staging {
@@ -136,6 +138,7 @@ impl Staging {
             recovered: Family::default(),
             released: Counter::default(),
             fresh: Gauge::default(),
+            clock_jumps: Counter::default(),
         };
         registry.register(
             names::OLDEST_UNCONFIRMED,
@@ -159,6 +162,11 @@ impl Staging {
         registry.register(names::RECOVERED, "What was found on the disk at start", new.recovered.clone());
         registry.register(names::RELEASED, "Chunks released by a later capability", new.released.clone());
         registry.register(names::FRESH, "Bytes of staged chunks that are in memory too", new.fresh.clone());
+        registry.register(
+            names::CLOCK_JUMPS,
+            "Times the machine's calendar was set by over a minute",
+            new.clock_jumps.clone(),
+        );
         new
     }
 }

@@ -2,6 +2,8 @@
 //! bounded memory, no redirect.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Response;
 use http_body_util::Full;
@@ -266,4 +268,25 @@ async fn large_chunks_stream_from_the_disk() {
     let grown = resident().saturating_sub(before);
     // Receiving them leaves some behind too; it is far from holding them.
     assert!(grown < 3 * SIZE as u64, "{grown} bytes more with six chunks of {SIZE} under way");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_anybody_could_give_confirms_nothing() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let says = {
+        let asked = Arc::clone(&asked);
+        move |_: &Seen| match asked.fetch_add(1, Ordering::SeqCst) {
+            0 => json(200, "{}"),
+            1 => json(200, r#"{"error":{}}"#),
+            _ => json(409, r#"{"error":{"code":"duplicate_chunk","message":"duplicate"}}"#),
+        }
+    };
+    let (world, core) = (World::new().await, FakeCore::start(says).await);
+    let relay = Before::core(&world, &core.url(), "").await;
+    let session = world.session().await;
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3000);
+    let answer = client::upload(relay.plain, &chunk, jwt(&session), 60).await;
+    assert_eq!(answer.code(), "chunk_unsettled", "a portal may have said it");
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    assert_eq!(relay.metric("waystation_chunk_endings_total{class=\"audio\",ending=\"confirmed\"}").await, 0.0);
 }

@@ -285,3 +285,60 @@ async fn a_bound_capability_takes_only_offers_that_its_client_signed() {
         assert_eq!(told.state, Some(ChunkState::Confirmed), "{way:?} {told:?}");
     }
 }
+
+/// A capture connection says `END` and then `ALIVE`, and its words have been heard.
+async fn says(world: &World, capability: &str, chunk: &Chunk) -> Capture {
+    let mut capture = Capture::open(world, Ws::H1, &[capability]).await;
+    capture.send(frame::encode(kind::END, b"{}")).await;
+    capture.send(frame::encode(kind::ALIVE, b"{}")).await;
+    // Frames are read in their order: when this is answered, the words before it are done.
+    let mut wrong = chunk.clone();
+    wrong.offer.length = u64::MAX >> 2;
+    capture.offer(9, &wrong).await;
+    assert!(capture.state(9).await.error.is_some());
+    capture
+}
+
+/// What the contact hears of the capture device until the chunk begins.
+async fn heard(contact: &mut Contact) -> usize {
+    let mut words = 0;
+    loop {
+        match contact.frame().await.expect("a frame").kind {
+            kind::CAPTURE => words += 1,
+            kind::CHUNK => return words,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_but_the_recorder_says_that_a_recording_is_over() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let (upload, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let chunk = |index| Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
+    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), &fanout).await;
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk(1), &upload).await.status, 201);
+    assert_eq!(heard(&mut contact).await, 0);
+    says(&world, &fanout, &chunk(2)).await;
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk(2), &upload).await.status, 201);
+    assert_eq!(heard(&mut contact).await, 0, "a contact is no recorder");
+    says(&world, &upload, &chunk(3)).await;
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk(3), &upload).await.status, 201);
+    assert_eq!(heard(&mut contact).await, 2, "ended and back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_nobody_vouched_for_says_nothing() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let token = session.streams[0].proofline.clone().unwrap();
+    let chunk = |index| Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
+    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), &token.fanout).await;
+    let mut capture = says(&world, &token.upload, &chunk(9)).await;
+    assert_eq!(capture.bring(1, &chunk(1)).await.state, Some(ChunkState::Confirmed));
+    assert_eq!(heard(&mut contact).await, 0, "it was only claimed");
+    capture.send(frame::encode(kind::END, b"{}")).await;
+    let ended = contact.until(kind::CAPTURE).await;
+    assert!(String::from_utf8_lossy(&ended.body).contains("ended"), "the core vouched for it meanwhile");
+}

@@ -141,11 +141,12 @@ fn count(
     }
 }
 
-/// All contacts come from one address and belong to one group.
+/// All contacts come from one address, belong to one group and share a capability, which has a
+/// sixteenth of the group's seats.
 fn limits(args: &Args) -> String {
     format!(
         "[limits]\nhandshakes_per_second = 10000\nrequests_per_client = 1000000\ncontacts_per_group = {}\n",
-        u32::from(args.contacts) + 8
+        16 * (u32::from(args.contacts) + 8)
     )
 }
 

@@ -123,7 +123,7 @@ pub(in crate::ingress) fn context(clock: Clock, transport: Transport) -> Ctx {
     let listen =
         Listen { public: None, plain: None, trusted_proxies: Vec::new(), ops: any, allowed_origins: Vec::new() };
     let bound = Ingress::bind(&listen, &Tls::None, &limits(), shared(clock, Metrics::new())).unwrap();
-    let place = bound.service.gate.enter().unwrap();
+    let place = bound.service.gate.enter(None).unwrap();
     let conn = Conn::open(bound.service, Listener::Public, transport, place);
     let ticket = Ticket::open(&conn, Route::Watch, transport);
     Ctx { conn, transport, client: any.ip(), ticket }

@@ -139,6 +139,37 @@ async fn handshakes_have_a_rate() {
 }
 
 #[tokio::test]
+async fn an_address_keeps_to_its_share() {
+    let mut slow = limits();
+    slow.handshakes_per_second = 20;
+    let relay = start(slow).await;
+    let here = relay.public.ip();
+    let shaking = async {
+        // Time gives a handshake back every 50 ms, also between filling the share and this one.
+        loop {
+            while relay.service.gate.may_shake_hands(Some(here)).is_ok() {}
+            if relay.try_quic(b"h3").await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, shaking).await.expect("a refusal");
+    relay.counted("waystation_connections_refused_total{reason=\"address_share\"} 1").await;
+
+    let mut places = limits();
+    (places.connections, places.handshakes_per_second) = (128, 10_000);
+    let relay = start(places).await;
+    let held: Vec<_> = (0..64).map(|_| relay.service.gate.enter(Some(here)).unwrap()).collect();
+    let mut tcp = TcpStream::connect(relay.public).await.unwrap();
+    assert_eq!(read_all(&mut tcp).await, "");
+    assert!(relay.try_quic(b"h3").await.is_err());
+    relay.counted("waystation_connections_refused_total{reason=\"address_share\"} 2").await;
+    assert_eq!(relay.ask(Via::Plain, get("/health/live"), "").await.status, 200, "behind plain is a proxy");
+    drop(held);
+    assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
+}
+
+#[tokio::test]
 async fn in_a_crowd_of_handshakes_an_address_must_show_that_it_is_real() {
     let relay = start(limits()).await;
     let crowd = crate::ingress::quic::RETRY_FROM;
@@ -146,6 +177,29 @@ async fn in_a_crowd_of_handshakes_an_address_must_show_that_it_is_real() {
     assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
     relay.counted("waystation_connections_refused_total{reason=\"retried\"} 1").await;
     assert_eq!(relay.service.unfinished.load(std::sync::atomic::Ordering::Relaxed), crowd);
+}
+
+#[tokio::test]
+async fn a_frame_that_would_have_to_be_held_ends_the_connection() {
+    let relay = start(limits()).await;
+    // SETTINGS on a control stream, HEADERS and an unknown frame on a request's: 2^40 bytes each.
+    let length = [&[0xc0, 0, 1][..], &[0; 5]].concat();
+    let heads: [(bool, &[u8]); 3] = [(false, &[0x00, 0x04]), (true, &[0x01]), (true, &[0x21])];
+    for (request, head) in heads {
+        let quic = relay.quic().await;
+        let mut send = if request { quic.open_bi().await.unwrap().0 } else { quic.open_uni().await.unwrap() };
+        let sending = async {
+            send.write_all(head).await?;
+            send.write_all(&length).await?;
+            while send.write_all(&[0; 16 * 1024]).await.is_ok() {}
+            Ok::<_, quinn::WriteError>(())
+        };
+        let _ = tokio::time::timeout(PATIENCE, sending).await.expect("the relay takes no end of it");
+        let quinn::ConnectionError::ApplicationClosed(closed) = quic.closed().await else { panic!("{head:?}") };
+        assert_eq!(closed.error_code.into_inner(), 0x107, "H3_EXCESSIVE_LOAD: {head:?}");
+    }
+    relay.counted("waystation_connections_refused_total{reason=\"broken\"} 3").await;
+    assert_eq!(relay.ask(Via::H3, get("/health/live"), "").await.status, 200);
 }
 
 #[tokio::test]

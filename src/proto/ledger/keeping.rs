@@ -1,13 +1,17 @@
 //! For how long a chunk is kept, and what is let go when that is over.
 
 use super::Ledger;
-use super::record::Ending;
+use super::record::{Ending, Record};
 use crate::code::Code;
 use crate::id::ChunkRef;
 use crate::state::ChunkState;
 
 /// An abandoned partial is kept this long for its client to come back.
 pub const PARTIAL_KEEP_MS: i64 = 24 * 3600 * 1000;
+
+/// What an earlier process left is kept for at least this long after the start, whatever the
+/// calendar says: it may not be set yet, and the core may take the chunk meanwhile.
+pub const RECOVERED_KEEP_MS: i64 = 3600 * 1000;
 
 /// When a chunk that was offered at `since` is let go: a partial after a day, since nothing was
 /// promised for it; a whole one after `keep_ms` and never earlier.
@@ -17,12 +21,18 @@ pub(super) const fn until(state: ChunkState, since: i64, keep_ms: i64) -> i64 {
 }
 
 impl Ledger {
-    /// Lets go what was kept for long enough: (chunk, was staged).
-    pub fn handle_time(&mut self, now: i64) -> Vec<(ChunkRef, bool)> {
+    /// Lets go what was kept for long enough: (chunk, was staged). `now` counts on from the
+    /// calendar's time at the start, by a clock that never jumps; `calendar` is what the calendar
+    /// says now. Of what an earlier process left both must say that its time is over.
+    pub fn handle_time(&mut self, now: i64, calendar: i64) -> Vec<(ChunkRef, bool)> {
         let over: Vec<_> = self
             .records
             .iter()
-            .filter(|(_, r)| r.until <= now && !r.state.ended() && r.state != ChunkState::Forwarding && !r.active)
+            .filter(|(_, r)| match r.recovered {
+                None => r.until <= now,
+                Some(earliest) => r.until <= now.min(calendar) && earliest <= now,
+            })
+            .filter(|(_, r)| !r.state.ended() && r.state != ChunkState::Forwarding && !r.active)
             .map(|(key, r)| (*key, r.state != ChunkState::Receiving))
             .collect();
         for (key, staged) in &over {
@@ -41,6 +51,7 @@ impl Ledger {
     /// When the next unconfirmed chunk expires, Unix ms.
     #[must_use]
     pub fn next_expiry(&self) -> Option<i64> {
-        self.records.values().filter(|record| record.state.held()).map(|record| record.until).min()
+        let when = |record: &Record| record.recovered.map_or(record.until, |earliest| earliest.max(record.until));
+        self.records.values().filter(|record| record.state.held()).map(when).min()
     }
 }

@@ -46,6 +46,8 @@ words! {
         Expired = "expired",
         /// Its bytes were not those of its digest.
         Mismatched = "mismatched",
+        /// The disk failed while it was received: its client must bring it again.
+        Failed = "failed",
         /// Its client dropped it while it was being received, or never came back.
         Abandoned = "abandoned",
     }
@@ -89,9 +91,9 @@ pub struct Record {
     pub epoch: u64,
     /// An attempt is bringing bytes now.
     pub active: bool,
-    /// When it was offered, Unix ms.
+    /// When it was offered, in the ms of [`Ledger::handle_time`](super::Ledger::handle_time).
     pub since: i64,
-    /// When it is let go, Unix ms.
+    /// When it is let go, in the same.
     pub until: i64,
     /// Commits tried.
     pub tries: u32,
@@ -99,6 +101,9 @@ pub struct Record {
     pub ambiguous: bool,
     /// Its bytes were written by this process, so their hash is known to be right.
     pub verified: bool,
+    /// It was offered to an earlier process, and when is known by the calendar alone: it is not let
+    /// go before this.
+    pub recovered: Option<i64>,
     /// Blocked by the account's quota.
     pub blocked: bool,
     /// The core's receipt.

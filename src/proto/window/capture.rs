@@ -10,7 +10,7 @@ pub const SILENT_MS: u64 = 15_000;
 impl Window {
     /// The capture device gave a sign of life.
     pub fn alive(&mut self, now: u64) {
-        self.sign(now);
+        self.sign(Some(now));
         if self.capture == Some(CaptureWord::Ended) {
             self.capture = None;
             self.tell(Event::Capture(CaptureWord::Back, 0));
@@ -39,20 +39,29 @@ impl Window {
     /// When the capture device will count as silent, unless it does or the recording is over.
     #[must_use]
     pub fn silent_at(&self) -> Option<u64> {
-        let since = self.last_sign.filter(|_| self.capture.is_none())?;
+        let since = self.last_sign().filter(|_| self.capture.is_none())?;
         Some(since.saturating_add(SILENT_MS))
     }
 
     /// Media of a lane that is not shown came: a sign of life as any other.
     pub fn seen(&mut self, now: u64) {
-        self.sign(now);
+        self.sign(Some(now));
+    }
+
+    /// An earlier process had a sign of life `age` ms ago. It is none now: unless one comes, the
+    /// device is silent since then.
+    pub fn recall(&mut self, now: u64, age: u64) {
+        let (at, before) = self.recalled.unwrap_or((now, u64::MAX));
+        self.recalled = Some((at, before.min(age.saturating_sub(now - at.min(now)))));
     }
 
     pub(super) fn since_sign(&self, now: u64) -> u64 {
-        self.last_sign.map_or(0, |sign| now.saturating_sub(sign) / 1000)
+        let recalled = || self.recalled.map_or(0, |(at, age)| now.saturating_sub(at).saturating_add(age));
+        self.last_sign.map_or_else(recalled, |sign| now.saturating_sub(sign)) / 1000
     }
 
-    pub(super) fn sign(&mut self, now: u64) {
+    pub(super) fn sign(&mut self, now: Option<u64>) {
+        let Some(now) = now else { return };
         self.last_sign = Some(now);
         if self.capture == Some(CaptureWord::Silent) {
             self.capture = None;

@@ -12,6 +12,7 @@ use super::events::{Event, Place};
 use super::lane::StreamTag;
 use super::out::Out;
 use super::{ChunkMeta, LANES, SETTLE_MS, Window};
+use crate::code::Code;
 use crate::cursor::{self, Cursor, MAX_UNFINISHED};
 use crate::frame::{encode_json, kind};
 use crate::id::{ChunkRef, StreamId};
@@ -21,6 +22,10 @@ use crate::message::{CaptureEvent, CaptureWord, Fetch, Omitted, OmittedReason};
 pub const MAX_OPEN: usize = MAX_UNFINISHED;
 /// Chunks asked for again that wait to be sent.
 pub const MAX_FETCHES: usize = 16;
+
+/// Answers to a contact that wait until it takes something: 64 KiB at most. One that asks on
+/// without reading is let go.
+pub(super) const MAX_PENDING: usize = 256;
 
 /// What a contact may see.
 #[derive(Debug, Clone)]
@@ -158,7 +163,13 @@ impl Contact {
     }
 
     /// Asks for one chunk again; what can't be given is named as omitted with the next poll.
-    pub fn fetch(&mut self, window: &Window, stream: &StreamId, index: u64) {
+    ///
+    /// # Errors
+    /// `ContactTooSlow`: [`MAX_PENDING`] answers wait.
+    pub fn fetch(&mut self, window: &Window, stream: &StreamId, index: u64) -> Result<(), Code> {
+        if self.pending.len() >= MAX_PENDING {
+            return Err(Code::ContactTooSlow);
+        }
         let place = window.place(ChunkRef::of(&window.incident, stream, index)).filter(|_| self.view.allows(stream));
         let entry = place.and_then(|place| Some((place, window.lanes[place.lane].entry(place.seq)?)));
         let reason = match entry {
@@ -166,16 +177,17 @@ impl Contact {
             Some((place, entry)) => match entry.gone {
                 Some(reason) => reason,
                 None if self.fetches.len() >= MAX_FETCHES => OmittedReason::Slow,
-                None if self.will_get(place) => return,
+                None if self.will_get(place) => return Ok(()),
                 None => {
                     self.fetches.push_back(Open { place, meta: entry.meta.clone(), frame: 0, begun: false });
-                    return;
+                    return Ok(());
                 }
             },
         };
         self.left_out.push((reason, 1));
         let omitted = Omitted { stream: stream.clone(), from: index, to: index, reason };
         self.pending.push(encode_json(kind::OMITTED, &omitted));
+        Ok(())
     }
 
     /// Where it is, for another connection to go on.

@@ -131,7 +131,7 @@ impl World {
                 Err(full) => self.make_room(full),
             }
         }
-        self.window.push(place, at, &bytes, self.now);
+        self.window.push(place, at, &bytes, Some(self.now));
         self.settle();
     }
 
@@ -145,7 +145,7 @@ impl World {
             Opened::Fresh => loop {
                 let place = self.window.next_place(lane_of(meta.variant).unwrap());
                 match self.budget.open(&meta.session, place, RECORD_COST) {
-                    Ok(slot) => break self.window.begin(meta, owner, slot, at, self.now),
+                    Ok(slot) => break self.window.begin(meta, owner, slot, at, Some(self.now)),
                     Err(full) => self.make_room(full),
                 }
             },
@@ -168,7 +168,7 @@ impl World {
         if at == meta.length
             && let Some(place) = self.begun(attempt, &meta, owner, at)
         {
-            self.window.complete(place, self.now);
+            self.window.complete(place, Some(self.now));
             self.settle();
         }
     }
@@ -420,7 +420,7 @@ fn run(ops: Vec<Op>) {
                 if let Some(contact) = pick(contacts.len(), contact) {
                     let name = ["a1", "a2", "v1"][stream];
                     contacts[contact].fetched.insert((name.to_owned(), index));
-                    contacts[contact].contact.fetch(&world.window, &StreamId::new(name).unwrap(), index);
+                    let _ = contacts[contact].contact.fetch(&world.window, &StreamId::new(name).unwrap(), index);
                 }
             }
             Op::Wait(ms) => {
@@ -456,9 +456,9 @@ fn json<T: serde::de::DeserializeOwned>(out: &Out, kind: u64) -> Vec<T> {
 
 fn small(window: &mut Window, index: u64, ended_s: i64) -> Place {
     let meta = Arc::new(meta("a", index, ended_s, 1));
-    let place = window.begin(&meta, index, index, 0, 0).unwrap();
-    window.push(place, 0, &[1], 0);
-    window.complete(place, 0);
+    let place = window.begin(&meta, index, index, 0, Some(0)).unwrap();
+    window.push(place, 0, &[1], Some(0));
+    window.complete(place, Some(0));
     place
 }
 
@@ -542,7 +542,7 @@ fn streams_have_a_bound_too() {
     let mut window = empty();
     for stream in 0..MAX_STREAMS + 50 {
         let meta = Arc::new(meta(&format!("s{stream}"), 1, 0, 1));
-        window.begin(&meta, 1, 1, 0, 0).unwrap();
+        window.begin(&meta, 1, 1, 0, Some(0)).unwrap();
     }
     assert_eq!(window.lanes[0].streams_from(0).count(), MAX_STREAMS);
     let mut out = Out::default();
