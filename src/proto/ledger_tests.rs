@@ -96,13 +96,16 @@ fn a_capability_that_ran_out_strands_a_chunk_and_any_for_its_stream_releases_it(
     assert_eq!(l.take(0, 1_000, Class::Master, &mut stranded), None);
     assert_eq!(stranded, [key(1)]);
     assert_eq!(state(&l, 1), ChunkState::AwaitingCapability);
-    assert_eq!(l.handle_capability(StreamKey(2), 2_000, 1_000), (0, 0));
-    assert_eq!(l.handle_capability(StreamKey(1), 1_000, 1_000), (0, 0), "an expired one releases nothing");
-    assert_eq!(l.handle_capability(StreamKey(1), 2_000, 1_000), (1, 1));
+    assert_eq!(l.shorter(StreamKey(2), 2_000), []);
+    assert_eq!(l.shorter(StreamKey(1), 2_000), [key(1)]);
+    assert_eq!(l.handle_capability(&[key(1)], 1_000, 1_000), 0, "an expired one releases nothing");
+    assert_eq!(l.handle_capability(&[key(1)], 2_000, 1_000), 1);
+    assert_eq!(l.shorter(StreamKey(1), 2_000), []);
     assert_eq!(l.take(0, 1_500, Class::Master, &mut stranded), Some(key(1)));
     assert_eq!(l.handle_verdict(key(1), Verdict::CapabilityExpired, 0), Some(ChunkState::AwaitingCapability));
-    assert_eq!(l.handle_capability(StreamKey(1), 2_000, 1_500), (1, 1));
-    assert_eq!(l.handle_capability(StreamKey(1), 3_000, 1_500), (0, 1), "a later one carries what waits for its turn");
+    assert_eq!(l.handle_capability(&[key(1)], 2_000, 1_500), 1);
+    assert_eq!(l.handle_capability(&[key(1)], 3_000, 1_500), 0, "nothing waits any more");
+    assert_eq!(l.record(key(1)).unwrap().terms.expires, 3_000, "a later one carries what waits for its turn");
 }
 
 #[test]
@@ -229,7 +232,10 @@ proptest! {
                     };
                     l.handle_verdict(key(n), verdict, now.unsigned_abs());
                 }
-                Op::Capability(n) => { l.handle_capability(terms(n).stream, now / 1000 + 500, now / 1000); }
+                Op::Capability(n) => {
+                    let keys = l.shorter(terms(n).stream, now / 1000 + 500);
+                    l.handle_capability(&keys, now / 1000 + 500, now / 1000);
+                }
                 Op::Time(t) => { now = now.max(t); l.handle_time(now); }
             }
             for (n, before) in before.into_iter().enumerate() {

@@ -14,7 +14,7 @@ use super::committer::{Synced, publish, sync};
 use super::disk::{Dir, Disk};
 use super::fixture::{self, grant, key, meta, sha256};
 use super::sim::{Crash, Rng, SimDisk};
-use super::{Meta, Part, Recovered, Vault};
+use super::{Meta, Part, Recovered, StreamCapability, Vault};
 use crate::clock::Clock;
 use crate::proto::{ChunkRef, StreamId};
 
@@ -255,11 +255,12 @@ impl World {
         let possible = self.book.streams.entry(n).or_insert_with(|| [None].into());
         if self.rng.one_in(5) {
             possible.insert(None);
-            let _ = life.vault.remove_stream_capability(&stream(n));
+            let _ = life.vault.remove_stream_capability(&stream(n), 0);
             return;
         }
         possible.insert(Some(token));
-        if life.vault.put_stream_capability(&stream(n), &format!("{token}"), &grant()).is_ok() {
+        let record = StreamCapability::new(stream(n), format!("{token}"), grant());
+        if life.vault.put_stream_capability(&record).is_ok() {
             *possible = [Some(token)].into();
         }
     }

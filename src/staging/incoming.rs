@@ -293,6 +293,10 @@ impl Attempt {
         if !whole {
             return Err(Code::HashMismatch);
         }
+        // Begun under another capability: after a restart this one must be known too.
+        if !part.is_sealed_with(&self.meta.capability) {
+            self.staging.keep_for(&self.meta).await;
+        }
         match self.staging.0.committer.commit(part).await {
             Ok(_durable) => {}
             Err(CommitError::NotWhole) => return Err(Code::HashMismatch),

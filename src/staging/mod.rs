@@ -15,10 +15,12 @@ pub mod layout;
 pub mod meta;
 pub mod part;
 pub mod recover;
+mod renewal;
 pub mod seal;
 mod spool;
 mod store;
 mod tally;
+mod tokens;
 pub mod vault;
 mod work;
 

@@ -52,6 +52,18 @@ impl Slot {
     }
 }
 
+fn sha256(bytes: &[u8]) -> Digest {
+    let mut hash = Context::new(&SHA256);
+    hash.update(bytes);
+    digest(hash)
+}
+
+fn digest(hash: Context) -> Digest {
+    let mut digest = Digest([0; 32]);
+    digest.0.copy_from_slice(hash.finish().as_ref());
+    digest
+}
+
 /// What a partial of `name` is called on disk.
 pub(super) fn partial_name(name: Name, generation: u64) -> String {
     format!("{}.{generation:x}", name.to_hex())
@@ -90,6 +102,8 @@ pub struct Part {
     header: Option<Vec<u8>>,
     payload_at: u64,
     expected: (u64, Digest),
+    /// SHA-256 of the capability that its header names.
+    sealed_with: Digest,
     len: u64,
     hash: Context,
 }
@@ -104,6 +118,7 @@ impl Part {
         Ok(Self {
             chunk: meta.offer.chunk_ref(),
             expected: (meta.offer.length, meta.offer.sha256),
+            sealed_with: sha256(meta.capability.as_bytes()),
             payload_at: header.len() as u64,
             header: Some(header),
             slot: Arc::new(Slot::new(generation, holder, false)),
@@ -126,6 +141,7 @@ impl Part {
         let mut part = Self {
             chunk: meta.offer.chunk_ref(),
             expected: (meta.offer.length, meta.offer.sha256),
+            sealed_with: sha256(meta.capability.as_bytes()),
             payload_at: header.payload_at,
             header: None,
             len: 0,
@@ -227,9 +243,7 @@ impl Part {
     /// SHA-256 of the bytes written so far.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let mut digest = Digest([0; 32]);
-        digest.0.copy_from_slice(self.hash.clone().finish().as_ref());
-        digest
+        digest(self.hash.clone())
     }
 
     /// Length and digest are the offer's: it may be committed.
@@ -242,6 +256,11 @@ impl Part {
     #[must_use]
     pub const fn footprint(&self) -> u64 {
         layout::footprint(self.payload_at, self.expected.0)
+    }
+
+    /// Whether this is the capability that the file names.
+    pub(super) fn is_sealed_with(&self, capability: &str) -> bool {
+        self.sealed_with == sha256(capability.as_bytes())
     }
 
     /// Which chunk it is.
