@@ -21,6 +21,7 @@ mod clients;
 mod drop_in;
 mod follow;
 mod offer;
+mod present;
 mod receiving;
 mod vouch;
 mod watch;
@@ -146,13 +147,6 @@ impl Admission {
             return Err(Code::NotFound.into());
         }
         Ok(self.0.parts.staging.delete(chunk).await?)
-    }
-
-    /// A capability that came without an offer: releases what waits for one of its streams.
-    pub async fn present(&self, capability: &Capability) {
-        if capability.trust == Trust::Verified && capability.grant.use_ == Use::Upload {
-            self.0.parts.staging.present(capability).await;
-        }
     }
 
     /// The capture client is alive.

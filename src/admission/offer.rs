@@ -48,7 +48,7 @@ impl Admission {
     }
 
     /// What needs nobody else: the capability against the offer, the signature, the size.
-    fn covered(&self, offer: &Offer, capability: &Capability) -> Result<Variant, Code> {
+    pub(super) fn covered(&self, offer: &Offer, capability: &Capability) -> Result<Variant, Code> {
         let variant = capability.grant.covers(offer, self.0.parts.clock.unix_s())?;
         capability::verify_offer(&capability.grant, offer)?;
         if offer.length > self.0.max_chunk {
@@ -57,7 +57,7 @@ impl Admission {
         Ok(variant)
     }
 
-    fn in_flight(&self, capability: &Capability, client: IpAddr) -> Result<Option<InFlight>, Code> {
+    pub(super) fn in_flight(&self, capability: &Capability, client: IpAddr) -> Result<Option<InFlight>, Code> {
         if capability.trust == Trust::Verified {
             return Ok(None);
         }
@@ -65,7 +65,12 @@ impl Admission {
     }
 
     /// The capability, vouched for by the core if it could not be verified here.
-    async fn trusted(&self, offer: &Offer, variant: Variant, capability: &Capability) -> Result<Capability, Refusal> {
+    pub(super) async fn trusted(
+        &self,
+        offer: &Offer,
+        variant: Variant,
+        capability: &Capability,
+    ) -> Result<Capability, Refusal> {
         if capability.trust == Trust::Verified {
             return Ok(capability.clone());
         }
