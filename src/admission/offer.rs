@@ -25,8 +25,12 @@ impl Admission {
     /// capability could not be verified here.
     ///
     /// # Errors
-    /// Any refusal; nothing was reserved then.
+    /// Any refusal; nothing was reserved then. `NotReady` where no core is configured.
     pub async fn offer(&self, offer: Offer, capability: &Capability, client: IpAddr) -> Result<Admitted, Refusal> {
+        if self.0.parts.core.is_none() {
+            // Nobody would ever forward it.
+            return Err(Code::NotReady.into());
+        }
         let variant = self.covered(&offer, capability)?;
         let in_flight = self.in_flight(capability, client)?;
         let capability = &self.trusted(&offer, variant, capability).await?;

@@ -10,6 +10,7 @@ use crate::proto::{Offer, Retry};
 
 /// When the core is asked again about a token, at first; each time later, up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause before the core is asked again about a token for which a chunk waits.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 impl Admission {
