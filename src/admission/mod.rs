@@ -14,7 +14,7 @@ use crate::proto::budget::Limiter;
 use crate::proto::claims::{Grant, Use};
 use crate::proto::message::Hint;
 use crate::proto::{ChunkRef, Code, ContactState};
-use crate::staging::Staging;
+use crate::staging::{Change, Staging};
 
 mod again;
 mod clients;
@@ -89,7 +89,11 @@ impl Admission {
     #[must_use]
     pub fn new(parts: Parts, config: &config::Config) -> Self {
         let hub = parts.hub.clone();
-        parts.staging.observe(Box::new(move |standing| {
+        parts.staging.observe(Box::new(move |change| {
+            let standing = match change {
+                Change::Now(standing) => standing,
+                Change::Dropped(chunk) => return hub.dropped(chunk),
+            };
             let ended = standing.state.ended() || standing.state == crate::proto::ChunkState::Unsettled;
             let error = standing.trouble.clone().filter(|_| ended && standing.receipt.is_none());
             hub.state(standing.chunk, ContactState::from(standing.state), standing.receipt.clone(), error);

@@ -261,8 +261,7 @@ impl Attempt {
         if let Err(code) = outcome {
             // After a failed sync nothing can prove the bytes: they are gone, as those are that
             // were not the digest's, and must come again. What a later attempt brings is its own.
-            if self.staging.ledger().current(self.key, self.epoch) {
-                self.staging.ledger().handle_mismatch(self.key, self.epoch);
+            if self.drop_bytes() {
                 self.staging.forget_partial(self.key).await;
             }
             return Err(code);
@@ -272,6 +271,17 @@ impl Attempt {
         self.staging.changed(self.key);
         self.staging.0.work.notify_waiters();
         self.staging.standing(self.key).ok_or(Code::InternalError)
+    }
+
+    /// Nothing of what came is kept; `false` if a later attempt has it.
+    fn drop_bytes(&self) -> bool {
+        let mut ledger = self.staging.ledger();
+        let current = ledger.current(self.key, self.epoch);
+        if current {
+            ledger.handle_mismatch(self.key, self.epoch);
+            self.staging.tell_dropped(&ledger, self.key);
+        }
+        current
     }
 
     async fn try_finish(&mut self) -> Result<(), Code> {

@@ -45,7 +45,7 @@ pub use part::Part;
 pub use recover::{Found, Recovered};
 pub use seal::{KeyError, SealKey};
 pub use spool::{Expected, Spooled, Spooling};
-pub use store::{Observer, Offered, OpenError, Staging, Standing};
+pub use store::{Change, Observer, Offered, OpenError, Staging, Standing};
 pub use tally::Waiting;
 pub use vault::{Reader, Vault};
 pub use work::{Job, JobBody};

@@ -58,8 +58,17 @@ pub enum Offered {
     Have(Standing),
 }
 
-/// Hears of every change of a whole chunk's state.
-pub type Observer = Box<dyn Fn(&Standing) + Send + Sync>;
+/// What is told of a chunk.
+pub enum Change<'a> {
+    /// A whole chunk stands like this now.
+    Now(&'a Standing),
+    /// What came of this one is dropped before it was whole and durable. Told while no attempt at it
+    /// can begin.
+    Dropped(ChunkRef),
+}
+
+/// Hears of every change of a whole chunk's state, and of what is dropped.
+pub type Observer = Box<dyn Fn(Change<'_>) + Send + Sync>;
 
 /// Staging. Cheap to clone.
 #[derive(Clone)]
@@ -215,7 +224,11 @@ impl Staging {
     /// # Errors
     /// `ChunkStaged` from `staged` on, `NotFound`.
     pub async fn delete(&self, chunk: ChunkRef) -> Result<(), Code> {
-        self.ledger().handle_delete(chunk)?;
+        {
+            let mut ledger = self.ledger();
+            ledger.handle_delete(chunk)?;
+            self.tell_dropped(&ledger, chunk);
+        }
         self.forget_partial(chunk).await;
         Ok(())
     }
@@ -274,7 +287,14 @@ impl Staging {
     pub async fn expire(self) {
         loop {
             self.0.clock.sleep(Duration::from_secs(30)).await;
-            let gone = self.ledger().handle_time(self.0.clock.unix_ms());
+            let gone = {
+                let mut ledger = self.ledger();
+                let gone = ledger.handle_time(self.0.clock.unix_ms());
+                for (chunk, _) in gone.iter().filter(|(_, staged)| !staged) {
+                    self.tell_dropped(&ledger, *chunk);
+                }
+                gone
+            };
             for (chunk, staged) in gone {
                 if staged {
                     self.changed(chunk);
@@ -378,7 +398,15 @@ impl Staging {
         if let Some(observer) = self.0.observer.get()
             && now.state != ChunkState::Receiving
         {
-            observer(&now);
+            observer(Change::Now(&now));
+        }
+    }
+
+    /// Tells that what came of a chunk is dropped. The ledger's lock is held meanwhile: an attempt
+    /// that begins next is not meant.
+    pub(super) fn tell_dropped(&self, _ledger: &MutexGuard<'_, Ledger>, chunk: ChunkRef) {
+        if let Some(observer) = self.0.observer.get() {
+            observer(Change::Dropped(chunk));
         }
     }
 
