@@ -228,6 +228,7 @@ proptest! {
                         3 => Verdict::Duplicate,
                         4 => Verdict::AccountFull(100),
                         5 => Verdict::Retry(100),
+                        7 => Verdict::Damaged,
                         _ => Verdict::Ambiguous(100),
                     };
                     l.handle_verdict(key(n), verdict, now.unsigned_abs());

@@ -287,12 +287,13 @@ impl World {
         self.check_streams(&found);
         self.check_partial(&vault, &found, crash);
         assert_eq!(found.unreadable, 0, "something half is called staged");
-        let counts = [found.partial.len(), found.staged.len(), found.streams.len()];
+        let counts = [found.partial.len(), found.staged.len(), found.streams.len(), found.damaged.len()];
         assert_eq!(Dir::ALL.map(|dir| self.disk.list(dir).unwrap().len()), counts, "leftovers");
         if self.rng.one_in(8) {
             drop(vault);
             let (vault, again) = self.open().unwrap();
-            assert_eq!([again.partial.len(), again.staged.len(), again.streams.len()], counts, "not idempotent");
+            let recounted = [again.partial.len(), again.staged.len(), again.streams.len(), again.damaged.len()];
+            assert_eq!(recounted, counts, "not idempotent");
             assert_eq!((again.unreadable, again.removed), (0, 0), "not idempotent");
             return vault;
         }

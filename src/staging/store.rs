@@ -295,6 +295,7 @@ impl Staging {
                 }
                 gone
             };
+            self.let_go_damaged().await;
             for (chunk, staged) in gone {
                 if staged {
                     self.changed(chunk);
@@ -364,6 +365,23 @@ impl Staging {
         let vault = self.0.vault.clone();
         let removed = blocking(move || vault.remove(chunk)).await;
         self.count(DiskStep::Remove, &removed);
+    }
+
+    /// Its bytes are no longer those of its digest: they are kept for whoever wants to look.
+    pub(super) async fn set_aside(&self, chunk: ChunkRef) {
+        self.metas().remove(&chunk);
+        let vault = self.0.vault.clone();
+        let moved = blocking(move || vault.set_aside(chunk)).await;
+        self.count(DiskStep::Remove, &moved);
+    }
+
+    async fn let_go_damaged(&self) {
+        let gone = self.ledger().handle_time_aside(self.0.clock.unix_ms());
+        for chunk in gone {
+            let vault = self.0.vault.clone();
+            let removed = blocking(move || vault.remove_damaged(chunk)).await;
+            self.count(DiskStep::Remove, &removed);
+        }
     }
 
     pub(super) fn remember_meta(&self, chunk: ChunkRef, meta: Meta) {
@@ -455,7 +473,7 @@ impl Staging {
     fn recover(&self, recovered: Recovered) -> Vec<Meta> {
         let found = |what, n: u64| _ = self.0.metrics.staging.recovered.get_or_create(&OfRecovered { what }).inc_by(n);
         found(What::Staged, recovered.staged.len() as u64);
-        found(What::Unreadable, recovered.unreadable);
+        found(What::Unreadable, recovered.unreadable + recovered.damaged_unreadable);
         found(What::Removed, recovered.removed);
         let (spooled, partial): (Vec<_>, Vec<_>) =
             recovered.partial.into_iter().partition(|(meta, _)| spool::is_one(&meta.offer));
@@ -476,6 +494,10 @@ impl Staging {
         for meta in &staged {
             let (key, terms) = terms_of(meta);
             ledger.recover_staged(key, terms, meta.accepted_unix_ms);
+        }
+        for meta in &recovered.damaged {
+            let (key, terms) = terms_of(meta);
+            ledger.recover_damaged(key, &terms, meta.accepted_unix_ms);
         }
         drop(ledger);
         self.recover_capabilities(recovered.streams, &staged);

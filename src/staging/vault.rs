@@ -189,6 +189,28 @@ impl Vault {
         Ok(())
     }
 
+    /// Puts a staged chunk aside whose bytes are no longer those of its digest. Not synced: one that a
+    /// power cut brings back is found damaged again.
+    ///
+    /// # Errors
+    /// From the disk.
+    pub fn set_aside(&self, chunk: ChunkRef) -> io::Result<()> {
+        let name = self.0.sealer.chunk_name(chunk);
+        let text = name.to_hex();
+        self.0.disk.rename((Dir::Staged, &text), (Dir::Damaged, &text))?;
+        self.0.staged().remove(&name);
+        Ok(())
+    }
+
+    /// Removes what was put aside.
+    ///
+    /// # Errors
+    /// From the disk. A chunk that is not there is fine.
+    pub fn remove_damaged(&self, chunk: ChunkRef) -> io::Result<()> {
+        let name = self.0.sealer.chunk_name(chunk);
+        absent_is_fine(self.0.disk.remove(Dir::Damaged, &name.to_hex()))
+    }
+
     /// Keeps a capability of a stream, replacing the one before in its slot in one step; durable
     /// when this returns. The caller orders the calls for one stream.
     ///

@@ -78,10 +78,12 @@ impl Staging {
     }
 
     async fn job(&self, key: ChunkRef) -> Option<Job> {
-        let Ok(mut meta) = self.meta_of(key).await else {
-            // The disk may come back to itself; until then the next chunk goes.
-            self.ledger().handle_verdict(key, Verdict::Retry(60_000), self.0.clock.now_ms());
-            return None;
+        let mut meta = match self.meta_of(key).await {
+            Ok(meta) => meta,
+            Err(error) => {
+                self.unreadable(key, &error).await;
+                return None;
+            }
         };
         let (capability, session) = match self.other_capability(&meta) {
             Ok(None) => (meta.capability.clone(), meta.grant.session.clone()),
@@ -98,6 +100,18 @@ impl Staging {
         let verified = self.ledger().record(key).is_some_and(|record| record.verified);
         let session = session.as_str().to_owned();
         Some(Job { staging: self.clone(), key, meta, capability, session, verified, settled: false })
+    }
+
+    /// What was offered can't be read back. The disk may come back to itself; until then the next
+    /// chunk goes.
+    async fn unreadable(&self, key: ChunkRef, error: &io::Error) {
+        let damaged = error.kind() == io::ErrorKind::InvalidData;
+        if damaged {
+            self.set_aside(key).await;
+        }
+        let verdict = if damaged { Verdict::Damaged } else { Verdict::Retry(60_000) };
+        self.ledger().handle_verdict(key, verdict, self.0.clock.now_ms());
+        self.changed(key);
     }
 
     /// A chunk's capability is no longer good: another that is known carries it on, or it waits.
@@ -177,11 +191,13 @@ impl Job {
         // A refused chunk may come again at once, under the same names on the disk: what is there
         // goes before anybody hears of it.
         let gone = match &verdict {
-            Verdict::Rejected(..) => true,
+            Verdict::Rejected(..) | Verdict::Damaged => true,
             Verdict::Duplicate => self.staging.ledger().record(self.key).is_some_and(|record| !record.ambiguous),
             _ => false,
         };
-        if gone {
+        if matches!(verdict, Verdict::Damaged) {
+            self.staging.set_aside(self.key).await;
+        } else if gone {
             self.staging.remove_staged(self.key).await;
         }
         let refused = matches!(verdict, Verdict::CapabilityExpired);

@@ -58,6 +58,13 @@ impl Ledger {
                 record.refusal = Some((code, core_code));
                 self.end(key, ChunkState::Rejected, Ending::Rejected);
             }
+            Verdict::Damaged => {
+                record.refusal = Some((Code::StagingFailed, None));
+                record.held = 0;
+                let (terms, until) = (record.terms, record.until);
+                self.end(key, ChunkState::Expired, Ending::Damaged);
+                self.set_aside(key, &terms, until);
+            }
             Verdict::Duplicate if record.ambiguous => {
                 record.state = ChunkState::Unsettled;
                 record.refusal = Some((Code::ChunkUnsettled, None));
