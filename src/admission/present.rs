@@ -30,10 +30,11 @@ impl Admission {
             }
             let waiting = self.0.parts.staging.waits_for(&capability.grant).await;
             let Some(offer) = waiting.filter(|_| !capability.grant.expired(now)) else { return };
-            let Err(refusal) = self.vouch(&offer, &capability, client).await else { continue };
-            if refusal.code.retry() != Retry::Later {
-                return;
-            }
+            let refusal = match self.vouch(&offer, &capability, client).await {
+                Ok(vouched) => return self.0.parts.staging.present(&vouched).await,
+                Err(refusal) if refusal.code.retry() != Retry::Later => return,
+                Err(refusal) => refusal,
+            };
             self.0.parts.clock.sleep(refusal.retry_after.unwrap_or(pause).max(pause)).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }

@@ -192,7 +192,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => n.clone().prop_map(Op::Mismatch),
         1 => n.clone().prop_map(Op::Delete),
         5 => Just(Op::Take),
-        5 => (n.clone(), 0u8..7).prop_map(|(n, v)| Op::Verdict(n, v)),
+        5 => (n.clone(), 0u8..8).prop_map(|(n, v)| Op::Verdict(n, v)),
         1 => n.prop_map(Op::Capability),
         1 => (0i64..2_000_000).prop_map(Op::Time),
     ];
