@@ -112,7 +112,7 @@ impl Relay {
         let verifier = Verifier::new(&config.capability, fetch, clock.clone(), metrics.clone())?;
 
         let node = key.node();
-        let hub = Hub::new(&config.fanout, config.limits.contacts_per_group, &node, clock.clone(), metrics.clone());
+        let hub = Hub::new(&config.fanout, &config.limits, &node, clock.clone(), metrics.clone());
         let parts = Parts {
             verifier: verifier.clone(),
             core: core.clone(),

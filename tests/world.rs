@@ -91,9 +91,11 @@ impl World {
         self.running.take().unwrap().await.unwrap()
     }
 
-    /// Ends the relay, and starts one on the same directory.
+    /// Ends the relay unless it has ended, and starts one on the same directory.
     pub async fn restart_relay(&mut self) {
-        self.stop_relay().await;
+        if self.running.is_some() {
+            self.stop_relay().await;
+        }
         let (at, stop, running) = start(&self.toml, self.clock.clone()).await;
         (self.at, self.stop, self.running) = (at, stop, Some(running));
     }

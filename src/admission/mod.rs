@@ -14,13 +14,14 @@ use crate::proto::budget::Limiter;
 use crate::proto::claims::{Grant, Use};
 use crate::proto::message::Hint;
 use crate::proto::{ChunkRef, Code, ContactState};
-use crate::staging::Staging;
+use crate::staging::{Change, Staging};
 
 mod again;
 mod clients;
 mod drop_in;
 mod follow;
 mod offer;
+mod present;
 mod receiving;
 mod vouch;
 mod watch;
@@ -88,7 +89,11 @@ impl Admission {
     #[must_use]
     pub fn new(parts: Parts, config: &config::Config) -> Self {
         let hub = parts.hub.clone();
-        parts.staging.observe(Box::new(move |standing| {
+        parts.staging.observe(Box::new(move |change| {
+            let standing = match change {
+                Change::Now(standing) => standing,
+                Change::Dropped(chunk) => return hub.dropped(chunk),
+            };
             let ended = standing.state.ended() || standing.state == crate::proto::ChunkState::Unsettled;
             let error = standing.trouble.clone().filter(|_| ended && standing.receipt.is_none());
             hub.state(standing.chunk, ContactState::from(standing.state), standing.receipt.clone(), error);
@@ -146,13 +151,6 @@ impl Admission {
             return Err(Code::NotFound.into());
         }
         Ok(self.0.parts.staging.delete(chunk).await?)
-    }
-
-    /// A capability that came without an offer: releases what waits for one of its streams.
-    pub async fn present(&self, capability: &Capability) {
-        if capability.trust == Trust::Verified && capability.grant.use_ == Use::Upload {
-            self.0.parts.staging.present(capability).await;
-        }
     }
 
     /// The capture client is alive, if this is its capability.

@@ -25,8 +25,12 @@ impl Admission {
     /// capability could not be verified here.
     ///
     /// # Errors
-    /// Any refusal; nothing was reserved then.
+    /// Any refusal; nothing was reserved then. `NotReady` where no core is configured.
     pub async fn offer(&self, offer: Offer, capability: &Capability, client: IpAddr) -> Result<Admitted, Refusal> {
+        if self.0.parts.core.is_none() {
+            // Nobody would ever forward it.
+            return Err(Code::NotReady.into());
+        }
         let variant = self.covered(&offer, capability)?;
         let in_flight = self.in_flight(capability, client)?;
         let capability = &self.trusted(&offer, variant, capability).await?;
@@ -48,7 +52,7 @@ impl Admission {
     }
 
     /// What needs nobody else: the capability against the offer, the signature, the size.
-    fn covered(&self, offer: &Offer, capability: &Capability) -> Result<Variant, Code> {
+    pub(super) fn covered(&self, offer: &Offer, capability: &Capability) -> Result<Variant, Code> {
         let variant = capability.grant.covers(offer, self.0.parts.clock.unix_s())?;
         capability::verify_offer(&capability.grant, offer)?;
         if offer.length > self.0.max_chunk {
@@ -57,7 +61,7 @@ impl Admission {
         Ok(variant)
     }
 
-    fn in_flight(&self, capability: &Capability, client: IpAddr) -> Result<Option<InFlight>, Code> {
+    pub(super) fn in_flight(&self, capability: &Capability, client: IpAddr) -> Result<Option<InFlight>, Code> {
         if capability.trust == Trust::Verified {
             return Ok(None);
         }
@@ -65,7 +69,12 @@ impl Admission {
     }
 
     /// The capability, vouched for by the core if it could not be verified here.
-    async fn trusted(&self, offer: &Offer, variant: Variant, capability: &Capability) -> Result<Capability, Refusal> {
+    pub(super) async fn trusted(
+        &self,
+        offer: &Offer,
+        variant: Variant,
+        capability: &Capability,
+    ) -> Result<Capability, Refusal> {
         if capability.trust == Trust::Verified {
             return Ok(capability.clone());
         }

@@ -66,7 +66,11 @@ impl Receiving {
         if let Some(publication) = &self.publication {
             publication.push(offset, &bytes);
         }
-        Ok(self.incoming.push(bytes).await?)
+        let pushed = self.incoming.push(bytes).await;
+        if let (Err(Code::StagingFailed), Some(publication)) = (&pushed, &self.publication) {
+            publication.withdraw(WithdrawnReason::Stalled);
+        }
+        Ok(pushed?)
     }
 
     /// The body ended. Waits until the chunk is whole, hashed and synced.

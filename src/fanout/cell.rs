@@ -96,6 +96,15 @@ impl Cell {
         self.wake(if all { Wake::All } else { whom });
     }
 
+    /// Does what is due by time alone.
+    pub(super) fn tick(self: &Arc<Self>, hub: &Inner) {
+        let mut state = self.lock();
+        let captures = state.window.captures();
+        if state.window.tick(hub.clock.now_ms()) {
+            self.changed(hub, state, captures, Wake::All);
+        }
+    }
+
     pub(super) fn wake(&self, whom: Wake) {
         for (lane, sender) in self.lanes.iter().enumerate() {
             match whom {

@@ -88,16 +88,17 @@ pub(super) struct Inner {
 impl Hub {
     /// An empty hub.
     #[must_use]
-    pub fn new(config: &config::Fanout, contacts_per_group: usize, node: &str, clock: Clock, metrics: Metrics) -> Self {
+    pub fn new(config: &config::Fanout, limits: &config::Limits, node: &str, clock: Clock, metrics: Metrics) -> Self {
         let rules = Rules {
             window_ms: i64::try_from(config.window.as_millis()).unwrap_or(i64::MAX),
             max_chunk: config.max_chunk,
+            patience_ms: u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX),
             node: node.into(),
         };
         Self(Arc::new(Inner {
             rules,
             allow_unlabelled: config.allow_unlabelled,
-            contacts_per_group,
+            contacts_per_group: limits.contacts_per_group,
             clock,
             metrics,
             groups: Mutex::new(HashMap::new()),
@@ -141,6 +142,19 @@ impl Hub {
         if let Some(cell) = cell {
             let receipt = receipt.filter(|receipt| receipt.len() <= MAX_RECEIPT_BYTES);
             self.0.state(&cell, chunk, state, receipt, error);
+        }
+    }
+
+    /// What came of a chunk is gone here before the core had it: contacts are to drop it. Chunks
+    /// that are not in a window are ignored.
+    pub fn dropped(&self, chunk: ChunkRef) {
+        let cell = self.0.names.get(&chunk).and_then(|cell| cell.upgrade());
+        if let Some(cell) = cell {
+            let mut state = cell.lock();
+            let captures = state.window.captures();
+            if state.window.drop_chunk(chunk) {
+                cell.changed(&self.0, state, captures, Wake::All);
+            }
         }
     }
 

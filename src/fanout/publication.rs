@@ -13,8 +13,8 @@ use crate::proto::message::WithdrawnReason;
 use crate::proto::window::{Cause, Opened, Place, RECORD_COST, lane_of};
 use crate::telemetry::names::UnlabelledMedia;
 
-/// One chunk on its way to contacts. Dropping it leaves the chunk arriving, for a later attempt
-/// to go on; [`Publication::withdraw`] says that it will not.
+/// One chunk on its way to contacts. Dropping it leaves the chunk arriving for a while, for a later
+/// attempt to go on; [`Publication::withdraw`] says that it will not.
 pub struct Publication {
     hub: Arc<Inner>,
     /// `None`: no more groups fit.
@@ -109,6 +109,15 @@ impl Publication {
         (!self.again).then(|| self.hub.clock.now_ms())
     }
 
+    fn leave(&self) {
+        let (Some(cell), Progress::Begun(place)) = (&self.cell, self.progress()) else { return };
+        let mut state = cell.lock();
+        let captures = state.window.captures();
+        if state.window.leave(place, self.owner, self.hub.clock.now_ms()) {
+            cell.changed(&self.hub, state, captures, Wake::Lane(place.lane));
+        }
+    }
+
     fn progress(&self) -> Progress {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -183,5 +192,11 @@ impl Publication {
             Media::Video if key.unlabelled() => self.hub.metrics.fanout.unlabelled(UnlabelledMedia::Video),
             _ => {}
         }
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        self.leave();
     }
 }

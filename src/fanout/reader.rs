@@ -33,6 +33,7 @@ impl ChunkReader {
         let seat = hub.seat(grant)?;
         let wake = seat.cell.listen(Channel::Any);
         let mut pieces = Pieces::new(chunk);
+        seat.cell.tick(hub);
         {
             let state = seat.cell.lock();
             let meta = pieces.begins(&state.window);
@@ -51,6 +52,7 @@ impl ChunkReader {
     pub async fn begins(&mut self) -> Option<ChunkMeta> {
         loop {
             self.wake.mark_unchanged();
+            self.seat.cell.tick(&self.seat.hub);
             let due = self.due()?;
             let meta = self.pieces.begins(&self.seat.cell.lock().window);
             if let Some(meta) = meta {
@@ -70,6 +72,7 @@ impl ChunkReader {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Code> {
         loop {
             self.wake.mark_unchanged();
+            self.seat.cell.tick(&self.seat.hub);
             let due = self.due().ok_or(Code::CapabilityExpired)?;
             let polled = self.pieces.poll(&mut self.seat.cell.lock().window);
             match polled {
@@ -87,11 +90,12 @@ impl ChunkReader {
         }
     }
 
-    /// When the grant ends, in milliseconds of the clock; `None`: it did.
+    /// When to look again though nothing comes, in milliseconds of the clock; `None`: the grant ended.
     fn due(&self) -> Option<u64> {
         let clock = &self.seat.hub.clock;
         let left = self.grant.exp.saturating_mul(1000).saturating_sub(clock.unix_ms());
-        (left > 0).then(|| clock.now_ms().saturating_add_signed(left))
+        let ends = (left > 0).then(|| clock.now_ms().saturating_add_signed(left))?;
+        Some(self.seat.cell.lock().window.abandoned_at().map_or(ends, |at| at.min(ends)))
     }
 
     async fn wait(&mut self, due: u64) {

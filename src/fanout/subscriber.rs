@@ -74,11 +74,8 @@ impl Subscription {
         let seat = hub.seat(grant)?;
         let now = hub.clock.now_ms();
         let wake = seat.cell.listen(channel(&view));
-        let contact = {
-            let mut state = seat.cell.lock();
-            state.window.tick(now);
-            Contact::new(&state.window, view, wanted.start(), now)
-        };
+        seat.cell.tick(hub);
+        let contact = Contact::new(&seat.cell.lock().window, view, wanted.start(), now);
         Ok(Self {
             seat,
             contact,
@@ -168,6 +165,9 @@ impl Subscription {
         let cell = self.seat.cell.clone();
         let mut state = cell.lock();
         let ticked = state.window.tick(now);
+        if ticked {
+            self.seat.hub.settle(&cell, &mut state);
+        }
         let mut out = if self.ending.is_some() { Out::control_only() } else { Out::default() };
         self.contact.poll(&mut state.window, now, &mut out);
         let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
@@ -191,7 +191,12 @@ impl Subscription {
     fn due(&self, window: &Window, now: u64) -> u64 {
         let cursor = self.cursor_at.filter(|_| self.moved).map(|at| at.saturating_add(CURSOR_EVERY_MS));
         let settles = self.contact.settles_at(window);
-        [cursor, settles, window.silent_at()].into_iter().flatten().min().unwrap_or(u64::MAX).max(now)
+        [cursor, settles, window.silent_at(), window.abandoned_at()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(u64::MAX)
+            .max(now)
     }
 
     fn count(&mut self, out: &Out) {

@@ -79,7 +79,8 @@ impl World {
 
     fn with(config: config::Fanout, contacts: usize) -> Self {
         let (clock, metrics) = (Clock::at_unix_ms(START_MS), Metrics::new());
-        Self { hub: Hub::new(&config, contacts, "node", clock.clone(), metrics.clone()), clock, metrics }
+        let limits = config::Limits { contacts_per_group: contacts, ..config::Limits::default() };
+        Self { hub: Hub::new(&config, &limits, "node", clock.clone(), metrics.clone()), clock, metrics }
     }
 
     fn subscribe(&self, wanted: Wanted) -> Subscription {
@@ -785,3 +786,6 @@ async fn a_thousand_contacts_and_one_that_reads_nothing_get_everything_in_order(
     }
     assert_eq!(world.metric("fanout_contacts"), 1);
 }
+
+#[path = "abandoned_tests.rs"]
+mod abandoned;

@@ -83,10 +83,8 @@ impl Forwarding {
 
     async fn commit(&self, permit: Permit, job: Job) {
         let verdict = match job.body().await {
-            // Rotten bytes are no evidence; the uploader may still have them.
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                Verdict::Rejected(Code::StagingFailed, None)
-            }
+            // Rotten bytes are no evidence, and the core refused nothing: the uploader may have them.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Verdict::Damaged,
             Err(_) => Verdict::Retry(self.backoff(job.tries())),
             Ok(body) => {
                 let begun = self.clock.now_ms();

@@ -167,7 +167,7 @@ fn said(standing: Standing, waited: bool) -> Result<Reply, Refusal> {
     };
     let trouble = standing.trouble.clone();
     // `unsettled` and `expired` have one meaning each; the rest is told by what stands in the way.
-    let named = waited || standing.state == ChunkState::Rejected;
+    let named = waited || matches!(standing.state, ChunkState::Rejected | ChunkState::Expired);
     let (code, core_code) = trouble.filter(|_| named).unwrap_or((plain, None));
     let mut refusal = Refusal::from(code);
     refusal.core_code = core_code;

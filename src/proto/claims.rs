@@ -110,6 +110,14 @@ impl Grant {
         if self.expired(now) {
             return Err(Code::CapabilityExpired);
         }
+        self.reaches(offer)
+    }
+
+    /// The same but for expiry: what was accepted in time is committed by `commit_exp`.
+    ///
+    /// # Errors
+    /// The code of the first rule that is broken.
+    pub fn reaches(&self, offer: &Offer) -> Result<Variant, Code> {
         if self.use_ != Use::Upload {
             return Err(Code::CapabilityWrongUse);
         }

@@ -121,7 +121,7 @@ codes! {
     ChunkStaged = "chunk_staged", 409, Never, Client, "The chunk is staged; no request deletes it.";
     AttemptSuperseded = "attempt_superseded", 409, Never, Client, "A newer attempt took over.";
     ConfirmationPending = "confirmation_pending", 503, Later, Relay, "The bytes are staged here; the core has not answered. Do not send them again.";
-    AwaitingCapability = "awaiting_capability", 503, Renew, Client, "The bytes are staged here; their capability ran out. A new one releases them.";
+    AwaitingCapability = "awaiting_capability", 503, Renew, Client, "The bytes are staged here; their capability is good no longer. Another one releases them.";
     ChunkUnsettled = "chunk_unsettled", 409, Reconcile, Core, "The core may have stored it; only reconciling with the core tells.";
     ChunkExpired = "chunk_expired", 410, Now, Relay, "It stayed unconfirmed for too long and was let go.";
     CoreRejected = "core_rejected", 409, Never, Core, "The core refused it; core_code says why.";

@@ -32,6 +32,7 @@ pub use keeping::{PARTIAL_KEEP_MS, RECOVERED_KEEP_MS};
 pub use lanes::MAX_LANES;
 pub use record::{Decision, Ending, Limits, Owner, Reason, Record, StreamKey, Tally, Terms, Verdict};
 
+use keeping::Aside;
 use lanes::Lanes;
 
 /// Ended chunks that are remembered, so that a resend is answered at once. About 400 bytes each.
@@ -48,6 +49,7 @@ pub struct Ledger {
     delayed: BTreeSet<(u64, ChunkRef)>,
     remembered: VecDeque<ChunkRef>,
     lanes: Lanes,
+    aside: Vec<Aside>,
     receiving: HashMap<Owner, usize>,
     receiving_total: usize,
     endings: [[u64; Ending::ALL.len()]; Class::COUNT],
@@ -67,6 +69,7 @@ impl Ledger {
             delayed: BTreeSet::new(),
             remembered: VecDeque::new(),
             lanes: Lanes::default(),
+            aside: Vec::new(),
             receiving: HashMap::new(),
             receiving_total: 0,
             endings: Default::default(),

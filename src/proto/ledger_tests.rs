@@ -133,13 +133,16 @@ fn a_capability_that_ran_out_strands_a_chunk_and_any_for_its_stream_releases_it(
     assert_eq!(l.take(0, 1_000, Class::Master, &mut stranded), None);
     assert_eq!(stranded, [key(1)]);
     assert_eq!(state(&l, 1), ChunkState::AwaitingCapability);
-    assert_eq!(l.handle_capability(StreamKey(2), 2_000, 1_000), (0, 0));
-    assert_eq!(l.handle_capability(StreamKey(1), 1_000, 1_000), (0, 0), "an expired one releases nothing");
-    assert_eq!(l.handle_capability(StreamKey(1), 2_000, 1_000), (1, 1));
+    assert_eq!(l.shorter(StreamKey(2), 2_000), []);
+    assert_eq!(l.shorter(StreamKey(1), 2_000), [key(1)]);
+    assert_eq!(l.handle_capability(&[key(1)], 1_000, 1_000), 0, "an expired one releases nothing");
+    assert_eq!(l.handle_capability(&[key(1)], 2_000, 1_000), 1);
+    assert_eq!(l.shorter(StreamKey(1), 2_000), []);
     assert_eq!(l.take(0, 1_500, Class::Master, &mut stranded), Some(key(1)));
     assert_eq!(l.handle_verdict(key(1), Verdict::CapabilityExpired, 0), Some(ChunkState::AwaitingCapability));
-    assert_eq!(l.handle_capability(StreamKey(1), 2_000, 1_500), (1, 1));
-    assert_eq!(l.handle_capability(StreamKey(1), 3_000, 1_500), (0, 1), "a later one carries what waits for its turn");
+    assert_eq!(l.handle_capability(&[key(1)], 2_000, 1_500), 1);
+    assert_eq!(l.handle_capability(&[key(1)], 3_000, 1_500), 0, "nothing waits any more");
+    assert_eq!(l.record(key(1)).unwrap().terms.expires, 3_000, "a later one carries what waits for its turn");
 }
 
 #[test]
@@ -226,7 +229,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => n.clone().prop_map(Op::Mismatch),
         1 => n.clone().prop_map(Op::Delete),
         5 => Just(Op::Take),
-        5 => (n.clone(), 0u8..7).prop_map(|(n, v)| Op::Verdict(n, v)),
+        5 => (n.clone(), 0u8..8).prop_map(|(n, v)| Op::Verdict(n, v)),
         1 => n.prop_map(Op::Capability),
         1 => (0i64..2_000_000).prop_map(Op::Time),
     ];
@@ -262,11 +265,15 @@ proptest! {
                         3 => Verdict::Duplicate,
                         4 => Verdict::AccountFull(100),
                         5 => Verdict::Retry(100),
+                        7 => Verdict::Damaged,
                         _ => Verdict::Ambiguous(100),
                     };
                     l.handle_verdict(key(n), verdict, now.unsigned_abs());
                 }
-                Op::Capability(n) => { l.handle_capability(terms(n).stream, now / 1000 + 500, now / 1000); }
+                Op::Capability(n) => {
+                    let keys = l.shorter(terms(n).stream, now / 1000 + 500);
+                    l.handle_capability(&keys, now / 1000 + 500, now / 1000);
+                }
                 Op::Time(t) => { now = now.max(t); l.handle_time(now, now); }
             }
             for (n, before) in before.into_iter().enumerate() {

@@ -133,7 +133,7 @@ pub enum Outcome {
     Confirmed(Confirmed),
     /// No, and not unchanged again.
     Refused(Refusal),
-    /// The capability ran out.
+    /// The capability ran out; for a commit, the core does not take it, for whatever reason.
     Renew(Refusal),
     /// The core has a chunk under this identity.
     Duplicate(Refusal),
@@ -213,10 +213,13 @@ pub fn read(asked: Asked<'_>, answer: Answer<'_>) -> Outcome {
         (409, "upload_in_progress")
         | (503, "upload_coordination_unavailable" | "rate_limit_unavailable")
         | (507, "upload_staging_quota_exceeded") => Outcome::Wait(refusal),
-        (401, "relay_capability_expired") => Outcome::Renew(refusal),
-        // Not in the contract: a core with a revocation list. It is said of the capability, and
-        // another one may still bring the chunk.
-        (403, "relay_capability_revoked") => Outcome::Renew(refusal),
+        // Not in the contract: a core with a revocation list.
+        (401, "relay_capability_expired") | (403, "relay_capability_revoked") => Outcome::Renew(refusal),
+        // Said of the capability and not of the bytes, which are staged: another one may still bring
+        // the chunk. A core whose secret was changed refuses every token of before.
+        (401 | 403, code) if matches!(asked, Asked::Commit(_)) && code.starts_with("relay_capability_") => {
+            Outcome::Renew(refusal)
+        }
         (409, "duplicate_chunk") => Outcome::Duplicate(refusal),
         (507, "account_storage_quota_exceeded") => Outcome::Blocked(refusal),
         (500..=599, _) => Outcome::Ambiguous(Doubt::Server(refusal)),

@@ -93,6 +93,8 @@ pub struct Rules {
     pub window_ms: i64,
     /// Largest chunk shown, in bytes.
     pub max_chunk: u64,
+    /// How long a chunk may be without an attempt at it before it is withdrawn, in milliseconds.
+    pub patience_ms: u64,
     /// This relay's opaque id, for `WATCHING`.
     pub node: Arc<str>,
 }
@@ -157,6 +159,8 @@ pub struct Window {
     capture: Option<CaptureWord>,
     /// How many capture events there were.
     captures: u64,
+    /// When the first of the chunks that nobody brings any more was left.
+    left: Option<u64>,
     effects: Vec<Effect>,
 }
 
@@ -176,6 +180,7 @@ impl Window {
             recalled: None,
             capture: None,
             captures: 0,
+            left: None,
             effects: Vec::new(),
         }
     }
@@ -225,6 +230,7 @@ impl Window {
                 return Opened::Fresh;
             }
             entry.owner = entry.owner.max(owner);
+            entry.left = None;
             return Opened::Here(place);
         }
         if entry.owner > owner {

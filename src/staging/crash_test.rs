@@ -14,7 +14,7 @@ use super::committer::{Synced, publish, sync};
 use super::disk::{Dir, Disk};
 use super::fixture::{self, grant, key, meta, sha256};
 use super::sim::{Crash, Rng, SimDisk};
-use super::{Meta, Part, Recovered, Vault};
+use super::{Meta, Part, Recovered, StreamCapability, Vault};
 use crate::clock::Clock;
 use crate::proto::{ChunkRef, StreamId};
 
@@ -255,11 +255,12 @@ impl World {
         let possible = self.book.streams.entry(n).or_insert_with(|| [None].into());
         if self.rng.one_in(5) {
             possible.insert(None);
-            let _ = life.vault.remove_stream_capability(&stream(n));
+            let _ = life.vault.remove_stream_capability(&stream(n), 0);
             return;
         }
         possible.insert(Some(token));
-        if life.vault.put_stream_capability(&stream(n), &format!("{token}"), &grant()).is_ok() {
+        let record = StreamCapability::new(stream(n), format!("{token}"), grant());
+        if life.vault.put_stream_capability(&record).is_ok() {
             *possible = [Some(token)].into();
         }
     }
@@ -286,12 +287,13 @@ impl World {
         self.check_streams(&found);
         self.check_partial(&vault, &found, crash);
         assert_eq!(found.unreadable, 0, "something half is called staged");
-        let counts = [found.partial.len(), found.staged.len(), found.streams.len()];
+        let counts = [found.partial.len(), found.staged.len(), found.streams.len(), found.damaged.len()];
         assert_eq!(Dir::ALL.map(|dir| self.disk.list(dir).unwrap().len()), counts, "leftovers");
         if self.rng.one_in(8) {
             drop(vault);
             let (vault, again) = self.open().unwrap();
-            assert_eq!([again.partial.len(), again.staged.len(), again.streams.len()], counts, "not idempotent");
+            let recounted = [again.partial.len(), again.staged.len(), again.streams.len(), again.damaged.len()];
+            assert_eq!(recounted, counts, "not idempotent");
             assert_eq!((again.unreadable, again.removed), (0, 0), "not idempotent");
             return vault;
         }

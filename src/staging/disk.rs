@@ -16,13 +16,15 @@ pub enum Dir {
     Receiving,
     /// Whole chunks.
     Staged,
-    /// The newest capability of each stream.
+    /// The capabilities of each stream.
     Streams,
+    /// Chunks whose bytes are no longer those of their digest.
+    Damaged,
 }
 
 impl Dir {
     /// Every directory.
-    pub const ALL: [Self; 3] = [Self::Receiving, Self::Staged, Self::Streams];
+    pub const ALL: [Self; 4] = [Self::Receiving, Self::Staged, Self::Streams, Self::Damaged];
 
     /// Its name below the staging directory.
     #[must_use]
@@ -31,6 +33,7 @@ impl Dir {
             Self::Receiving => "receiving",
             Self::Staged => "staged",
             Self::Streams => "streams",
+            Self::Damaged => "damaged",
         }
     }
 }
@@ -149,7 +152,7 @@ pub fn read_exact_at(file: &dyn File, mut offset: u64, mut buf: &mut [u8]) -> io
 pub struct StdDisk {
     root: PathBuf,
     /// Open, in the order of [`Dir::ALL`]: a directory is synced through its descriptor.
-    dirs: [fs::File; 3],
+    dirs: [fs::File; 4],
     boot: Option<BootId>,
     /// Held locked for life: two relays on one directory would remove each other's chunks.
     _lock: fs::File,
@@ -184,11 +187,12 @@ impl StdDisk {
     }
 
     const fn dir(&self, dir: Dir) -> &fs::File {
-        let [receiving, staged, streams] = &self.dirs;
+        let [receiving, staged, streams, damaged] = &self.dirs;
         match dir {
             Dir::Receiving => receiving,
             Dir::Staged => staged,
             Dir::Streams => streams,
+            Dir::Damaged => damaged,
         }
     }
 }

@@ -51,7 +51,15 @@ impl Staging {
     }
 
     async fn let_go(&self, now: i64, calendar: i64) {
-        let gone = self.ledger().handle_time(now, calendar);
+        let (gone, damaged) = {
+            let mut ledger = self.ledger();
+            let gone = ledger.handle_time(now, calendar);
+            for (chunk, _) in gone.iter().filter(|(_, staged)| !staged) {
+                self.tell_dropped(&ledger, *chunk);
+            }
+            (gone, ledger.handle_time_aside(now, calendar))
+        };
+        self.remove_damaged(damaged).await;
         let expired = gone.iter().filter(|(_, staged)| *staged).count();
         if expired > 0 {
             tracing::warn!(component = "staging", chunks = expired, "unconfirmed for keep_for: let go");

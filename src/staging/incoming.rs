@@ -296,11 +296,7 @@ impl Attempt {
         if let Err(code) = outcome {
             // After a failed sync nothing can prove the bytes: they are gone, as those are that
             // were not the digest's, and must come again. What a later attempt brings is its own.
-            if self.staging.ledger().current(self.key, self.epoch) {
-                match code {
-                    Code::HashMismatch => self.staging.ledger().handle_mismatch(self.key, self.epoch),
-                    _ => self.staging.ledger().handle_disk_failure(self.key, self.epoch),
-                }
+            if self.drop_bytes(code) {
                 self.staging.forget_partial(self.key).await;
             }
             return Err(code);
@@ -310,6 +306,20 @@ impl Attempt {
         self.staging.changed(self.key);
         self.staging.0.work.notify_waiters();
         self.staging.standing(self.key).ok_or(Code::InternalError)
+    }
+
+    /// Nothing of what came is kept; `false` if a later attempt has it.
+    fn drop_bytes(&self, why: Code) -> bool {
+        let mut ledger = self.staging.ledger();
+        let current = ledger.current(self.key, self.epoch);
+        if current {
+            match why {
+                Code::HashMismatch => ledger.handle_mismatch(self.key, self.epoch),
+                _ => ledger.handle_disk_failure(self.key, self.epoch),
+            }
+            self.staging.tell_dropped(&ledger, self.key);
+        }
+        current
     }
 
     async fn try_finish(&mut self) -> Result<(), Code> {
@@ -327,6 +337,10 @@ impl Attempt {
         }
         if !whole {
             return Err(Code::HashMismatch);
+        }
+        // Begun under another capability: after a restart this one must be known too.
+        if state.part.as_ref().is_some_and(|part| !part.is_sealed_with(&self.meta.capability)) {
+            self.staging.keep_for(&self.meta).await;
         }
         let kept = state.kept.take();
         match self.staging.0.committer.commit(self.whole(&mut state)).await {

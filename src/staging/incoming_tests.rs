@@ -207,3 +207,23 @@ async fn a_disk_that_fails_is_not_counted_as_the_clients_fault() {
     let count = |ending| f.staging.ledger().endings(Class::Audio, ending);
     assert_eq!((count(Ending::Failed), count(Ending::Mismatched)), (1, 0));
 }
+
+#[tokio::test]
+async fn whatever_drops_the_bytes_is_told() {
+    let (f, payload) = (fixture(), bytes(1000));
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hears = Arc::clone(&told);
+    f.staging.observe(Box::new(move |change| {
+        if let crate::staging::Change::Dropped(chunk) = change {
+            hears.lock().unwrap().push(chunk);
+        }
+    }));
+    let offers = [meta(1, &payload).offer, meta(2, &payload).offer];
+    let mut deleted = f.receive(&offers[0], 1).await;
+    deleted.push(bytes::Bytes::copy_from_slice(&payload[..600])).await.unwrap();
+    f.staging.delete(offers[0].chunk_ref()).await.unwrap();
+    let mut wrong = f.receive(&offers[1], 1).await;
+    wrong.push(bytes::Bytes::from(vec![0; 1000])).await.unwrap();
+    assert_eq!(wrong.finish().await.unwrap_err(), Code::HashMismatch);
+    assert_eq!(*told.lock().unwrap(), offers.map(|offer| offer.chunk_ref()));
+}

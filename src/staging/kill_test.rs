@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::fixture::{chunk, disk_at, grant, key, meta};
 use super::sim::Rng;
-use super::{Committer, Meta, Recovered, Vault};
+use super::{Committer, Meta, Recovered, StreamCapability, Vault};
 use crate::clock::Clock;
 
 const KILLS: u64 = 20;
@@ -81,7 +81,8 @@ fn write_one(vault: &Vault, committer: &Committer, index: u64) {
         vault.remove(chunk(index)).unwrap();
     }
     if index.is_multiple_of(11) {
-        vault.put_stream_capability(&meta_of(1).offer.stream, &index.to_string(), &grant()).unwrap();
+        let record = StreamCapability::new(meta_of(1).offer.stream, index.to_string(), grant());
+        vault.put_stream_capability(&record).unwrap();
         say("capability", index);
     }
 }

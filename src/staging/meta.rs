@@ -1,8 +1,13 @@
-//! What is sealed beside a chunk's bytes, and the newest capability of a stream.
+//! What is sealed beside a chunk's bytes, and the capabilities of a stream.
 //!
 //! Whether a commit attempt was made at the core is not among it: after a restart every
 //! recovered chunk is treated as possibly attempted, so the mark need not be durable.
 
+use std::collections::BTreeMap;
+
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use super::disk::BootId;
@@ -33,7 +38,10 @@ impl std::fmt::Debug for Meta {
     }
 }
 
-/// The newest capability brought for a stream; it may forward chunks whose own one ran out.
+/// Signatures kept beside one capability; about 100 bytes each.
+const MAX_SIGS: usize = 512;
+
+/// A capability brought for a stream; it may forward chunks whose own one ran out.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamCapability {
     /// The stream.
@@ -42,6 +50,64 @@ pub struct StreamCapability {
     pub capability: String,
     /// What it allows.
     pub grant: Grant,
+    /// Which of the stream's files it lies in.
+    #[serde(default)]
+    pub slot: u8,
+    /// Where it binds its holder's key: that holder's signatures over chunks that came with another
+    /// capability, by index.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sigs: BTreeMap<u64, String>,
+}
+
+impl StreamCapability {
+    /// A capability for one of its streams, in the first file.
+    #[must_use]
+    pub const fn new(stream: StreamId, capability: String, grant: Grant) -> Self {
+        Self { stream, capability, grant, slot: 0, sigs: BTreeMap::new() }
+    }
+
+    /// The offer as this capability may bring it to the core; `None` if its grant does not cover it,
+    /// or binds a key that did not sign it.
+    #[must_use]
+    pub fn carries(&self, offer: &Offer) -> Option<Offer> {
+        self.grant.reaches(offer).ok()?;
+        let Some(key) = &self.grant.client_key else { return Some(offer.clone()) };
+        let theirs = self.sigs.get(&offer.index).and_then(|sig| URL_SAFE_NO_PAD.decode(sig).ok()?.try_into().ok());
+        let key = UnparsedPublicKey::new(&ED25519, key);
+        let sig = [offer.sig, theirs].into_iter().flatten().find(|sig| key.verify(&offer.signed_bytes(), sig).is_ok());
+        sig.map(|sig| Offer { sig: Some(sig), ..offer.clone() })
+    }
+
+    /// Keeps its holder's signature over a chunk; `false` if it is here, or there are too many.
+    pub(super) fn sign(&mut self, index: u64, sig: &[u8; 64]) -> bool {
+        let sig = URL_SAFE_NO_PAD.encode(sig);
+        let new = self.sigs.get(&index) != Some(&sig) && (self.sigs.len() < MAX_SIGS || self.sigs.contains_key(&index));
+        if new {
+            self.sigs.insert(index, sig);
+        }
+        new
+    }
+
+    /// What the same holder signed under a capability of before.
+    pub(super) fn take_over_sigs(&mut self, other: &Self) {
+        if self.grant.client_key == other.grant.client_key {
+            let room = MAX_SIGS.saturating_sub(self.sigs.len());
+            self.sigs.extend(other.sigs.iter().take(room).map(|(index, sig)| (*index, sig.clone())));
+        }
+    }
+
+    /// Whether nothing of this stream that `other` carries is lost without it, once its signatures
+    /// are taken over.
+    pub(super) fn makes_needless(&self, other: &Self) -> bool {
+        let (mine, theirs) = (self.grant.lane(&self.stream), other.grant.lane(&self.stream));
+        let (Some(mine), Some(theirs)) = (mine, theirs) else { return false };
+        let key = self.grant.client_key.is_none() || self.grant.client_key == other.grant.client_key;
+        key && self.grant.commit_exp >= other.grant.commit_exp
+            && (self.grant.group.is_none() || self.grant.group == other.grant.group)
+            && mine.max_chunks >= theirs.max_chunks
+            && mine.max_chunk_bytes >= theirs.max_chunk_bytes
+            && theirs.media.iter().all(|media| mine.media.contains(media))
+    }
 }
 
 impl std::fmt::Debug for StreamCapability {
@@ -113,11 +179,7 @@ mod tests {
     #[test]
     fn nothing_secret_is_printed() {
         let meta = fixture::meta(7, b"bytes");
-        let stream = StreamCapability {
-            stream: meta.offer.stream.clone(),
-            capability: meta.capability.clone(),
-            grant: meta.grant.clone(),
-        };
+        let stream = StreamCapability::new(meta.offer.stream.clone(), meta.capability.clone(), meta.grant.clone());
         let printed = format!("{meta:?} {stream:?}");
         assert!(!printed.contains(&meta.capability) && !printed.contains("stream-1"), "{printed}");
     }

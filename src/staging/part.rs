@@ -53,6 +53,12 @@ impl Slot {
     }
 }
 
+fn sha256(bytes: &[u8]) -> Digest {
+    let mut hash = Context::new(&SHA256);
+    hash.update(bytes);
+    digest_of(&hash)
+}
+
 /// What a partial of `name` is called on disk.
 pub(super) fn partial_name(name: Name, generation: u64) -> String {
     format!("{}.{generation:x}", name.to_hex())
@@ -98,6 +104,8 @@ pub struct Part {
     header: Option<Vec<u8>>,
     payload_at: u64,
     expected: (u64, Digest),
+    /// SHA-256 of the capability that its header names.
+    sealed_with: Digest,
     len: u64,
     hash: Context,
 }
@@ -112,6 +120,7 @@ impl Part {
         Ok(Self {
             chunk: meta.offer.chunk_ref(),
             expected: (meta.offer.length, meta.offer.sha256),
+            sealed_with: sha256(meta.capability.as_bytes()),
             payload_at: header.len() as u64,
             header: Some(header),
             slot: Arc::new(Slot::new(generation, holder, false)),
@@ -134,6 +143,7 @@ impl Part {
         let mut part = Self {
             chunk: meta.offer.chunk_ref(),
             expected: (meta.offer.length, meta.offer.sha256),
+            sealed_with: sha256(meta.capability.as_bytes()),
             payload_at: header.payload_at,
             header: None,
             len: 0,
@@ -259,6 +269,11 @@ impl Part {
     #[must_use]
     pub const fn footprint(&self) -> u64 {
         layout::footprint(self.payload_at, self.expected.0)
+    }
+
+    /// Whether this is the capability that the file names.
+    pub(super) fn is_sealed_with(&self, capability: &str) -> bool {
+        self.sealed_with == sha256(capability.as_bytes())
     }
 
     /// Which chunk it is.

@@ -8,6 +8,7 @@
 //!   no longer than the offer says, no staged chunk has its name and no later generation exists.
 //!   Any other partial is removed: nothing was promised for it.
 //! - Below `streams/`: a record whose header opens is reported; what was not finished is removed.
+//! - Below `damaged/`: kept and counted as used room until they are let go.
 //! - Names that staging does not write are left in place and counted.
 //!
 //! Doing it again changes nothing more.
@@ -33,6 +34,10 @@ pub struct Recovered {
     pub partial: Vec<(Meta, Found)>,
     /// The newest capability of each stream.
     pub streams: Vec<StreamCapability>,
+    /// Chunks that were put aside: their bytes are not those of their digest.
+    pub damaged: Vec<Meta>,
+    /// Files among those that can't be read; left in place.
+    pub damaged_unreadable: u64,
     /// Files left in place that are none of the above: they can't be read, or not be removed.
     pub unreadable: u64,
     /// Of these the ones that are named as chunks and don't open.
@@ -83,6 +88,7 @@ pub(super) fn scan(disk: &dyn Disk, sealer: &Sealer, boot: Option<BootId>) -> io
     scanner.staged()?;
     scanner.receiving()?;
     scanner.streams()?;
+    scanner.damaged()?;
     for dir in Dir::ALL {
         disk.sync_dir(dir)?;
     }
@@ -144,6 +150,16 @@ impl Scanner<'_> {
             match Name::from_hex(&text).and_then(|name| self.stream(&text, name)) {
                 Some(record) => self.scan.recovered.streams.push(record),
                 None => self.scan.recovered.unreadable += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&mut self) -> io::Result<()> {
+        for text in self.disk.list(Dir::Damaged)? {
+            match Name::from_hex(&text).map(|name| self.chunk(Dir::Damaged, &text, name)) {
+                Some(Ok(chunk)) => self.scan.recovered.damaged.push(chunk.meta),
+                _ => self.scan.recovered.damaged_unreadable += 1,
             }
         }
         Ok(())

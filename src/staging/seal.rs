@@ -191,8 +191,13 @@ impl Sealer {
         self.name(b"chunk", &chunk.0)
     }
 
-    pub(crate) fn stream_name(&self, stream: &StreamId) -> Name {
-        self.name(b"stream", stream.as_str().as_bytes())
+    /// Of one of the files that a stream's capabilities lie in.
+    pub(crate) fn stream_name(&self, stream: &StreamId, slot: u8) -> Name {
+        match slot {
+            0 => self.name(b"stream", stream.as_str().as_bytes()),
+            // No identifier holds a line's end.
+            slot => self.name(b"stream", format!("{}\n{slot}", stream.as_str()).as_bytes()),
+        }
     }
 
     /// `what` is of a closed set without common prefixes, so the two inputs can't run together.
@@ -297,8 +302,9 @@ mod tests {
         let stream = StreamId::new("stream_1").unwrap();
         assert_eq!(sealer(1).chunk_name(chunk), sealer(1).chunk_name(chunk));
         assert_ne!(sealer(1).chunk_name(chunk), sealer(2).chunk_name(chunk));
-        assert_ne!(sealer(1).chunk_name(chunk), sealer(1).stream_name(&stream));
-        let name = sealer(1).stream_name(&stream);
+        assert_ne!(sealer(1).chunk_name(chunk), sealer(1).stream_name(&stream, 0));
+        assert_ne!(sealer(1).stream_name(&stream, 1), sealer(1).stream_name(&stream, 0));
+        let name = sealer(1).stream_name(&stream, 0);
         assert_eq!(Name::from_hex(&name.to_hex()), Some(name));
         for bad in ["", "+0000000000000000000000000000000", "A0000000000000000000000000000000", "lock"] {
             assert_eq!(Name::from_hex(bad), None, "{bad}");

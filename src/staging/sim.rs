@@ -88,6 +88,7 @@ const fn rank(dir: Dir) -> usize {
         Dir::Receiving => 0,
         Dir::Staged => 1,
         Dir::Streams => 2,
+        Dir::Damaged => 3,
     }
 }
 

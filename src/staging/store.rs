@@ -14,11 +14,11 @@ use tokio_util::task::TaskTracker;
 use super::expiry::Calendar;
 use super::fresh::Fresh;
 use super::incoming::{Incoming, Slot};
-use super::refused::Refused;
 use super::remover::Remover;
 use super::seldom::Seldom;
 use super::spool;
-use super::{Committer, Disk, Found, Meta, Recovered, SealKey, StreamCapability, Vault};
+use super::tokens::Tokens;
+use super::{Committer, Disk, Found, Meta, Recovered, SealKey, Vault};
 use crate::clock::Clock;
 use crate::config;
 use crate::proto::capability::{Capability, Trust};
@@ -33,8 +33,6 @@ use crate::telemetry::staging::{OfCode, OfRecovered, OfStep};
 /// Metadata kept in memory, so that a chunk which goes out soon is not opened twice. About 2 KiB
 /// each; the rest is read from the disk.
 const MAX_METAS: usize = 4096;
-/// Streams whose newest capability is remembered. About 2 KiB each.
-const MAX_STREAMS: usize = 16_384;
 
 /// Where a chunk stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +60,17 @@ pub enum Offered {
     Have(Standing),
 }
 
-/// Hears of every change of a whole chunk's state.
-pub type Observer = Box<dyn Fn(&Standing) + Send + Sync>;
+/// What is told of a chunk.
+pub enum Change<'a> {
+    /// A whole chunk stands like this now.
+    Now(&'a Standing),
+    /// What came of this one is dropped before it was whole and durable. Told while no attempt at it
+    /// can begin.
+    Dropped(ChunkRef),
+}
+
+/// Hears of every change of a whole chunk's state, and of what is dropped.
+pub type Observer = Box<dyn Fn(Change<'_>) + Send + Sync>;
 
 /// Staging. Cheap to clone.
 #[derive(Clone)]
@@ -83,10 +90,9 @@ pub(super) struct Inner {
     slots: Mutex<HashMap<ChunkRef, Arc<Slot>>>,
     follows: Mutex<HashMap<ChunkRef, watch::Sender<Standing>>>,
     metas: Mutex<HashMap<ChunkRef, Arc<Meta>>>,
-    streams: Mutex<HashMap<StreamKey, Arc<StreamCapability>>>,
-    refused: Mutex<Refused>,
+    tokens: Mutex<Tokens>,
     /// Puts of stream capabilities, one at a time: the newest must win on the disk too.
-    puts: tokio::sync::Mutex<()>,
+    pub(super) puts: tokio::sync::Mutex<()>,
     gate: Mutex<Reason>,
     hasher: RandomState,
     observer: OnceLock<Observer>,
@@ -139,8 +145,7 @@ impl Staging {
             slots: Mutex::default(),
             follows: Mutex::default(),
             metas: Mutex::default(),
-            streams: Mutex::default(),
-            refused: Mutex::default(),
+            tokens: Mutex::default(),
             puts: tokio::sync::Mutex::new(()),
             gate: Mutex::new(Reason::Queued),
             hasher: RandomState::new(),
@@ -176,7 +181,10 @@ impl Staging {
                 self.0.metrics.staging.refused.get_or_create(&OfCode::new(code)).inc();
                 Err(code)
             }
-            Ok(Decision::Have) => self.standing(key).map(Offered::Have).ok_or(Code::InternalError),
+            Ok(Decision::Have) => {
+                self.offered_again(&offer, capability).await;
+                self.standing(key).map(Offered::Have).ok_or(Code::InternalError)
+            }
             Ok(Decision::Receive { epoch, held, replaces }) => {
                 let slot = self.slot(key);
                 let meta = Meta {
@@ -234,101 +242,15 @@ impl Staging {
     /// # Errors
     /// `ChunkStaged` from `staged` on, `NotFound`.
     pub async fn delete(&self, chunk: ChunkRef) -> Result<(), Code> {
-        self.ledger().handle_delete(chunk)?;
+        {
+            let mut ledger = self.ledger();
+            ledger.handle_delete(chunk)?;
+            self.tell_dropped(&ledger, chunk);
+        }
         let this = self.clone();
         // In a task of its own: its room is free, so the file must go also if the client left.
         let _ = self.0.closing.spawn(async move { this.forget_partial(chunk).await }).await;
         Ok(())
-    }
-
-    /// A capability for its streams: releases what waits for one, and is kept for what is held.
-    pub async fn present(&self, capability: &Capability) {
-        for lane in &capability.grant.lanes {
-            self.present_for(capability, &lane.stream).await;
-        }
-    }
-
-    /// A capability for one of its streams.
-    pub async fn present_for(&self, capability: &Capability, stream: &StreamId) {
-        let grant = &capability.grant;
-        let key = self.stream_key(&grant.incident, stream);
-        let better = |known: &Arc<StreamCapability>| {
-            known.grant.commit_exp < grant.commit_exp || self.is_refused(key, &known.capability)
-        };
-        if self.is_refused(key, &capability.token) || !self.streams().get(&key).is_none_or(better) {
-            return;
-        }
-        let record = Arc::new(StreamCapability {
-            stream: stream.clone(),
-            capability: capability.token.to_string(),
-            grant: (**grant).clone(),
-        });
-        {
-            let mut streams = self.streams();
-            if streams.len() >= MAX_STREAMS {
-                let now = self.0.clock.unix_s();
-                streams.retain(|_, known| known.grant.commit_exp > now);
-            }
-            if streams.len() < MAX_STREAMS {
-                streams.insert(key, Arc::clone(&record));
-            }
-        }
-        let (released, depend) = self.ledger().handle_capability(key, grant.commit_exp, self.0.clock.unix_s());
-        if depend == 0 {
-            return;
-        }
-        self.0.metrics.staging.released.inc_by(released as u64);
-        // What was released goes on at once, whatever becomes of this request and of the disk.
-        self.announce_released(key);
-        self.0.work.notify_waiters();
-        let this = self.clone();
-        let _ = self.0.closing.spawn(async move { this.put(key, record).await }).await;
-    }
-
-    async fn put(&self, stream: StreamKey, record: Arc<StreamCapability>) {
-        let _one_at_a_time = self.0.puts.lock().await;
-        // A newer one may have come since.
-        let record = self.streams().get(&stream).cloned().unwrap_or(record);
-        let vault = self.0.vault.clone();
-        let put =
-            blocking(move || vault.put_stream_capability(&record.stream, &record.capability, &record.grant)).await;
-        self.count(DiskStep::Write, &put);
-    }
-
-    fn announce_released(&self, stream: StreamKey) {
-        let chunks: Vec<_> = self.follows().keys().copied().collect();
-        let of_stream = |chunk: &ChunkRef| self.ledger().record(*chunk).is_some_and(|r| r.terms.stream == stream);
-        for chunk in chunks.into_iter().filter(of_stream) {
-            self.changed(chunk);
-        }
-    }
-
-    /// The best capability known for a chunk's stream, if it outlives the chunk's own, or the core
-    /// refused that.
-    pub(super) fn better_capability(&self, meta: &Meta) -> Option<Arc<StreamCapability>> {
-        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
-        let refused = self.is_refused(key, &meta.capability);
-        let known = self.streams().get(&key).cloned()?;
-        (refused || known.grant.commit_exp > meta.grant.commit_exp).then_some(known)
-    }
-
-    /// The core takes this capability no longer. What it carried waits for another; one that came
-    /// meanwhile releases it.
-    pub(super) fn refuse(&self, meta: &Meta, token: &str) {
-        let key = self.stream_key(&meta.grant.incident, &meta.offer.stream);
-        self.refused().note(key, self.hash(4, token));
-        let other = self.streams().get(&key).filter(|known| !self.is_refused(key, &known.capability)).cloned();
-        if let Some(other) = other {
-            self.ledger().handle_capability(key, other.grant.commit_exp, self.0.clock.unix_s());
-        }
-    }
-
-    fn is_refused(&self, stream: StreamKey, token: &str) -> bool {
-        self.refused().holds(stream, self.hash(4, token))
-    }
-
-    fn refused(&self) -> MutexGuard<'_, Refused> {
-        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All bytes of a staged chunk, for those who watch after a restart.
@@ -396,8 +318,8 @@ impl Staging {
         self.0.follows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn streams(&self) -> MutexGuard<'_, HashMap<StreamKey, Arc<StreamCapability>>> {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn tokens(&self) -> MutexGuard<'_, Tokens> {
+        self.0.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn metas(&self) -> MutexGuard<'_, HashMap<ChunkRef, Arc<Meta>>> {
@@ -451,6 +373,22 @@ impl Staging {
         self.count(DiskStep::Remove, &removed);
     }
 
+    /// Its bytes are no longer those of its digest: they are kept for whoever wants to look.
+    pub(super) async fn set_aside(&self, chunk: ChunkRef) {
+        self.metas().remove(&chunk);
+        let vault = self.0.vault.clone();
+        let moved = blocking(move || vault.set_aside(chunk)).await;
+        self.count(DiskStep::Remove, &moved);
+    }
+
+    pub(super) async fn remove_damaged(&self, chunks: Vec<ChunkRef>) {
+        for chunk in chunks {
+            let vault = self.0.vault.clone();
+            let removed = blocking(move || vault.remove_damaged(chunk)).await;
+            self.count(DiskStep::Remove, &removed);
+        }
+    }
+
     pub(super) fn remember_meta(&self, chunk: ChunkRef, meta: Meta) {
         let mut metas = self.metas();
         if metas.len() < MAX_METAS {
@@ -486,12 +424,32 @@ impl Staging {
         if let Some(observer) = self.0.observer.get()
             && now.state != ChunkState::Receiving
         {
-            observer(&now);
+            observer(Change::Now(&now));
+        }
+    }
+
+    /// Tells that what came of a chunk is dropped. The ledger's lock is held meanwhile: an attempt
+    /// that begins next is not meant.
+    pub(super) fn tell_dropped(&self, _ledger: &MutexGuard<'_, Ledger>, chunk: ChunkRef) {
+        if let Some(observer) = self.0.observer.get() {
+            observer(Change::Dropped(chunk));
+        }
+    }
+
+    /// The same, of what many chunks have in common and few are asked about.
+    pub(super) fn changed_if_followed(&self, chunk: ChunkRef) {
+        let followed = self.follows().contains_key(&chunk);
+        if followed {
+            self.changed(chunk);
         }
     }
 
     fn hash(&self, kind: u8, value: impl Hash) -> u64 {
         self.0.hasher.hash_one((kind, value))
+    }
+
+    pub(super) fn token_hash(&self, token: &str) -> u64 {
+        self.hash(4, token)
     }
 
     pub(super) fn owner(&self, session: &SessionId) -> Owner {
@@ -523,7 +481,7 @@ impl Staging {
     fn recover(&self, recovered: Recovered) -> Vec<Meta> {
         let found = |what, n: u64| _ = self.0.metrics.staging.recovered.get_or_create(&OfRecovered { what }).inc_by(n);
         found(What::Staged, recovered.staged.len() as u64);
-        found(What::Unreadable, recovered.unreadable);
+        found(What::Unreadable, recovered.unreadable + recovered.damaged_unreadable);
         found(What::Removed, recovered.removed);
         let (spooled, partial): (Vec<_>, Vec<_>) =
             recovered.partial.into_iter().partition(|(meta, _)| spool::is_one(&meta.offer));
@@ -545,18 +503,12 @@ impl Staging {
             let (key, terms) = terms_of(meta);
             ledger.recover_staged(key, terms, meta.accepted_unix_ms, now);
         }
-        drop(ledger);
-        for capability in recovered.streams {
-            let key = self.stream_key(&capability.grant.incident, &capability.stream);
-            let expires = capability.grant.commit_exp;
-            if expires <= self.0.clock.unix_s() {
-                let removed = self.0.vault.remove_stream_capability(&capability.stream);
-                self.count(DiskStep::Remove, &removed);
-                continue;
-            }
-            self.streams().insert(key, Arc::new(capability));
-            self.ledger().handle_capability(key, expires, self.0.clock.unix_s());
+        for meta in &recovered.damaged {
+            let (key, terms) = terms_of(meta);
+            ledger.recover_damaged(key, &terms, meta.accepted_unix_ms);
         }
+        drop(ledger);
+        self.recover_capabilities(recovered.streams, &staged);
         staged
     }
 }

@@ -18,7 +18,6 @@ use super::part::{Part, Slot, partial_name};
 use super::recover::{self, Recovered};
 use super::seal::{Name, SealKey, Sealer};
 use crate::clock::Clock;
-use crate::proto::claims::Grant;
 use crate::proto::{ChunkRef, StreamId};
 
 /// How much is read at a time to verify a chunk.
@@ -190,16 +189,36 @@ impl Vault {
         Ok(())
     }
 
-    /// Keeps the newest capability of a stream, replacing the one before in one step; durable
+    /// Puts a staged chunk aside whose bytes are no longer those of its digest. Not synced: one that a
+    /// power cut brings back is found damaged again.
+    ///
+    /// # Errors
+    /// From the disk.
+    pub fn set_aside(&self, chunk: ChunkRef) -> io::Result<()> {
+        let name = self.0.sealer.chunk_name(chunk);
+        let text = name.to_hex();
+        self.0.disk.rename((Dir::Staged, &text), (Dir::Damaged, &text))?;
+        self.0.staged().remove(&name);
+        Ok(())
+    }
+
+    /// Removes what was put aside.
+    ///
+    /// # Errors
+    /// From the disk. A chunk that is not there is fine.
+    pub fn remove_damaged(&self, chunk: ChunkRef) -> io::Result<()> {
+        let name = self.0.sealer.chunk_name(chunk);
+        absent_is_fine(self.0.disk.remove(Dir::Damaged, &name.to_hex()))
+    }
+
+    /// Keeps a capability of a stream, replacing the one before in its slot in one step; durable
     /// when this returns. The caller orders the calls for one stream.
     ///
     /// # Errors
     /// From the disk; the one before is kept, or both are gone on with: either may be recovered.
-    pub fn put_stream_capability(&self, stream: &StreamId, capability: &str, grant: &Grant) -> io::Result<()> {
-        let name = self.0.sealer.stream_name(stream);
-        let record =
-            StreamCapability { stream: stream.clone(), capability: capability.to_owned(), grant: grant.clone() };
-        let header = layout::write_header(&self.0.sealer, Kind::Stream, name, serde_json::to_vec(&record)?)?;
+    pub fn put_stream_capability(&self, record: &StreamCapability) -> io::Result<()> {
+        let name = self.0.sealer.stream_name(&record.stream, record.slot);
+        let header = layout::write_header(&self.0.sealer, Kind::Stream, name, serde_json::to_vec(record)?)?;
         let temporary = partial_name(name, self.0.next_number());
         let file = self.0.disk.create(Dir::Streams, &temporary)?;
         let kept = file
@@ -213,13 +232,13 @@ impl Vault {
         self.0.disk.sync_dir(Dir::Streams)
     }
 
-    /// Forgets a stream's capability. Not synced: one that comes back has run out or is removed
+    /// Forgets a capability of a stream. Not synced: one that comes back has run out or is removed
     /// again.
     ///
     /// # Errors
     /// From the disk. A stream without one is fine.
-    pub fn remove_stream_capability(&self, stream: &StreamId) -> io::Result<()> {
-        let name = self.0.sealer.stream_name(stream);
+    pub fn remove_stream_capability(&self, stream: &StreamId, slot: u8) -> io::Result<()> {
+        let name = self.0.sealer.stream_name(stream, slot);
         absent_is_fine(self.0.disk.remove(Dir::Streams, &name.to_hex()))
     }
 
@@ -357,7 +376,7 @@ mod tests {
         let (vault, _) = open(temp.path());
         stage(&vault, 1, b"x");
         write(&vault, 2, b"x");
-        vault.put_stream_capability(&meta(1, b"x").offer.stream, "token-canary", &grant()).unwrap();
+        vault.put_stream_capability(&of_stream("stream-1", "token-canary")).unwrap();
         for dir in Dir::ALL {
             for name in files(temp.path(), dir) {
                 let content = fs::read(temp.path().join(dir.name()).join(&name)).unwrap();
@@ -484,15 +503,21 @@ mod tests {
     fn the_newest_capability_of_a_stream_is_kept() {
         let temp = tempfile::tempdir().unwrap();
         let (vault, _) = open(temp.path());
-        let streams = ["a", "b"].map(|name| StreamId::new(name).unwrap());
         for token in ["old", "new"] {
-            vault.put_stream_capability(&streams[0], token, &grant()).unwrap();
+            vault.put_stream_capability(&of_stream("a", token)).unwrap();
         }
-        vault.put_stream_capability(&streams[1], "other", &grant()).unwrap();
-        vault.remove_stream_capability(&streams[1]).unwrap();
+        let beside = StreamCapability { slot: 3, sigs: [(7, "sig".into())].into(), ..of_stream("a", "beside") };
+        vault.put_stream_capability(&beside).unwrap();
+        vault.put_stream_capability(&of_stream("b", "other")).unwrap();
+        vault.remove_stream_capability(&StreamId::new("b").unwrap(), 0).unwrap();
         drop(vault);
-        let expected = StreamCapability { stream: streams[0].clone(), capability: "new".into(), grant: grant() };
-        assert!(open(temp.path()).1.streams == [expected]);
+        let mut found = open(temp.path()).1.streams;
+        found.sort_by_key(|found| found.slot);
+        assert!(found == [of_stream("a", "new"), beside]);
+    }
+
+    fn of_stream(stream: &str, token: &str) -> StreamCapability {
+        StreamCapability::new(StreamId::new(stream).unwrap(), token.into(), grant())
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Staging {
             let mut stranded = Vec::new();
             let key = self.ledger().take(self.0.clock.now_ms(), self.0.clock.unix_s(), lowest, &mut stranded);
             for chunk in stranded {
-                self.changed(chunk);
+                self.stranded(chunk).await;
             }
             let key = key?;
             if let Some(job) = self.job(key).await {
@@ -78,30 +78,48 @@ impl Staging {
     }
 
     async fn job(&self, key: ChunkRef) -> Option<Job> {
-        let meta = match self.known_meta(key) {
-            Some(meta) => meta,
-            None => {
-                let vault = self.0.vault.clone();
-                let read = blocking(move || vault.meta(key)).await;
-                self.count(DiskStep::Read, &read);
-                match read {
-                    Ok(meta) => Arc::new(meta),
-                    Err(_) => {
-                        // The disk may come back to itself; until then the next chunk goes.
-                        self.ledger().handle_verdict(key, Verdict::Retry(60_000), self.0.clock.now_ms());
-                        return None;
-                    }
-                }
+        let mut meta = match self.meta_of(key).await {
+            Ok(meta) => meta,
+            Err(error) => {
+                self.unreadable(key, &error).await;
+                return None;
             }
         };
-        let newer = self.better_capability(&meta);
-        let (capability, grant) = match &newer {
-            Some(newer) => (newer.capability.clone(), &newer.grant),
-            None => (meta.capability.clone(), &meta.grant),
+        let (capability, session) = match self.other_capability(&meta) {
+            Ok(None) => (meta.capability.clone(), meta.grant.session.clone()),
+            Ok(Some((other, offer))) => {
+                meta = Arc::new(Meta { offer, ..(*meta).clone() });
+                (other.capability.clone(), other.grant.session.clone())
+            }
+            Err(()) => {
+                self.ledger().handle_verdict(key, Verdict::CapabilityExpired, self.0.clock.now_ms());
+                self.changed(key);
+                return None;
+            }
         };
         let verified = self.ledger().record(key).is_some_and(|record| record.verified);
-        let session = grant.session.as_str().to_owned();
+        let session = session.as_str().to_owned();
         Some(Job { staging: self.clone(), key, meta, capability, session, verified, settled: false })
+    }
+
+    /// What was offered can't be read back. The disk may come back to itself; until then the next
+    /// chunk goes.
+    async fn unreadable(&self, key: ChunkRef, error: &io::Error) {
+        let damaged = error.kind() == io::ErrorKind::InvalidData;
+        if damaged {
+            self.set_aside(key).await;
+        }
+        let verdict = if damaged { Verdict::Damaged } else { Verdict::Retry(60_000) };
+        self.ledger().handle_verdict(key, verdict, self.0.clock.now_ms());
+        self.changed(key);
+    }
+
+    /// A chunk's capability is no longer good: another that is known carries it on, or it waits.
+    async fn stranded(&self, chunk: ChunkRef) {
+        if self.rescue(chunk).await {
+            self.0.work.notify_waiters();
+        }
+        self.changed(chunk);
     }
 
     /// The rate at which commits go out.
@@ -122,7 +140,7 @@ impl Job {
         &self.meta.offer
     }
 
-    /// The newest capability for its stream, verbatim.
+    /// The capability it goes with, verbatim: its own, or another of its stream.
     #[must_use]
     pub fn capability(&self) -> &str {
         &self.capability
@@ -173,18 +191,20 @@ impl Job {
         // A refused chunk may come again at once, under the same names on the disk: what is there
         // goes before anybody hears of it.
         let gone = match &verdict {
-            Verdict::Rejected(..) => true,
+            Verdict::Rejected(..) | Verdict::Damaged => true,
             Verdict::Duplicate => self.staging.ledger().record(self.key).is_some_and(|record| !record.ambiguous),
             _ => false,
         };
-        if gone {
+        if matches!(verdict, Verdict::Damaged) {
+            self.staging.set_aside(self.key).await;
+        } else if gone {
             self.staging.remove_staged(self.key).await;
         }
         let refused = matches!(verdict, Verdict::CapabilityExpired);
         let state = self.staging.ledger().handle_verdict(self.key, verdict, self.staging.0.clock.now_ms());
         if refused {
             self.staging.refuse(&self.meta, &self.capability);
-            self.staging.0.work.notify_waiters();
+            return self.staging.stranded(self.key).await;
         }
         self.staging.changed(self.key);
         if state == Some(ChunkState::Rejected)

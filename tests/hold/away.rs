@@ -254,3 +254,39 @@ async fn an_answer_that_was_lost_ends_confirmed_where_the_core_knows_equal_bytes
     assert_eq!(world.core.stats().await.stored_chunks, 1);
     assert_eq!(world.metric(&ending("audio", "confirmed")).await, 1.0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_the_disk_did_not_keep_are_put_aside_and_asked_for_again() {
+    let mut world = virtual_world(Setup::default()).await;
+    let session = world.session_with(|request| request.ttl_s = Some(3600)).await;
+    let capability = session.upload_capability.clone().unwrap();
+    world.core.faults().set_away(true);
+    let mut chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 5000);
+    staged(&plain::upload(world.plain(), &chunk, &capability, 0).await);
+    world.stop_relay().await;
+    let (staging, name) = (world.dir.path().join("staging"), files(&world.dir.path().join("staging/staged")).remove(0));
+    let mut rotten = std::fs::read(staging.join("staged").join(&name)).unwrap();
+    *rotten.last_mut().unwrap() ^= 1;
+    std::fs::write(staging.join("staged").join(&name), &rotten).unwrap();
+    world.core.faults().set_away(false);
+    world.restart_relay().await;
+    pass_until(&world, async || world.metric(&ending("audio", "damaged")).await == 1.0).await;
+    assert_eq!(world.metric(&ending("audio", "rejected")).await, 0.0, "the core refused nothing");
+    assert!(std::fs::read(staging.join("damaged").join(&name)).unwrap() == rotten, "kept aside");
+    assert!(world.metric("waystation_staging_used_bytes").await > 5000.0, "and counted");
+
+    let told = plain::upload(world.plain(), &chunk, &capability, 30).await;
+    assert_eq!((told.status.as_u16(), told.code().as_str()), (503, "staging_failed"));
+    let said = told.native().chunk.unwrap();
+    assert_eq!((said.state, said.offset), (ChunkState::Expired, 0));
+    chunk.offer.attempt = 2;
+    assert_eq!(plain::upload(world.plain(), &chunk, &capability, 30).await.status, 201);
+    assert!(at_core(&world.core, &chunk).await.unwrap() == chunk.bytes);
+
+    // A restart knows it still; then its time is over.
+    world.restart_relay().await;
+    assert!(world.metric("waystation_staging_used_bytes").await > 5000.0);
+    pass(&world, DAY * 8);
+    until(async || files(&staging.join("damaged")).is_empty()).await;
+    world.until_metric("waystation_staging_used_bytes", |used| used == 0.0).await;
+}

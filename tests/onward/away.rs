@@ -7,6 +7,7 @@ use waystation_proto::{ChunkState, Code, ContactState, Retry, Variant};
 use waystation_tests::{Chunk, Setup, World, http};
 
 use crate::contact::Contact;
+use crate::fake::Before;
 use crate::rig::{
     again, endings, fanout_jwt, head_state, held, jwt, long_session, proofline, proofline_fanout, tick_until,
     tick_until_code, tick_until_state, told, virtual_clock,
@@ -166,4 +167,19 @@ async fn small_chunks_wait_in_memory_too_and_large_ones_on_the_disk_alone() {
         tick_until_state(&world, chunk, jwt(&session), ChunkState::Confirmed).await;
     }
     assert_eq!((world.metric(memory).await, world.core.stats().await.stored_chunks), (0.0, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_without_a_core_takes_nothing_and_says_so() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3000);
+    let relay = Before::without_a_core(&world).await;
+    let said = told(&http::upload(relay.plain, &chunk, jwt(&session), 0).await);
+    assert_eq!((said.code.as_str(), said.status, said.retry), ("not_ready", 503, Retry::Later));
+    assert!(said.state.is_none() && said.retry_after.is_some());
+    assert_eq!(relay.metric("waystation_staging_used_bytes").await, 0.0, "nothing is held");
+    let (status, ready) = http::get(relay.ops, "/readyz").await;
+    assert_eq!(status.as_u16(), 503);
+    assert!(ready.contains("\"not_ready\"") && ready.contains("\"unconfigured\""), "{ready}");
 }

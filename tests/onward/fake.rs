@@ -165,11 +165,20 @@ pub struct Before {
 impl Before {
     /// Starts it; `more` are further lines of `[core]`.
     pub async fn core(world: &World, url: &str, more: &str) -> Self {
+        Self::start(world, &format!("url = \"{url}\"\n{more}")).await
+    }
+
+    /// Starts one that has no core at all.
+    pub async fn without_a_core(world: &World) -> Self {
+        Self::start(world, "").await
+    }
+
+    /// `core` are the lines instead of `core.url`.
+    async fn start(world: &World, core: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let setup = Setup { toml: "[limits]\nin_flight_per_session = 1024".into(), ..Setup::default() };
         let toml = config(dir.path(), &world.core, &setup);
-        let toml = toml
-            .replace(&format!("[core]\nurl = \"{}\"", world.core.url()), &format!("[core]\nurl = \"{url}\"\n{more}"));
+        let toml = toml.replace(&format!("[core]\nurl = \"{}\"", world.core.url()), &format!("[core]\n{core}"));
         let relay = Relay::bind(Config::parse(&toml, []).unwrap(), Clock::system()).await.unwrap();
         let (at, stop) = (relay.addresses(), CancellationToken::new());
         tokio::spawn(relay.run(stop.clone()));

@@ -6,6 +6,7 @@ mod budget;
 mod capture;
 mod contact;
 mod fake;
+mod holders;
 mod order;
 mod preflight;
 mod refusals;

@@ -1,5 +1,6 @@
 //! Each refusal code of contract A.3: what the relay does, what the uploader and the contact are
-//! told, and which ending is counted. One table for each class of A.6.
+//! told, and which ending is counted. One table for each class of A.6; what the core holds against
+//! a capability (rows 13 and 14 of A.2) ends no chunk: see `retries`.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::rig::{
 };
 
 /// Rows 3, 6, 8-13 and 15-18 that end a chunk.
-const TERMINAL: [(u16, &str); 26] = [
+const TERMINAL: [(u16, &str); 22] = [
     (400, "invalid_multipart"),
     (413, "upload_too_large"),
     (400, "invalid_field"),
@@ -28,10 +29,6 @@ const TERMINAL: [(u16, &str); 26] = [
     (400, "invalid_time_range"),
     (400, "invalid_byte_size"),
     (400, "invalid_sha256_hex"),
-    (401, "relay_capability_invalid"),
-    (403, "relay_capability_wrong_role"),
-    (403, "relay_capability_wrong_binding"),
-    (403, "relay_capability_limit_exceeded"),
     (404, "incident_not_found"),
     (409, "incident_deleting"),
     (409, "incident_closed"),
@@ -65,8 +62,8 @@ async fn a_final_refusal_ends_the_chunk_and_is_told_with_the_cores_code() {
         assert_eq!(endings(&world, "audio", "rejected").await, at as f64 + 1.0);
     }
     let stats = world.core.stats().await;
-    assert_eq!((stats.calls_of("commit"), stats.stored_chunks), (26, 0), "no refused chunk was sent again");
-    assert_eq!(calls(&world, "commit", "refused").await, 26.0);
+    assert_eq!((stats.calls_of("commit"), stats.stored_chunks), (22, 0), "no refused chunk was sent again");
+    assert_eq!(calls(&world, "commit", "refused").await, 22.0);
     assert_eq!(held(&world, "audio", "queued").await.0, 0.0, "nothing is kept of them");
 }
 

@@ -137,9 +137,17 @@ async fn a_429_pauses_commits_for_everybody_and_hints_the_capture_clients() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_capability_that_the_core_no_longer_takes_is_replaced_by_any_other() {
-    let refusals = [(401, "relay_capability_expired"), (403, "relay_capability_revoked")];
+    let refusals = [
+        (401, "relay_capability_expired"),
+        (403, "relay_capability_revoked"),
+        // As a core says of every token after its secret was changed.
+        (401, "relay_capability_invalid"),
+        (403, "relay_capability_wrong_role"),
+        (403, "relay_capability_wrong_binding"),
+        (403, "relay_capability_limit_exceeded"),
+    ];
     // One that ends later, and one that ends earlier than the one it replaces.
-    for ((status, code), ttl_s) in refusals.into_iter().zip([3600, 60]) {
+    for ((status, code), ttl_s) in refusals.into_iter().zip([3600, 60].into_iter().cycle()) {
         let world = World::new().await;
         let session = world.session().await;
         let contact = Contact::watch(world.plain(), fanout_jwt(&session)).await;

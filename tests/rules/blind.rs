@@ -122,7 +122,7 @@ fn secrets_and_identifiers_are_not_printed() {
     let env = ["WAYSTATION_CORE__SERVICE_TOKEN", "WAYSTATION_CAPABILITY__PROOFLINE_SECRET"];
     let config = Config::parse(&canary_config(), env.map(|name| (name.to_owned(), secret.clone()))).unwrap();
     let (offer, grant) = (offer(), grant());
-    let stream = StreamCapability { stream: offer.stream.clone(), capability: secret.clone(), grant: grant.clone() };
+    let stream = StreamCapability::new(offer.stream.clone(), secret.clone(), grant.clone());
     let capability = Capability { token: secret.as_str().into(), grant: grant.clone().into(), trust: Trust::Verified };
     let meta = Meta {
         offer: offer.clone(),

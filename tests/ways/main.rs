@@ -1,5 +1,6 @@
 //! Every transport, end to end: upload and watch.
 
+mod abandoned;
 mod bad;
 mod capability;
 mod limits;

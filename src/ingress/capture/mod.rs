@@ -176,11 +176,14 @@ impl Session {
             self.capabilities.remove(0);
         }
         self.capabilities.push(capability.clone());
-        let admission = self.ctx.shared.admission.clone();
-        self.tasks.spawn(async move {
-            admission.present(&capability).await;
-            None
-        });
+        // What waits for the core's word of a token goes with the connection, and is bounded as tokens are.
+        if self.tasks.len().saturating_sub(self.lanes.len()) < CAPABILITIES {
+            let (admission, client) = (self.ctx.shared.admission.clone(), self.ctx.client);
+            self.tasks.spawn(async move {
+                admission.present(&capability, client).await;
+                None
+            });
+        }
         Ok(())
     }
 

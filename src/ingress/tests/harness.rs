@@ -93,7 +93,7 @@ fn admission(clock: &Clock, metrics: &Metrics) -> Admission {
         Staging::open(disk, &key, &config.staging, &config.limits, clock.clone(), metrics.clone()).unwrap();
     let fetch = Fetch::nothing(clock.clone());
     let verifier = Verifier::new(&config.capability, fetch, clock.clone(), metrics.clone()).unwrap();
-    let hub = Hub::new(&config.fanout, 8, "node-1", clock.clone(), metrics.clone());
+    let hub = Hub::new(&config.fanout, &config.limits, "node-1", clock.clone(), metrics.clone());
     Admission::new(Parts { verifier, core: None, staging, hub, clock: clock.clone() }, &config)
 }
 

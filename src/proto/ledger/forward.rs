@@ -58,6 +58,13 @@ impl Ledger {
                 record.refusal = Some((code, core_code));
                 self.end(key, ChunkState::Rejected, Ending::Rejected);
             }
+            Verdict::Damaged => {
+                record.refusal = Some((Code::StagingFailed, None));
+                record.held = 0;
+                let (terms, until) = (record.terms, record.until);
+                self.end(key, ChunkState::Expired, Ending::Damaged);
+                self.set_aside(key, &terms, until);
+            }
             Verdict::Duplicate if record.ambiguous => {
                 record.state = ChunkState::Unsettled;
                 record.refusal = Some((Code::ChunkUnsettled, None));
@@ -83,19 +90,26 @@ impl Ledger {
         self.records.get(&key).map(|record| record.state)
     }
 
-    /// A capability for `stream` that is good until `expires`: what waited for one is released,
-    /// and what it outlives is carried by it. Returns how many were released and how many are held
-    /// that depend on it from now on, the released among them.
-    pub fn handle_capability(&mut self, stream: StreamKey, expires: i64, unix_s: i64) -> (usize, usize) {
-        if expires <= unix_s {
-            return (0, 0);
-        }
+    /// What is held of `stream` and can be committed for a shorter time than until `expires`: what a
+    /// capability that is good until then may carry on.
+    #[must_use]
+    pub fn shorter(&self, stream: StreamKey, expires: i64) -> Vec<ChunkRef> {
         let of_stream = |record: &Record| record.terms.stream == stream && record.terms.expires < expires;
-        let keys: Vec<_> =
-            self.records.iter().filter(|(_, r)| r.state.held() && of_stream(r)).map(|(key, _)| *key).collect();
-        let (mut released, depend) = (0, keys.len());
-        for key in keys {
+        self.records.iter().filter(|(_, r)| r.state.held() && of_stream(r)).map(|(key, _)| *key).collect()
+    }
+
+    /// A capability that is good until `expires` covers these chunks: what waited for one is
+    /// released, and what it outlives is carried by it. Returns how many were released.
+    pub fn handle_capability(&mut self, keys: &[ChunkRef], expires: i64, unix_s: i64) -> usize {
+        if expires <= unix_s {
+            return 0;
+        }
+        let mut released = 0;
+        for key in keys.iter().copied() {
             let Some(record) = self.records.get_mut(&key) else { continue };
+            if !record.state.held() || record.terms.expires >= expires {
+                continue;
+            }
             // Its place among the ready ones depends on when it expires; a delayed one stays delayed.
             self.ready.remove(&item(key, record));
             record.terms.expires = expires;
@@ -108,7 +122,7 @@ impl Ledger {
                 self.enqueue(key);
             }
         }
-        (released, depend)
+        released
     }
 
     /// The rate at which commits go out, in bytes a second: decides what a master's first chunk

@@ -1,7 +1,7 @@
 //! For how long a chunk is kept, and what is let go when that is over.
 
-use super::Ledger;
-use super::record::{Ending, Record};
+use super::record::{Ending, Record, Terms};
+use super::{Ledger, Owner};
 use crate::code::Code;
 use crate::id::ChunkRef;
 use crate::state::ChunkState;
@@ -20,7 +20,43 @@ pub(super) const fn until(state: ChunkState, since: i64, keep_ms: i64) -> i64 {
     since.saturating_add(if partial { PARTIAL_KEEP_MS } else { keep_ms })
 }
 
+/// Damaged bytes that are kept aside. As many as the room allows: they count as used.
+#[derive(Debug)]
+pub(super) struct Aside {
+    key: ChunkRef,
+    owner: Owner,
+    length: u64,
+    until: i64,
+}
+
 impl Ledger {
+    /// Damaged bytes found on the disk at start.
+    pub fn recover_damaged(&mut self, key: ChunkRef, terms: &Terms, since: i64) {
+        self.set_aside(key, terms, until(ChunkState::Staged, since, self.limits.keep_ms));
+    }
+
+    /// Counts damaged bytes as used room until they are let go.
+    pub(super) fn set_aside(&mut self, key: ChunkRef, terms: &Terms, until: i64) {
+        // There is one file: bytes of the same chunk that were put aside before are gone.
+        self.let_go_aside(|aside| aside.key == key);
+        self.quota.recovered(terms.owner, terms.length);
+        self.aside.push(Aside { key, owner: terms.owner, length: terms.length, until });
+    }
+
+    /// Lets damaged bytes go that were kept for long enough by both clocks; see
+    /// [`Ledger::handle_time`].
+    pub fn handle_time_aside(&mut self, now: i64, calendar: i64) -> Vec<ChunkRef> {
+        self.let_go_aside(|aside| aside.until <= now.min(calendar))
+    }
+
+    fn let_go_aside(&mut self, over: impl Fn(&Aside) -> bool) -> Vec<ChunkRef> {
+        let gone: Vec<_> = self.aside.extract_if(.., |aside| over(aside)).collect();
+        for aside in &gone {
+            self.quota.release(aside.owner, aside.length);
+        }
+        gone.into_iter().map(|aside| aside.key).collect()
+    }
+
     /// Lets go what was kept for long enough: (chunk, was staged). `now` counts on from the
     /// calendar's time at the start, by a clock that never jumps; `calendar` is what the calendar
     /// says now. Of what an earlier process left both must say that its time is over.

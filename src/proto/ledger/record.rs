@@ -50,6 +50,8 @@ words! {
         Failed = "failed",
         /// Its client dropped it while it was being received, or never came back.
         Abandoned = "abandoned",
+        /// Its bytes on the disk were no longer those of its digest.
+        Damaged = "damaged",
     }
 }
 
@@ -135,6 +137,8 @@ pub enum Decision {
 pub enum Verdict {
     /// Stored.
     Confirmed(Option<Arc<str>>),
+    /// Not sent: its bytes are no longer those of its digest.
+    Damaged,
     /// Refused for good.
     Rejected(Code, Option<Box<str>>),
     /// The capability is no longer taken.

@@ -28,8 +28,9 @@ impl Window {
 
     /// Time passed; `true` if contacts are to be told something.
     pub fn tick(&mut self, now: u64) -> bool {
+        let abandoned = self.withdraw_abandoned(now);
         if self.silent_at().is_none_or(|at| now < at) {
-            return false;
+            return abandoned;
         }
         self.capture = Some(CaptureWord::Silent);
         self.tell(Event::Capture(CaptureWord::Silent, self.since_sign(now)));

@@ -33,6 +33,8 @@ pub(super) struct Entry {
     /// Why it is not shown.
     pub(super) gone: Option<OmittedReason>,
     pub(super) withdrawn: Option<WithdrawnReason>,
+    /// When the last attempt at it went without an end.
+    pub(super) left: Option<u64>,
     /// All bytes are here and the hash agrees.
     pub(super) whole: bool,
     pub(super) state: ContactState,
@@ -60,6 +62,7 @@ impl Entry {
             ends,
             gone: None,
             withdrawn: None,
+            left: None,
             whole: false,
             state: ContactState::Arriving,
             receipt: None,

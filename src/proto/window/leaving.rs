@@ -1,8 +1,11 @@
 //! How chunks leave a window: withdrawn, too old, or for want of room.
 
+use super::entry::Entry;
 use super::events::{Event, Place};
 use super::{Cause, Effect, Window};
+use crate::id::ChunkRef;
 use crate::message::{OmittedReason, WithdrawnReason};
+use crate::state::ContactState;
 
 impl Window {
     /// Lets go of a chunk's bytes, or of its record if it has none; `false`: there was nothing.
@@ -24,6 +27,55 @@ impl Window {
                 self.bury(place);
             }
         }
+    }
+
+    /// The attempt `owner` went before the chunk was whole. Unless another one comes soon, the chunk
+    /// is withdrawn; `true` if that may be.
+    pub fn leave(&mut self, place: Place, owner: u64, now: u64) -> bool {
+        let arrives = |entry: &&mut Entry| entry.owner == owner && entry.state == ContactState::Arriving;
+        let Some(entry) = self.lanes[place.lane].entry_mut(place.seq).filter(arrives) else { return false };
+        entry.left = Some(now);
+        self.left = Some(self.left.map_or(now, |left| left.min(now)));
+        true
+    }
+
+    /// What came of a chunk is gone at the relay, and the core does not have it: it is withdrawn,
+    /// and a later attempt shows it anew. `true` if it was shown.
+    pub fn drop_chunk(&mut self, chunk: ChunkRef) -> bool {
+        let Some(place) = self.place(chunk) else { return false };
+        let shown = self.lanes[place.lane].entry(place.seq).is_some_and(Entry::open_ended);
+        if shown {
+            self.withdraw_entry(place, WithdrawnReason::Stalled);
+        }
+        shown
+    }
+
+    /// When the first of the chunks that nobody brings any more will be withdrawn.
+    #[must_use]
+    pub fn abandoned_at(&self) -> Option<u64> {
+        Some(self.left?.saturating_add(self.rules.patience_ms))
+    }
+
+    /// Withdraws what nobody brought for too long; `true` if anything was.
+    pub(super) fn withdraw_abandoned(&mut self, now: u64) -> bool {
+        if self.abandoned_at().is_none_or(|at| now < at) {
+            return false;
+        }
+        let (mut over, mut next) = (Vec::new(), None);
+        for lane in 0..self.lanes.len() {
+            for (seq, entry) in self.lanes[lane].entries().filter(|(_, entry)| entry.state == ContactState::Arriving) {
+                match entry.left {
+                    Some(left) if now >= left.saturating_add(self.rules.patience_ms) => over.push(Place { lane, seq }),
+                    Some(left) => next = Some(next.map_or(left, |next: u64| next.min(left))),
+                    None => {}
+                }
+            }
+        }
+        self.left = next;
+        for place in &over {
+            self.withdraw_entry(*place, WithdrawnReason::Stalled);
+        }
+        !over.is_empty()
     }
 
     pub(super) fn withdraw_entry(&mut self, place: Place, reason: WithdrawnReason) {
