@@ -26,11 +26,11 @@ impl Admission {
             if !shown || meta.offer.ended.unix_ms() < edge || meta.offer.length > self.0.max_shown {
                 continue;
             }
+            let publication = self.0.parts.hub.publish(&group, shown_as(meta));
             if let Ok(bytes) = self.0.parts.staging.read_whole(meta.offer.chunk_ref()).await {
-                let publication = self.0.parts.hub.publish(&group, shown_as(meta));
                 publication.push(0, &bytes);
-                publication.complete();
             }
+            publication.complete();
         }
     }
 }
