@@ -6,6 +6,8 @@ mod fixed;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use waystation_proto::id::StreamId;
 use waystation_proto::{Media, Variant};
@@ -15,6 +17,10 @@ use crate::token::Token;
 
 pub use devcore::{DevcoreAuthority, Wishes};
 pub use fixed::{FixedAuthority, TokenForm};
+
+/// Pauses between tries to get the core's keys: this, then twice as long each time.
+const KEYS_FIRST_PAUSE: Duration = Duration::from_secs(1);
+const KEYS_LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What an authority answers, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, AuthorityError>> + Send + 'a>>;
@@ -43,4 +49,19 @@ pub trait Authority: Send + Sync {
 
     /// The core's public keys, if it has any.
     fn jwks(&self) -> Answer<'_, Option<Jwks>>;
+}
+
+/// The core's keys after a pause, asked for until there is an answer: whoever gave up would take
+/// receipts unchecked from then on.
+pub(crate) async fn keys(authority: Arc<dyn Authority>, after: Duration) -> Option<Jwks> {
+    tokio::time::sleep(after).await;
+    let mut pause = KEYS_FIRST_PAUSE;
+    loop {
+        match authority.jwks().await {
+            Ok(jwks) => return jwks,
+            Err(AuthorityError::Refused(_)) => return None,
+            Err(AuthorityError::Away) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(KEYS_LONGEST_PAUSE);
+    }
 }

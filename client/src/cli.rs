@@ -53,7 +53,8 @@ struct RelayArgs {
 /// Where streams and capabilities come from.
 #[derive(Debug, Args)]
 struct CoreArgs {
-    /// The core, as http(s)://host:port.
+    /// The core, as http(s)://host:port: streams and capabilities come from it, and are renewed.
+    /// `capture` makes a new incident there, unless --session-file names one.
     #[arg(long)]
     core: Option<String>,
     /// File with the account token for the core.
@@ -62,7 +63,8 @@ struct CoreArgs {
     /// Trust exactly the certificates in this file for the core.
     #[arg(long)]
     core_ca_file: Option<PathBuf>,
-    /// Session file (as `waystation-devcore session` prints it, or `--session-out` wrote it).
+    /// Session file, as `waystation-devcore session` prints it or --session-out wrote it. With
+    /// --core only its incident and group are used; without, all it holds, and nothing is renewed.
     #[arg(long, alias = "incident-file")]
     session_file: Option<PathBuf>,
     /// The core's public keys, to verify receipts where no core is asked for them.
@@ -71,11 +73,12 @@ struct CoreArgs {
     /// Use the core's own HMAC tokens, one for each stream.
     #[arg(long)]
     proofline: bool,
-    /// Life to ask for in capabilities, in seconds.
-    #[arg(long)]
+    /// Life to ask for in capabilities, in seconds; without: the core's choice. Needs --core.
+    #[arg(long, requires = "core")]
     ttl: Option<u64>,
-    /// Highest chunk index to ask for in capabilities.
-    #[arg(long)]
+    /// Highest chunk index to ask for in capabilities, and so chunks of a stream; without: the
+    /// core's choice. Needs --core.
+    #[arg(long, requires = "core")]
     max_chunks: Option<u64>,
 }
 
@@ -97,7 +100,8 @@ struct CaptureArgs {
     /// How many times faster than recorded.
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
-    /// Keep sealed chunks in this directory instead of in memory.
+    /// Keep sealed chunks in this directory instead of in memory. What an earlier run left there
+    /// stays.
     #[arg(long)]
     spool: Option<PathBuf>,
     /// File with the Ed25519 key that signs offers: 32 bytes, raw or as hexadecimal digits.

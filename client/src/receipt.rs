@@ -13,12 +13,47 @@ pub struct Jwks {
     keys: Vec<(String, [u8; 32])>,
 }
 
+/// What is known of the core's keys.
+#[derive(Debug, Clone, Default)]
+pub enum Keys {
+    /// The core was not reached yet.
+    #[default]
+    Awaited,
+    /// It has none: it signs no receipts, or nobody can be asked.
+    None,
+    /// These.
+    Known(Jwks),
+}
+
+impl Keys {
+    /// What the core answered.
+    #[must_use]
+    pub fn answered(jwks: Option<Jwks>) -> Self {
+        jwks.map_or(Self::None, Self::Known)
+    }
+
+    /// What a receipt proves of the chunk that `is_ours` knows. `None`: that can't be told before
+    /// the keys are fetched; with keys that are `fresh`, asking again would change nothing.
+    pub fn check(&self, receipt: &str, fresh: bool, is_ours: impl FnOnce(&Receipt) -> bool) -> Option<Proof> {
+        let jwks = match self {
+            Self::Awaited => return None,
+            Self::None => return Some(Proof::Unchecked),
+            Self::Known(jwks) => jwks,
+        };
+        match jwks.verify(receipt) {
+            Ok(receipt) if is_ours(&receipt) => Some(Proof::Verified),
+            Err(ReceiptError::UnknownKey) if !fresh => None,
+            _ => Some(Proof::Invalid),
+        }
+    }
+}
+
 /// What became of the receipt that came with a confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
     /// None came.
     Absent,
-    /// One came, and no keys were given to check it with.
+    /// One came, and there are no keys to check it with.
     Unchecked,
     /// The core signed for exactly these bytes.
     Verified,
@@ -115,7 +150,7 @@ pub(crate) mod tests {
             "sha256": "00".repeat(32)})
     }
 
-    fn jwks(key: &ClientKey, kid: &str) -> Jwks {
+    pub(crate) fn jwks(key: &ClientKey, kid: &str) -> Jwks {
         let mut jwk = serde_json::to_value(key.jwk().unwrap()).unwrap();
         jwk["kid"] = kid.into();
         let other = serde_json::json!({"kty": "RSA", "kid": "rsa"});

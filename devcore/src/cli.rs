@@ -68,10 +68,10 @@ pub(crate) struct Serve {
     /// Signed receipts in commit answers
     #[arg(long, value_enum, default_value = "on")]
     receipts: Switch,
-    /// File with the relays' service token; made in DIR if absent
+    /// File with the relays' service token; without: service-token in the data directory, made if absent
     #[arg(long)]
     service_token_file: Option<PathBuf>,
-    /// File with the secret of Proofline tokens; made in DIR if absent
+    /// File with the secret of Proofline tokens; without: one in the data directory, made if absent
     #[arg(long)]
     capability_secret_file: Option<PathBuf>,
     /// Audience of JWT capabilities

@@ -17,7 +17,7 @@ use crate::proto::budget::Call;
 use crate::proto::ledger::Ending;
 use crate::proto::message::WithdrawnReason;
 use crate::proto::outcome::{Confirmed, Doubt, Outcome};
-use crate::proto::{ChunkRef, Code, ContactState, Offer, SessionId, Variant};
+use crate::proto::{ChunkRef, Class, Code, ContactState, Offer, SessionId, Variant};
 use crate::staging::{Expected, Spooled, Spooling};
 
 mod slots;
@@ -30,6 +30,8 @@ use slots::Slot;
 
 /// How long a call waits for its place in the budget.
 const BUDGET_WAIT: Duration = Duration::from_secs(30);
+/// When to come back while nothing better is known.
+const SOON: Duration = Duration::from_secs(5);
 /// Bytes read from the disk at once for contacts.
 const SHOW_BYTES: usize = 256 * 1024;
 
@@ -116,10 +118,11 @@ impl Admission {
         let core = self.0.parts.core.as_ref().ok_or(Code::RelayCoreNotConfigured)?;
         let slot = self.0.drop_ins.slot(upload.session.as_str(), upload.offer.index, client)?;
         let capability = self.drop_in_bearer(&upload.capability, client).await?;
-        let permit = budget(core, Call::Preflight, Code::CorePreflightUnavailable).await?;
+        let lane = self.drop_in_lane(&upload.offer, capability.as_ref());
+        let class = lane.variant.class();
+        let permit = budget(core, Call::Preflight, class.rank(), Code::CorePreflightUnavailable).await?;
         let outcome = core.preflight(permit, fields(&upload)).await;
         let known = self.0.drop_ins.answer(&upload.offer);
-        let lane = self.drop_in_lane(&upload.offer, capability.as_ref());
         let way = match (outcome, known) {
             (Outcome::Accepted, _) => {
                 if let Some(capability) = capability.filter(|capability| capability.trust == Trust::Claimed) {
@@ -206,8 +209,9 @@ impl DropIn {
                 Err(code) => return Refusal::from(drop_in_code(code)).into(),
             },
         };
+        let class = lane.variant.class();
         match admission.show_whole(&upload, lane, &spooled).await {
-            Ok(told) => admission.commit_drop_in(&upload, spooled, told).await,
+            Ok(told) => admission.commit_drop_in(&upload, class, spooled, told).await,
             Err(refusal) => refusal.into(),
         }
     }
@@ -252,8 +256,14 @@ impl Admission {
         }))
     }
 
-    async fn commit_drop_in(&self, upload: &DropInUpload, spooled: Spooled, mut told: Option<Told>) -> DropInEnd {
-        let outcome = self.ask_commit(upload, &spooled).await;
+    async fn commit_drop_in(
+        &self,
+        upload: &DropInUpload,
+        class: Class,
+        spooled: Spooled,
+        mut told: Option<Told>,
+    ) -> DropInEnd {
+        let outcome = self.ask_commit(upload, class, &spooled).await;
         let outcome = match outcome {
             Ok(Confirmed { status, receipt, relay_commit, .. }) => {
                 spooled.over(Ending::Confirmed);
@@ -277,9 +287,16 @@ impl Admission {
         DropInEnd { outcome, _told: told }
     }
 
-    async fn ask_commit(&self, upload: &DropInUpload, spooled: &Spooled) -> Result<Confirmed, Refusal> {
+    async fn ask_commit(&self, upload: &DropInUpload, class: Class, spooled: &Spooled) -> Result<Confirmed, Refusal> {
         let core = self.0.parts.core.as_ref().ok_or(Code::RelayCoreNotConfigured)?;
-        let permit = budget(core, Call::Commit, Code::CoreCommitUnavailable).await?;
+        let permit = async {
+            // One of a class at a time stands in the line, as a native session's chunks do: many
+            // uploads here do not take its turns.
+            let _turn = self.0.drop_ins.turn(class).await;
+            budget(core, Call::Commit, class.rank(), Code::CoreCommitUnavailable).await
+        };
+        let permit = tokio::time::timeout(BUDGET_WAIT, permit).await;
+        let permit = permit.unwrap_or_else(|_| Err(later(Code::CoreCommitUnavailable, SOON)))?;
         match core.commit(permit, fields(upload), spooled.body()).await {
             Outcome::Confirmed(confirmed) => Ok(confirmed),
             Outcome::Ambiguous(Doubt::Unreadable) => Err(Code::CoreCommitInvalidResponse.into()),
@@ -292,17 +309,19 @@ fn fields(upload: &DropInUpload) -> ChunkFields<'_> {
     ChunkFields { session: upload.session.as_str(), capability: &upload.capability, offer: &upload.offer }
 }
 
-async fn budget(core: &CoreApi, call: Call, unavailable: Code) -> Result<crate::core::Permit, Refusal> {
-    let later = |time: Duration| {
-        let mut refusal = Refusal::from(unavailable);
-        refusal.retry_after = Some(time.max(Duration::from_secs(1)));
-        refusal
-    };
+fn later(code: Code, time: Duration) -> Refusal {
+    let mut refusal = Refusal::from(code);
+    refusal.retry_after = Some(time.max(Duration::from_secs(1)));
+    refusal
+}
+
+async fn budget(core: &CoreApi, call: Call, rank: usize, unavailable: Code) -> Result<crate::core::Permit, Refusal> {
     let paused = core.limited_for(call.limiter()).into_iter().chain(core.away_for()).max();
     if let Some(time) = paused.filter(|time| *time > BUDGET_WAIT) {
-        return Err(later(time));
+        return Err(later(unavailable, time));
     }
-    tokio::time::timeout(BUDGET_WAIT, core.permit(call)).await.map_err(|_| later(Duration::from_secs(5)))
+    let permit = core.permit_ranked(call, rank as u8);
+    tokio::time::timeout(BUDGET_WAIT, permit).await.map_err(|_| later(unavailable, SOON))
 }
 
 /// A core's "no" in the existing relay's words: what has a status is passed on as a refusal, what

@@ -105,8 +105,8 @@ impl CoreApi {
     }
 
     /// As [`CoreApi::permit`], in the order of mercy: those of a lower rank go first, and the
-    /// highest rank that waits still gets one call in twenty. For preflights, which are chosen
-    /// before their permit.
+    /// highest rank that waits still gets one call in twenty. For calls whose chunk is chosen before
+    /// their permit, and for whoever shares a line with them.
     pub async fn permit_ranked(&self, call: Call, rank: u8) -> Permit {
         self.0.gate.permit(call, rank).await
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,7 @@ impl Forwarding {
             let next = async {
                 let place = Arc::clone(&room).acquire_owned().await.ok()?;
                 self.staging.ready(lowest).await;
-                let permit = self.core.permit(Call::Commit).await;
+                let permit = self.permit(lowest).await;
                 Some((place, permit, self.staging.take(lowest).await))
             };
             let Some(Some((place, permit, job))) = shutdown.run_until_cancelled(next).await else { break };
@@ -79,6 +80,25 @@ impl Forwarding {
             while under_way.try_join_next().is_some() {}
         }
         while under_way.join_next().await.is_some() {}
+    }
+
+    /// A place in the budget, in the order of mercy beside whoever else commits (the drop-in
+    /// routes): at the rank of the most urgent chunk, and anew when a more urgent one comes.
+    async fn permit(&self, lowest: Class) -> Permit {
+        loop {
+            let waits = |class: &&Class| self.staging.ready(**class).now_or_never().is_some();
+            let rank = Class::ALL.iter().find(waits).map_or(lowest.rank(), |class| class.rank());
+            let more_urgent = async {
+                match rank.checked_sub(1) {
+                    Some(above) => self.staging.ready(Class::ALL[above]).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                permit = self.core.permit_ranked(Call::Commit, rank as u8) => return permit,
+                () = more_urgent => {}
+            }
+        }
     }
 
     async fn commit(&self, permit: Permit, job: Job) {

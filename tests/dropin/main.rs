@@ -5,6 +5,7 @@ mod core;
 mod form;
 mod holds;
 mod leaks;
+mod mercy;
 mod routes;
 mod spool;
 mod upload;

@@ -44,6 +44,20 @@ async fn b3_a_chunk_is_committed_with_the_cores_words_and_nothing_is_kept() {
     assert!(metrics.contains("waystation_chunk_endings_total{class=\"audio\",ending=\"confirmed\"} 1"), "{metrics}");
 }
 
+/// The contract has no rule for it but a field's length.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b3_any_file_name_goes_to_the_core_as_it_came() {
+    let world = World::new().await;
+    for (index, name) in (1..).zip(["n".repeat(60_000), "a\tb\r\n--c\u{1}\"ü".to_owned(), String::new()]) {
+        let form = Form::chunk(index, 100).with("original_filename", &name);
+        let answer = world.upload(&form).await;
+        assert_eq!(answer.status, 201, "{:?}", answer.body);
+        for seen in world.core.seen().iter().filter(|seen| seen.field("chunk_index") == Some(&index.to_string())) {
+            assert_eq!(seen.field("original_filename").unwrap_or_default(), name, "{}", seen.path);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b3_forms_are_refused_by_their_first_mistake_before_the_core_is_asked() {
     let world = World::new().await;

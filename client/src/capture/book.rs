@@ -10,7 +10,7 @@ use waystation_proto::{ChunkState, Class, Offer, Retry};
 use super::event::Label;
 use super::queue::{Moving, Queue, Rank, Room, Waiting};
 use super::rate::Rate;
-use crate::receipt::{Jwks, Proof, ReceiptError};
+use crate::receipt::{Jwks, Keys, Proof};
 
 /// Longest pause after errors of one chunk.
 const MAX_PAUSE_MS: u64 = 1000;
@@ -38,6 +38,8 @@ enum Stage {
     Probing,
     /// Offered, and every byte is sent.
     Sent,
+    /// Confirmed, says the relay; the receipt waits for the core's keys.
+    Doubted,
     Ended,
 }
 
@@ -61,7 +63,7 @@ pub(crate) enum Effect {
     Free { id: u64 },
     /// A new capability is needed.
     Renew,
-    /// A receipt's key is not known: the core's keys are to be fetched again.
+    /// A receipt can't be checked: the core's keys are to be fetched.
     FetchKeys,
 }
 
@@ -90,21 +92,25 @@ pub(crate) struct Book {
     entries: BTreeMap<u64, Entry>,
     queue: Queue,
     rate: Rate,
-    jwks: Option<Jwks>,
-    /// Receipts whose key was not known.
-    doubted: Vec<(u64, String)>,
+    keys: Keys,
+    /// Receipts that wait for the core's keys.
+    doubted: BTreeMap<u64, String>,
     confirmed: u64,
     chunks: u64,
 }
 
 impl Book {
+    /// The core's keys, or that it has none. Receipts that waited for them are looked at.
     pub(crate) fn set_keys(&mut self, jwks: Option<Jwks>) -> Vec<Effect> {
-        if jwks.is_some() {
-            self.jwks = jwks;
+        // What waits since before the first answer may be newer than that answer.
+        let fresh = !matches!(self.keys, Keys::Awaited);
+        // A core that once signed is not believed to have stopped.
+        if jwks.is_some() || matches!(self.keys, Keys::Awaited) {
+            self.keys = Keys::answered(jwks);
         }
         let mut out = Vec::new();
         for (id, receipt) in std::mem::take(&mut self.doubted) {
-            self.confirm(id, Some(receipt), true, &mut out);
+            self.confirm(id, Some(receipt), fresh, &mut out);
         }
         out
     }
@@ -169,7 +175,7 @@ impl Book {
         }
         if let Some(error) = verdict.error.as_ref().filter(|_| !self.has_ended(id)) {
             self.refused(id, error, &verdict, code, now_ms, &mut out);
-        } else if verdict.last && !self.has_ended(id) {
+        } else if verdict.last && !self.has_ended(id) && !self.doubted.contains_key(&id) {
             self.again(id, verdict.retry_after_s.unwrap_or(1) * 1000, now_ms);
         }
         self.rate.paused(self.moving().bodies == 0, now_ms);
@@ -250,18 +256,10 @@ impl Book {
     /// The core confirmed, says the relay; the receipt, if there is one, must agree.
     fn confirm(&mut self, id: u64, receipt: Option<String>, keys_are_new: bool, out: &mut Vec<Effect>) {
         let Some(entry) = self.entries.get(&id) else { return };
-        let checked = match (&self.jwks, receipt) {
-            (Some(jwks), Some(text)) => match jwks.verify(&text) {
-                Ok(receipt) if receipt.is_for(&entry.offer) => Proof::Verified,
-                Err(ReceiptError::UnknownKey) if !keys_are_new => {
-                    self.doubted.push((id, text));
-                    out.push(Effect::FetchKeys);
-                    return;
-                }
-                _ => Proof::Invalid,
-            },
-            (None, Some(_)) => Proof::Unchecked,
-            (_, None) => Proof::Absent,
+        let check = |text: &str| self.keys.check(text, keys_are_new, |receipt| receipt.is_for(&entry.offer));
+        let checked = match receipt.as_deref().map_or(Some(Proof::Absent), check) {
+            Some(checked) => checked,
+            None => return self.doubt(id, receipt.unwrap_or_default(), out),
         };
         if checked == Proof::Invalid {
             // The relay is no authority: what its receipt does not prove is not confirmed.
@@ -272,6 +270,16 @@ impl Book {
         self.queue.remove(id);
         self.confirmed += 1;
         out.push(Effect::Free { id });
+    }
+
+    /// The bytes stay here until the receipt is checked.
+    fn doubt(&mut self, id: u64, receipt: String, out: &mut Vec<Effect>) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.stage = Stage::Doubted;
+            self.queue.remove(id);
+            self.doubted.insert(id, receipt);
+            out.push(Effect::FetchKeys);
+        }
     }
 
     fn note(&mut self, id: u64, state: ChunkState, code: Option<String>, receipt: Proof, out: &mut Vec<Effect>) {
@@ -293,6 +301,7 @@ impl Book {
         if state.ended() || state == ChunkState::Unsettled {
             entry.stage = Stage::Ended;
             self.queue.remove(id);
+            self.doubted.remove(&id);
         }
     }
 
@@ -370,6 +379,8 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ClientKey;
+    use crate::receipt::tests::{issue, jwks};
     use waystation_proto::{Code, Digest, Variant};
 
     const ROOM: Room = Room { bodies: 4, probes: 2 };
@@ -478,6 +489,49 @@ mod tests {
         assert_eq!(book.count().unsettled, 1);
         book.verdict(0, 1, told(Some(ChunkState::Confirmed), None, true), 0);
         assert_eq!((book.count().unsettled, book.count().confirmed), (0, 1));
+    }
+
+    #[test]
+    fn a_confirmation_frees_nothing_before_its_receipt_is_checked() {
+        let core = ClientKey::from_seed(&[1; 32]).unwrap();
+        let mut book = book(2);
+        let receipt = |index: u64| {
+            issue(
+                &core,
+                "k1",
+                &serde_json::json!({"iss": "core", "iat": 1, "incident": "i", "stream": "s",
+                "index": index, "length": 100, "sha256": "01".repeat(32)}),
+            )
+        };
+        for id in 0..2 {
+            take(&mut book, 0);
+            let verdict = Verdict { receipt: Some(receipt(1)), ..told(Some(ChunkState::Confirmed), None, true) };
+            assert_eq!(book.verdict(id, 1, verdict, 0), [Effect::FetchKeys]);
+        }
+        book.disconnected(0);
+        assert_eq!((take(&mut book, 100_000), book.all_ended()), (None, false), "it waits, and is not sent again");
+        let effects = book.set_keys(Some(jwks(&core, "k1")));
+        let ends: Vec<_> = effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::State { id, state, receipt, .. } => Some((*id, *state, *receipt)),
+                _ => None,
+            })
+            .collect();
+        let wrong = (1, ChunkState::Unsettled, Proof::Invalid);
+        assert_eq!(ends, [(0, ChunkState::Confirmed, Proof::Verified), wrong], "the second's is of another chunk");
+        assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Free { .. })).count(), 1);
+    }
+
+    #[test]
+    fn where_the_core_has_no_keys_a_receipt_is_unchecked() {
+        let mut book = book(1);
+        take(&mut book, 0);
+        let verdict = Verdict { receipt: Some("a.b.c".into()), ..told(Some(ChunkState::Confirmed), None, true) };
+        book.verdict(0, 1, verdict, 0);
+        let effects = book.set_keys(None);
+        let unchecked = |effect: &Effect| matches!(effect, Effect::State { receipt: Proof::Unchecked, .. });
+        assert!(unchecked(&effects[0]) && effects[1] == Effect::Free { id: 0 }, "{effects:?}");
     }
 
     #[test]

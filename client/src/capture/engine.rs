@@ -55,7 +55,7 @@ struct Unsealed {
 enum Told {
     Stream(usize, Result<StreamId, AuthorityError>),
     Capability(Result<Vec<Token>, AuthorityError>),
-    Keys(Result<Option<Jwks>, AuthorityError>),
+    Keys(Option<Jwks>),
     Connected(Result<Link, ConnectError>),
 }
 
@@ -93,7 +93,8 @@ pub(crate) struct Engine {
     connect_at: Instant,
     connected_at: Instant,
     connections: u64,
-    keys_wanted: bool,
+    /// The core's keys are awaited.
+    keys_asked: bool,
     keys_not_before_ms: i64,
     /// Answers that are awaited; at most one for each lane and two more.
     tasks: JoinSet<Told>,
@@ -131,7 +132,7 @@ impl Engine {
             connect_at: Instant::now(),
             connected_at: Instant::now(),
             connections: 0,
-            keys_wanted: false,
+            keys_asked: false,
             keys_not_before_ms: i64::MIN,
             tasks: JoinSet::new(),
             finishing: None,
@@ -140,12 +141,11 @@ impl Engine {
     }
 
     pub(crate) async fn run(mut self) {
-        self.fetch_keys();
+        self.fetch_keys(Duration::ZERO);
         loop {
             self.ask_for_streams();
             self.seal_waiting().await;
             self.ask_for_capability();
-            self.fetch_keys_again();
             self.connect();
             self.give().await;
             if self.finishing.as_ref().is_some_and(|f| self.is_done() || f.deadline <= Instant::now()) {
@@ -295,7 +295,7 @@ impl Engine {
                 }
                 Effect::Free { id } => self.store.free(id).await,
                 Effect::Renew => self.wallet.want(),
-                Effect::FetchKeys => self.keys_wanted = true,
+                Effect::FetchKeys => self.fetch_keys_again(),
             }
         }
     }

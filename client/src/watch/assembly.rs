@@ -14,7 +14,7 @@ use super::event::{Bad, Event, Label, Whole};
 use crate::capture::lane_seq;
 use crate::envelope::{self, Identity};
 use crate::keys::GroupKey;
-use crate::receipt::{Jwks, Proof, ReceiptError};
+use crate::receipt::{Jwks, Keys, Proof};
 
 /// Chunks that may be arriving at once.
 const MAX_ARRIVING: usize = 64;
@@ -22,8 +22,8 @@ const MAX_ARRIVING: usize = 64;
 const MAX_BYTES: u64 = 64 << 20;
 /// Chunks and streams remembered, to label states that come late and to tell repetitions.
 const MAX_KNOWN: usize = 8192;
-/// Receipts that wait for the core's keys.
-const MAX_DOUBTED: usize = 256;
+/// Receipts that wait for the core's keys; about 1 KiB each.
+const MAX_DOUBTED: usize = 1024;
 
 type Name = (StreamId, u64);
 
@@ -50,7 +50,7 @@ pub struct Assembly {
     key: GroupKey,
     incident: IncidentId,
     max_chunk: u64,
-    jwks: Option<Jwks>,
+    keys: Keys,
     arriving: BTreeMap<u64, Arriving>,
     known: HashMap<Name, Known>,
     order: VecDeque<Name>,
@@ -69,7 +69,7 @@ impl Assembly {
             key,
             incident,
             max_chunk,
-            jwks: None,
+            keys: Keys::Awaited,
             arriving: BTreeMap::new(),
             known: HashMap::new(),
             order: VecDeque::new(),
@@ -89,14 +89,17 @@ impl Assembly {
     /// The core's keys; receipts that waited for them are looked at again.
     pub fn set_keys(&mut self, jwks: Option<Jwks>) -> Vec<Event> {
         self.wants_keys = false;
-        if jwks.is_some() {
-            self.jwks = jwks;
+        // What waits since before the first answer may be newer than that answer.
+        let fresh = !matches!(self.keys, Keys::Awaited);
+        // A core that once signed is not believed to have stopped.
+        if jwks.is_some() || matches!(self.keys, Keys::Awaited) {
+            self.keys = Keys::answered(jwks);
         }
         let doubted = std::mem::take(&mut self.doubted);
-        doubted.into_iter().filter_map(|told| self.state(told, true)).collect()
+        doubted.into_iter().filter_map(|told| self.state(told, fresh)).collect()
     }
 
-    /// Whether a receipt named a key that is not known.
+    /// Whether a receipt waits for the core's keys.
     #[must_use]
     pub const fn wants_keys(&self) -> bool {
         self.wants_keys
@@ -233,24 +236,21 @@ impl Assembly {
         let known = self.known.get(&name);
         let code = told.error.as_ref().map(crate::wire::code_of);
         if let (ContactState::Confirmed, Some(text)) = (told.state, &told.receipt) {
-            receipt = match self.jwks.as_ref().map(|jwks| jwks.verify(text)) {
-                None => Proof::Unchecked,
-                Some(Err(ReceiptError::UnknownKey)) if !keys_are_new && self.doubted.len() < MAX_DOUBTED => {
-                    self.wants_keys = true;
-                    self.doubted.push(told);
-                    return None;
-                }
-                Some(Ok(receipt)) => {
-                    let ours = receipt.incident == self.incident
-                        && (receipt.stream, receipt.index) == name
-                        && known.is_none_or(|k| k.digest == receipt.sha256 && k.label.length == receipt.length);
-                    if ours { Proof::Verified } else { Proof::Invalid }
-                }
-                Some(Err(_)) => Proof::Invalid,
-            };
-        }
-        if receipt == Proof::Invalid {
-            state = ContactState::Unsettled;
+            let checked = self.keys.check(text, keys_are_new, |receipt| {
+                receipt.incident == self.incident
+                    && (&receipt.stream, receipt.index) == (&name.0, name.1)
+                    && known.is_none_or(|k| k.digest == receipt.sha256 && k.label.length == receipt.length)
+            });
+            if checked.is_none() && self.doubted.len() < MAX_DOUBTED {
+                self.wants_keys = true;
+                self.doubted.push(told);
+                return None;
+            }
+            // More wait than are kept: this one stays without proof.
+            receipt = checked.unwrap_or(Proof::Unchecked);
+            if checked.is_none() || receipt == Proof::Invalid {
+                state = ContactState::Unsettled;
+            }
         }
         let label = known.map(|known| known.label);
         if let Some(known) = self.known.get_mut(&name) {
@@ -312,6 +312,8 @@ impl std::fmt::Debug for Assembly {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::ClientKey;
+    use crate::receipt::tests::{issue, jwks};
     use bytes::Bytes;
     use proptest::prelude::*;
     use waystation_proto::Media;
@@ -413,5 +415,28 @@ mod tests {
             refused += usize::from(matches!(event, Some(Event::Bad { why: Bad::TooMuch, .. })));
         }
         assert_eq!((assembly.arriving.len(), refused), (MAX_ARRIVING, 5));
+    }
+
+    #[test]
+    fn a_confirmation_waits_for_the_keys_its_receipt_needs() {
+        let core = ClientKey::from_seed(&[1; 32]).unwrap();
+        let (begins, _) = sealed(1, b"x");
+        let payload = serde_json::json!({"iss": "core", "iat": 1, "incident": "i", "stream": "s", "index": 1,
+            "length": begins.length, "sha256": begins.sha256});
+        let told = ContactChunkState {
+            stream: begins.stream.clone(),
+            index: 1,
+            state: ContactState::Confirmed,
+            receipt: Some(issue(&core, "k1", &payload)),
+            error: None,
+        };
+        let mut assembly = Assembly::new(key(), incident(), 1 << 20);
+        let mut take = |wire: Bytes| assembly.frame(&frame::split_message(wire).unwrap().remove(0), 0).unwrap();
+        take(frame::encode_json(kind::CHUNK, &begins));
+        assert_eq!(take(frame::encode_json(kind::STATE, &told)), None);
+        assert!(assembly.wants_keys());
+        let events = assembly.set_keys(Some(jwks(&core, "k1")));
+        let [Event::State { state, receipt, .. }] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((*state, *receipt), (ContactState::Confirmed, Proof::Verified));
     }
 }

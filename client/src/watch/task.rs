@@ -13,7 +13,7 @@ use waystation_proto::{Code, Retry};
 use super::assembly::Assembly;
 use super::source::{Presented, Source, Wish};
 use super::{Config, Event};
-use crate::authority::{Authority, AuthorityError};
+use crate::authority::{self, Authority, AuthorityError};
 use crate::clock;
 use crate::connect::ConnectError;
 use crate::receipt::Jwks;
@@ -65,6 +65,8 @@ struct Task {
     asked: JoinSet<Told>,
     asking_token: bool,
     renew_not_before_ms: i64,
+    /// The core's keys are awaited.
+    keys_asked: bool,
     keys_not_before_ms: i64,
 }
 
@@ -84,9 +86,10 @@ pub(super) async fn run(config: Config, authority: Arc<dyn Authority>, events: m
         asked: JoinSet::new(),
         asking_token: false,
         renew_not_before_ms: i64::MIN,
+        keys_asked: false,
         keys_not_before_ms: i64::MIN,
     };
-    task.fetch_keys();
+    task.fetch_keys(Duration::ZERO);
     while task.round().await {}
 }
 
@@ -147,18 +150,20 @@ impl Task {
         }
     }
 
-    fn fetch_keys(&mut self) {
+    fn fetch_keys(&mut self, after: Duration) {
+        self.keys_asked = true;
         let authority = Arc::clone(&self.authority);
-        self.asked.spawn(async move { Told::Keys(authority.jwks().await.ok().flatten()) });
+        self.asked.spawn(async move { Told::Keys(authority::keys(authority, after).await) });
     }
 
     /// A receipt named an unknown key: a core that changed its key is asked, but a relay that
     /// makes up keys can't make a storm of it.
     fn fetch_keys_again(&mut self) {
-        let now = clock::unix_ms();
-        if now >= self.keys_not_before_ms {
-            self.keys_not_before_ms = now + KEYS_PAUSE_MS;
-            self.fetch_keys();
+        if !self.keys_asked {
+            let now_ms = clock::unix_ms();
+            let at = self.keys_not_before_ms.max(now_ms);
+            self.keys_not_before_ms = at + KEYS_PAUSE_MS;
+            self.fetch_keys(Duration::from_millis(at.abs_diff(now_ms)));
         }
     }
 
@@ -193,6 +198,7 @@ impl Task {
     async fn told(&mut self, told: Told, source: Option<&mut Source>) -> Option<Ended> {
         match told {
             Told::Keys(keys) => {
+                self.keys_asked = false;
                 for event in self.assembly.set_keys(keys) {
                     if !self.emit(event).await {
                         return Some(Ended::Gone);

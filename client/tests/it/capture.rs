@@ -209,6 +209,31 @@ async fn a_receipt_decides_where_there_is_one() {
 }
 
 #[tokio::test]
+async fn nothing_is_freed_while_receipts_can_not_be_checked() {
+    for transport in ALL {
+        let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+        relay.with(|state| state.knobs.receipts = Some("k1".into()));
+        let authority = authority();
+        authority.keys_away.store(true, Ordering::SeqCst);
+        let mut config = config(&relay, transport, &[AUDIO]);
+        config.spool = Some(dir.path().to_owned());
+        let (capture, mut events) = Capture::start(config, authority.clone()).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
+        until(&mut events, |event| matches!(event, Event::Sent(_))).await;
+        relay.until(|state| state.whole.len() == 1).await;
+        let ended = |event: &Event| matches!(event, Event::State { state, .. } if state.ended());
+        let early = tokio::time::timeout(Duration::from_millis(300), until(&mut events, ended)).await;
+        assert!(early.is_err(), "{early:?} over {transport:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{transport:?}");
+        authority.keys_away.store(false, Ordering::SeqCst);
+        let Event::State { receipt, .. } = until(&mut events, ended).await else { unreachable!() };
+        assert_eq!(receipt, Proof::Verified, "{transport:?}");
+        assert_eq!(finish(capture).await.confirmed, 1);
+        assert_eq!(relay.with(|state| state.offers.len()), 1, "it was not offered again over {transport:?}");
+    }
+}
+
+#[tokio::test]
 async fn end_is_said_when_all_is_done_and_the_spool_is_empty_then() {
     let relay = Relay::start().await;
     let dir = tempfile::tempdir().unwrap();

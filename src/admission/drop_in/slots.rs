@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use crate::config::Limits;
-use crate::proto::{ChunkRef, Code, Digest, Offer};
+use crate::proto::{ChunkRef, Class, Code, Digest, Offer};
 
 /// Confirmed uploads whose answer is remembered for a resend. About 1 KiB each.
 const MAX_REMEMBERED: usize = 4096;
@@ -20,6 +20,8 @@ pub(in crate::admission) struct InProgress {
     hasher: RandomState,
     per_session: usize,
     per_client: usize,
+    /// Whose turn it is to wait for a commit, by class; first come, first served.
+    turns: [tokio::sync::Mutex<()>; Class::COUNT],
 }
 
 #[derive(Default)]
@@ -46,7 +48,13 @@ impl InProgress {
             hasher: RandomState::new(),
             per_session: limits.in_flight_per_session,
             per_client: limits.in_flight_per_client,
+            turns: Default::default(),
         }
+    }
+
+    /// Waits for the turn of a chunk of this class; the turn is over when it is dropped.
+    pub(super) async fn turn(&self, class: Class) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turns[class.rank()].lock().await
     }
 
     /// Takes a slot, in the contract's order: the chunk, its session, its client.

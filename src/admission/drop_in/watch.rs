@@ -33,7 +33,7 @@ impl Admission {
     pub async fn drop_in_watch(&self, watch: DropInWatch, client: IpAddr) -> Result<WholeSubscription, Refusal> {
         let core = self.0.parts.core.as_ref().ok_or(Code::RelayCoreNotConfigured)?;
         let known = self.drop_in_bearer(&watch.capability, client).await?;
-        let permit = budget(core, Call::Authorize, Code::CoreFanoutUnavailable).await?;
+        let permit = budget(core, Call::Authorize, 0, Code::CoreFanoutUnavailable).await?;
         let fields = FanoutFields {
             session: &watch.session,
             capability: &watch.capability,

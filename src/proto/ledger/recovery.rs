@@ -1,8 +1,8 @@
-//! What was found on the disk at start, and what came to be known another way.
+//! What was found on the disk at start.
 
 use super::Ledger;
 use super::keeping::RECOVERED_KEEP_MS;
-use super::record::{Ending, Terms};
+use super::record::Terms;
 use crate::id::ChunkRef;
 use crate::state::ChunkState;
 
@@ -19,17 +19,6 @@ impl Ledger {
     /// A partial found on the disk at start.
     pub fn recover_partial(&mut self, key: ChunkRef, terms: Terms, since: i64, now: i64, held: u64) {
         self.recover(key, terms, (since, now), ChunkState::Receiving, held);
-    }
-
-    /// Remembers a confirmation that came another way (the drop-in route), so that a resend of
-    /// the same bytes is answered at once.
-    pub fn remember_confirmed(&mut self, key: ChunkRef, terms: Terms, now: i64) {
-        if !self.records.contains_key(&key) {
-            let record = self.fresh(terms, now, ChunkState::Confirmed);
-            self.records.insert(key, record);
-            self.remember(key);
-            self.endings[terms.class.rank()][Ending::Confirmed as usize] += 1;
-        }
     }
 
     fn recover(&mut self, key: ChunkRef, terms: Terms, (since, now): (i64, i64), state: ChunkState, held: u64) {

@@ -64,6 +64,7 @@ impl Contact {
                 _ => continue,
             }
             if self.had_before(lane, seq, window, omissions, out) {
+                self.tell_standing(lane, seq, window, omissions, out);
                 continue;
             }
             let newer = |entry: &Entry| window.names.get(&entry.meta.chunk) != Some(&Place { lane, seq });
@@ -131,6 +132,16 @@ impl Contact {
             out.omitted(&Omitted { stream: entry.meta.stream.clone(), from, to, reason });
         }
         false
+    }
+
+    /// What another window delivered is not delivered again. Its verdict may be this window's: it
+    /// came before the contact did.
+    fn tell_standing(&self, lane: usize, seq: u64, window: &mut Window, omissions: &mut Omissions, out: &mut Out) {
+        let Some(entry) = window.lanes[lane].entry_mut(seq).filter(|entry| entry.withdrawn.is_none()) else { return };
+        if let Some(state) = entry.states_beside() {
+            omissions.flush(out);
+            out.frames.push(state);
+        }
     }
 
     /// `STREAM` where it is new, `CHUNK`, and `STATE` where that says more.

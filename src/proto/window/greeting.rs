@@ -155,3 +155,43 @@ impl Window {
         oldest.min_by_key(|entry| entry.ends).map(|entry| entry.meta.started.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{contact, empty, json, meta, small};
+    use super::super::{Out, Rules};
+    use super::*;
+    use crate::id::IncidentId;
+    use crate::message;
+    use crate::state::ContactState;
+
+    #[test]
+    fn a_verdict_that_came_before_a_contact_of_another_window_is_told() {
+        let mut before = empty();
+        for index in 1..=3 {
+            small(&mut before, index, 0);
+        }
+        let mut there = contact(&before);
+        there.poll(&mut before, 0, &mut Out::default());
+        let cursor = Cursor::decode(&there.cursor(&before)).unwrap();
+
+        // After a restart the last two are shown again, and one is confirmed before the contact is back.
+        let rules = Rules { window_ms: 10_000_000, max_chunk: 100, patience_ms: 30_000, node: "node".into() };
+        let mut window = Window::new(rules, IncidentId::new("i").unwrap(), 2);
+        small(&mut window, 2, 0);
+        small(&mut window, 3, 0);
+        window.set_state(meta("a", 2, 0, 1).chunk, ContactState::Confirmed, None, None);
+        let mut back = Contact::new(&window, View { lanes: [true, true], streams: None }, Start::Cursor(cursor), 0);
+        let mut told = Vec::new();
+        let mut poll = |window: &mut Window| {
+            let mut out = Out::default();
+            back.poll(window, 0, &mut out);
+            assert!(json::<message::ChunkBegins>(&out, kind::CHUNK).is_empty(), "nothing is delivered twice");
+            told.extend(json(&out, kind::STATE).into_iter().map(|state: message::ContactChunkState| state.index));
+        };
+        poll(&mut window);
+        window.set_state(meta("a", 3, 0, 1).chunk, ContactState::Confirmed, None, None);
+        poll(&mut window);
+        assert_eq!(told, [2, 3]);
+    }
+}

@@ -449,12 +449,12 @@ proptest! {
     }
 }
 
-fn json<T: serde::de::DeserializeOwned>(out: &Out, kind: u64) -> Vec<T> {
+pub(super) fn json<T: serde::de::DeserializeOwned>(out: &Out, kind: u64) -> Vec<T> {
     let frames = out.frames.iter().flat_map(|frame| frame::split_message(frame.clone()).unwrap());
     frames.filter(|frame| frame.kind == kind).map(|frame| frame::control(&frame).unwrap()).collect()
 }
 
-fn small(window: &mut Window, index: u64, ended_s: i64) -> Place {
+pub(super) fn small(window: &mut Window, index: u64, ended_s: i64) -> Place {
     let meta = Arc::new(meta("a", index, ended_s, 1));
     let place = window.begin(&meta, index, index, 0, Some(0)).unwrap();
     window.push(place, 0, &[1], Some(0));
@@ -462,12 +462,12 @@ fn small(window: &mut Window, index: u64, ended_s: i64) -> Place {
     place
 }
 
-fn empty() -> Window {
+pub(super) fn empty() -> Window {
     let rules = Rules { window_ms: 10_000_000, max_chunk: 100, patience_ms: 30_000, node: "node".into() };
     Window::new(rules, IncidentId::new("i").unwrap(), 1)
 }
 
-fn contact(window: &Window) -> Contact {
+pub(super) fn contact(window: &Window) -> Contact {
     Contact::new(window, View { lanes: [true, true], streams: None }, Start::Oldest, 0)
 }
 

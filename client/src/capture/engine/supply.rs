@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use waystation_proto::id::StreamId;
 
-use crate::authority::AuthorityError;
+use crate::authority::{self, AuthorityError};
 use crate::capture::event::Event;
 use crate::capture::lane::Lane;
 use crate::capture::link::ToLink;
@@ -60,19 +61,20 @@ impl Engine {
         filling.chain(pending).filter(|stream| seen.insert(stream.clone())).take(MAX_STREAMS).collect()
     }
 
-    pub(super) fn fetch_keys(&mut self) {
+    pub(super) fn fetch_keys(&mut self, after: Duration) {
+        self.keys_asked = true;
         let authority = Arc::clone(&self.authority);
-        self.tasks.spawn(async move { Told::Keys(authority.jwks().await) });
+        self.tasks.spawn(async move { Told::Keys(authority::keys(authority, after).await) });
     }
 
     /// A receipt named an unknown key: a core that changed its key is asked, but a relay that
     /// makes up keys can't make a storm of it.
     pub(super) fn fetch_keys_again(&mut self) {
-        let now_ms = clock::unix_ms();
-        if self.keys_wanted && now_ms >= self.keys_not_before_ms {
-            self.keys_wanted = false;
-            self.keys_not_before_ms = now_ms + KEYS_PAUSE_MS;
-            self.fetch_keys();
+        if !self.keys_asked {
+            let now_ms = clock::unix_ms();
+            let at = self.keys_not_before_ms.max(now_ms);
+            self.keys_not_before_ms = at + KEYS_PAUSE_MS;
+            self.fetch_keys(Duration::from_millis(at.abs_diff(now_ms)));
         }
     }
 
@@ -91,7 +93,8 @@ impl Engine {
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Keys(answer) => {
-                let effects = self.book.set_keys(answer.ok().flatten());
+                self.keys_asked = false;
+                let effects = self.book.set_keys(answer);
                 self.act(effects).await;
             }
             Told::Connected(result) => self.connected(result),

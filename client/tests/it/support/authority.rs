@@ -19,6 +19,8 @@ pub struct TestAuthority {
     pub ttl_s: i64,
     pub max_chunks: u64,
     pub away: AtomicBool,
+    /// Its keys alone can't be had.
+    pub keys_away: AtomicBool,
     pub key_id: Mutex<String>,
     streams: AtomicU64,
     minted: AtomicU64,
@@ -32,6 +34,7 @@ impl TestAuthority {
             ttl_s,
             max_chunks,
             away: AtomicBool::new(false),
+            keys_away: AtomicBool::new(false),
             key_id: Mutex::new("k1".into()),
             streams: AtomicU64::new(0),
             minted: AtomicU64::new(0),
@@ -88,6 +91,9 @@ impl Authority for TestAuthority {
 
     fn jwks(&self) -> Answer<'_, Option<Jwks>> {
         Box::pin(async move {
+            if self.keys_away.load(Ordering::SeqCst) {
+                return Err(AuthorityError::Away);
+            }
             let mut jwk = core_key().jwk().unwrap();
             jwk.kid = Some(self.key_id.lock().unwrap().clone());
             Ok(Jwks::parse(serde_json::json!({"keys": [jwk]}).to_string().as_bytes()))
