@@ -20,6 +20,7 @@ mod again;
 mod clients;
 mod drop_in;
 mod follow;
+mod names;
 mod offer;
 mod receiving;
 mod vouch;
@@ -173,7 +174,9 @@ impl Admission {
     #[must_use]
     pub fn hint(&self) -> Hint {
         let core = self.0.parts.core.as_ref();
-        let limited = core.and_then(|core| core.limited_for(Limiter::Upload));
+        // Where the core vouches for each offer, a pause of preflights is one of uploads.
+        let pauses = |core: &CoreApi| Limiter::ALL.iter().filter_map(|limiter| core.limited_for(*limiter)).max();
+        let limited = core.and_then(pauses);
         Hint {
             core_limited_s: limited.map(|time| time.as_secs().max(1)),
             core_away: core.and_then(CoreApi::away_for).map(|_| true),
