@@ -23,6 +23,9 @@ impl Admission {
             let edge = newest.get(&(group.clone(), variant)).map_or(i64::MIN, |ended| ended.saturating_sub(window_ms));
             let labelled = meta.grant.lane(&meta.offer.stream).is_some_and(|lane| lane.variant.is_some());
             let shown = variant.watchable() && (labelled || self.0.allow_unlabelled);
+            if !shown {
+                self.0.hidden.remember(meta.offer.chunk_ref(), &group);
+            }
             if !shown || meta.offer.ended.unix_ms() < edge || meta.offer.length > self.0.max_shown {
                 continue;
             }

@@ -20,6 +20,7 @@ mod again;
 mod clients;
 mod drop_in;
 mod follow;
+mod hidden;
 mod names;
 mod offer;
 mod receiving;
@@ -33,6 +34,7 @@ pub use receiving::{Admitted, Receiving};
 pub use watch::Revocation;
 
 use clients::Clients;
+use hidden::Hidden;
 use vouch::Vouched;
 
 /// Why something is refused, with everything an adapter needs to say so on its transport.
@@ -79,6 +81,7 @@ struct Inner {
     clients: Clients,
     vouched: Vouched,
     drop_ins: drop_in::InProgress,
+    hidden: Hidden,
     max_chunk: u64,
     max_shown: u64,
     allow_unlabelled: bool,
@@ -98,6 +101,7 @@ impl Admission {
             clients: Clients::new(&config.limits),
             vouched: Vouched::new(&parts.clock),
             drop_ins: drop_in::InProgress::new(&config.limits),
+            hidden: Hidden::default(),
             max_chunk: config.staging.max_chunk,
             max_shown: config.fanout.max_chunk,
             allow_unlabelled: config.fanout.allow_unlabelled,

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections beyond `limits.connections` that are let in to be told `too_many_connections`.
 /// Each costs one handshake and one answer; past these the socket is closed unread.
-const COURTESY_PLACES: usize = 32;
+const MAX_COURTESY: usize = 32;
 
 /// The places and the rate.
 pub(super) struct Gate {
@@ -29,7 +29,7 @@ impl Gate {
     pub(super) fn new(connections: usize, handshakes_per_second: u32) -> Self {
         Self {
             places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            courtesy: Arc::new(Semaphore::new(COURTESY_PLACES)),
+            courtesy: Arc::new(Semaphore::new(MAX_COURTESY)),
             handshakes: NonZeroU32::new(handshakes_per_second).map(|rate| RateLimiter::direct(Quota::per_second(rate))),
         }
     }
@@ -58,7 +58,7 @@ mod tests {
         let gate = Gate::new(1, 0);
         let first = gate.enter().unwrap();
         assert!(!first.courtesy);
-        let told: Vec<_> = (0..COURTESY_PLACES).map(|_| gate.enter().unwrap()).collect();
+        let told: Vec<_> = (0..MAX_COURTESY).map(|_| gate.enter().unwrap()).collect();
         assert!(told.iter().all(|place| place.courtesy));
         assert!(gate.enter().is_none());
         drop(first);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use waystation_proto::frame::{Piece, kind};
 use waystation_proto::{ChunkState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::put;
@@ -215,6 +216,89 @@ async fn a_slow_sender_that_lives_is_never_cut() {
         let (way, told) = told.unwrap();
         assert_eq!(told.state, Some(ChunkState::Confirmed), "{way:?} {told:?}");
     }
+}
+
+/// One binary message as it is on the wire, masked with zeros.
+fn message(payload: &[u8]) -> Vec<u8> {
+    let mut wire = vec![0x82, 0x80 | 127];
+    wire.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+    wire.extend_from_slice(&[0; 4]);
+    wire.extend_from_slice(payload);
+    wire
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_takes_longer_than_the_limit_is_no_silence() {
+    let world = std::sync::Arc::new(world("[limits]\nidle_timeout = \"3s\"\n").await);
+    let session = world.session().await;
+    let mut all = tokio::task::JoinSet::new();
+    for (index, (ws, dies)) in (1..).zip([(Ws::H1, false), (Ws::H2, false), (Ws::H1, true), (Ws::H2, true)]) {
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 70 * 1024);
+        let (world, capability) = (world.clone(), session.upload_capability.clone().unwrap());
+        all.spawn(async move {
+            let mut capture = Capture::open(&world, ws, &[&capability]).await;
+            capture.offer(1, &chunk).await;
+            assert_eq!(capture.go(1).await.offset, 0);
+            let wire = message(&Piece::encode(kind::CAPTURE_PIECE, 1, 0, &chunk.bytes));
+            // All of it takes three times as long as silence may; no pong can come in between.
+            for (at, part) in wire.chunks(wire.len().div_ceil(18)).enumerate() {
+                if dies && at == 9 {
+                    break;
+                }
+                capture.bytes(part).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            if dies {
+                assert_eq!(capture.bye().await, ("body_stalled".into(), 4408), "{ws:?}");
+            } else {
+                assert_eq!(capture.ended(1).await.state, Some(ChunkState::Confirmed), "{ws:?}");
+            }
+        });
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_has_so_many_offers_open() {
+    const MOST: u64 = 1024;
+    let world = world("[limits]\nreceiving_total = 2000\nin_flight_per_session = 2000\n").await;
+    let session = world.session().await;
+    let capability = session.upload_capability.clone().unwrap();
+    let mut capture = Capture::open(&world, Ws::H1, &[&capability]).await;
+    let lanes = [Variant::AudioPriority, Variant::LivePreview, Variant::LocationContext, Variant::EvidenceMaster];
+    let mut first = None;
+    for handle in 0..MOST {
+        let lane = lanes[(handle % 4) as usize];
+        let chunk = Chunk::sealed(&session, lane, handle / 4 + 1, 100);
+        capture.offer(handle, &chunk).await;
+        capture.go(handle).await;
+        first.get_or_insert(chunk);
+    }
+    let more = Chunk::sealed(&session, Variant::AudioPriority, MOST, 100);
+    capture.offer(MOST, &more).await;
+    let refused = capture.state(MOST).await;
+    let error = refused.error.unwrap();
+    assert_eq!((error.code.as_str(), refused.state), ("too_many_offers", None));
+    assert!(refused.retry_after_s.is_some());
+    world.until_metric("waystation_capture_refused_total{code=\"too_many_offers\"}", |times| times == 1.0).await;
+    // Those that are open go on, and one that ended makes room.
+    let first = first.unwrap();
+    capture.piece(0, 0, &first.bytes).await;
+    assert_eq!(capture.ended(0).await.state, Some(ChunkState::Confirmed));
+    let taken = async {
+        let mut handle = MOST + 1;
+        loop {
+            capture.offer(handle, &more).await;
+            let frame = capture.frame().await.expect("an answer");
+            if frame.kind == kind::SEND {
+                return;
+            }
+            handle += 1;
+        }
+    };
+    soon("room for one more", taken).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
