@@ -228,6 +228,14 @@ impl Capture {
         let _ = soon("room", socket.flush()).await;
     }
 
+    /// Everything that still comes, below the WebSocket: nothing is answered, no ping either.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        use tokio::io::AsyncReadExt as _;
+        let mut rest = Vec::new();
+        let _ = soon("the end", self.socket.stream.get_mut().read_to_end(&mut rest)).await;
+        rest
+    }
+
     /// The next frame but for hints; `None` when the connection ended.
     pub async fn frame(&mut self) -> Option<Frame> {
         soon("a frame", self.next()).await
