@@ -264,6 +264,18 @@ async fn what_is_revoked_is_refused_and_ends_what_is_open() {
         exchange.end().await;
         reading.push(exchange.head().await);
     }
+    let drop_in = Request::get("/fanout/subscribe")
+        .header("host", "localhost")
+        .header("x-proofline-relay-session-id", claims(&fanout)["sid"].as_str().unwrap())
+        .header("x-proofline-relay-fanout-capability", &fanout)
+        .header("x-proofline-relay-incident-id", &session.incident)
+        .header("x-proofline-relay-stream-id", arriving.offer.stream.as_str())
+        .body(())
+        .unwrap();
+    let mut subscription = Exchange::open(&world, Http::H1, drop_in).await;
+    subscription.end().await;
+    let subscription = subscription.head().await;
+    assert_eq!(subscription.status, 200);
     let mut waiting = Exchange::open(&world, Http::H1, request(Method::GET, &never, &fanout)).await;
     waiting.end().await;
     let mut stays = Contact::open(&world, Eye::Ws(Ws::H1), other.fanout_capability.as_ref().unwrap()).await;
@@ -284,6 +296,8 @@ async fn what_is_revoked_is_refused_and_ends_what_is_open() {
         assert_eq!(last, Some(true), "{http:?}: what was being read is cut off");
     }
     assert_eq!(waiting.answer().await.code(), "capability_revoked");
+    let events = String::from_utf8(subscription.whole().await.body.to_vec()).unwrap();
+    assert!(events.contains("relay_end") && events.contains("capability_revoked"), "{events}");
     let chunk = Chunk::sealed(&session, Variant::AudioPriority, 3, 3_000);
     for http in Http::ALL {
         let told = bring(&world, Way::Http(http), &chunk, &upload).await;
