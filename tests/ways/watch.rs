@@ -345,6 +345,8 @@ async fn one_chunk_is_waited_for_and_streamed() {
         wrong.bytes = vec![0; wrong.bytes.len()].into();
         let mut reading = Exchange::open(&world, http, read(&wrong, &fanout, 25)).await;
         reading.end().await;
+        // It waits already: one that comes after the withdrawal would wait in vain.
+        world.until_metric("waystation_fanout_contacts", |n| n == 1.0).await;
         assert_eq!(bring(&world, Way::Http(http), &wrong, &capability).await.code, "hash_mismatch");
         if let Some(mut streaming) = reading.try_head().await {
             let mut got = 0;
