@@ -127,6 +127,19 @@ fn start_log() {
         .init();
 }
 
+/// A panic is told by its place in the source alone: its text may hold what it was about
+/// (promise 7, contract C12), and the default hook would print that.
+pub(crate) fn hush_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |at| format!("{}:{}", at.file(), at.line()));
+        if tracing::dispatcher::has_been_set() {
+            error!(component = "relay", error_category = "panic", place, "a panic");
+        } else {
+            complain(&format!("a panic at {place}\n"));
+        }
+    }));
+}
+
 async fn stop_on_signal(term: io::Result<tokio::signal::unix::Signal>, shutdown: CancellationToken) {
     match term {
         Ok(mut term) => tokio::select! {
@@ -226,6 +239,34 @@ fn complain(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PANICS: &str = "WAYSTATION_TEST_PANICS";
+
+    /// The process that panics. Without its environment it has nothing to do.
+    #[test]
+    fn one_that_panics() {
+        let Some(how) = std::env::var_os(PANICS) else { return };
+        hush_panics();
+        if how == "log" {
+            start_log();
+        }
+        assert!(std::thread::spawn(|| panic!("canary-{}", std::process::id())).join().is_err());
+    }
+
+    #[test]
+    fn a_panic_tells_its_place_and_nothing_of_what_it_was_about() {
+        for (how, wanted) in [("log", "\"error_category\":\"panic\""), ("none", "a panic at ")] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "cli::tests::one_that_panics", "--nocapture"])
+                .env(PANICS, how)
+                .output()
+                .unwrap();
+            let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+            assert!(output.status.success(), "{said:?}");
+            assert!(said[1].contains(wanted) && said[1].contains("src/cli.rs:"), "{said:?}");
+            assert!(!said.concat().contains("canary"), "{said:?}");
+        }
+    }
 
     #[test]
     fn a_status_is_a_table_with_advice_once_for_each_reason() {

@@ -220,6 +220,22 @@ impl Capture {
         self.send(Piece::encode(kind::CAPTURE_PIECE, handle, offset, bytes)).await;
     }
 
+    /// Writes bytes below the WebSocket, as a thin link does: a part of a message.
+    pub async fn bytes(&mut self, bytes: &[u8]) {
+        use tokio::io::AsyncWriteExt as _;
+        let socket = self.socket.stream.get_mut();
+        let _ = soon("room", socket.write_all(bytes)).await;
+        let _ = soon("room", socket.flush()).await;
+    }
+
+    /// Everything that still comes, below the WebSocket: nothing is answered, no ping either.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        use tokio::io::AsyncReadExt as _;
+        let mut rest = Vec::new();
+        let _ = soon("the end", self.socket.stream.get_mut().read_to_end(&mut rest)).await;
+        rest
+    }
+
     /// The next frame but for hints; `None` when the connection ended.
     pub async fn frame(&mut self) -> Option<Frame> {
         soon("a frame", self.next()).await

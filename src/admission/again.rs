@@ -24,6 +24,9 @@ impl Admission {
             fits
         };
         let read: HashSet<_> = recovered.iter().rev().filter(fits).map(|meta| meta.offer.chunk_ref()).collect();
+        for meta in recovered.iter().filter(|meta| !self.shows(meta)) {
+            self.0.hidden.remember(meta.offer.chunk_ref(), &lane(meta).0);
+        }
         for meta in recovered.iter().filter(|meta| self.shows(meta)) {
             let chunk = meta.offer.chunk_ref();
             let age = self.0.parts.clock.unix_ms().saturating_sub(meta.accepted_unix_ms);

@@ -8,28 +8,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use super::names::{Name, Names};
 use crate::config::Limits;
 
 /// Addresses remembered at once; a newcomer beyond them waits until others are forgotten.
 const MAX_CLIENTS: usize = 65_536;
 
-/// What each address asks for.
+/// What each address asks for. Addresses are known by keyed hashes only.
 pub(super) struct Clients {
-    requests: DefaultKeyedRateLimiter<IpAddr>,
-    in_flight: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    names: Names,
+    requests: DefaultKeyedRateLimiter<Name>,
+    in_flight: Arc<Mutex<HashMap<Name, usize>>>,
     most: usize,
 }
 
 /// A place for one chunk of an unverified client; given back when dropped.
 pub(super) struct InFlight {
-    map: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    client: IpAddr,
+    map: Arc<Mutex<HashMap<Name, usize>>>,
+    client: Name,
 }
 
 impl Clients {
     pub(super) fn new(limits: &Limits) -> Self {
         let a_minute = NonZeroU32::new(limits.requests_per_client).unwrap_or(NonZeroU32::MIN);
         Self {
+            names: Names::default(),
             requests: RateLimiter::keyed(Quota::per_minute(a_minute)),
             in_flight: Arc::default(),
             most: limits.in_flight_per_client,
@@ -44,11 +47,12 @@ impl Clients {
                 return false;
             }
         }
-        self.requests.check_key(&client).is_ok()
+        self.requests.check_key(&self.names.client(client)).is_ok()
     }
 
     /// One more chunk whose capability could not be verified here.
     pub(super) fn may_send(&self, client: IpAddr) -> Option<InFlight> {
+        let client = self.names.client(client);
         let mut map = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         let count = map.entry(client).or_default();
         if *count >= self.most {

@@ -20,6 +20,8 @@ mod again;
 mod clients;
 mod drop_in;
 mod follow;
+mod hidden;
+mod names;
 mod offer;
 mod present;
 mod receiving;
@@ -33,6 +35,7 @@ pub use receiving::{Admitted, Receiving};
 pub use watch::Revocation;
 
 use clients::Clients;
+use hidden::Hidden;
 use vouch::Vouched;
 
 /// Why something is refused, with everything an adapter needs to say so on its transport.
@@ -79,6 +82,7 @@ struct Inner {
     clients: Clients,
     vouched: Vouched,
     drop_ins: drop_in::InProgress,
+    hidden: Hidden,
     max_chunk: u64,
     max_shown: u64,
     allow_unlabelled: bool,
@@ -102,6 +106,7 @@ impl Admission {
             clients: Clients::new(&config.limits),
             vouched: Vouched::new(&parts.clock),
             drop_ins: drop_in::InProgress::new(&config.limits),
+            hidden: Hidden::default(),
             max_chunk: config.staging.max_chunk,
             max_shown: config.fanout.max_chunk,
             allow_unlabelled: config.fanout.allow_unlabelled,
@@ -181,7 +186,9 @@ impl Admission {
     #[must_use]
     pub fn hint(&self) -> Hint {
         let core = self.0.parts.core.as_ref();
-        let limited = core.and_then(|core| core.limited_for(Limiter::Upload));
+        // Where the core vouches for each offer, a pause of preflights is one of uploads.
+        let pauses = |core: &CoreApi| Limiter::ALL.iter().filter_map(|limiter| core.limited_for(*limiter)).max();
+        let limited = core.and_then(pauses);
         Hint {
             core_limited_s: limited.map(|time| time.as_secs().max(1)),
             core_away: core.and_then(CoreApi::away_for).map(|_| true),

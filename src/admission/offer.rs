@@ -11,7 +11,7 @@ use crate::core::{ChunkFields, CoreApi};
 use crate::fanout::{ChunkMeta, GroupKey, Publication};
 use crate::proto::budget::{Call, Limiter};
 use crate::proto::outcome::{self, Outcome};
-use crate::proto::{Code, Offer, Variant};
+use crate::proto::{ChunkRef, Code, Offer, Variant};
 use crate::staging::{Incoming, Offered};
 
 /// How long an offer waits for a preflight's place in the call budget.
@@ -40,7 +40,7 @@ impl Admission {
         match self.0.parts.staging.offer(offer, variant, capability).await {
             Ok(Offered::Have(standing)) => Ok(Admitted::Have(standing)),
             Ok(Offered::Receive(incoming)) => {
-                let publication = self.publish(shown, &incoming).await;
+                let publication = self.publish(chunk, shown, &incoming).await;
                 Ok(Admitted::Receive(Receiving::new(incoming, publication, in_flight)))
             }
             Err(code) => {
@@ -53,7 +53,12 @@ impl Admission {
 
     /// What needs nobody else: the capability against the offer, the signature, the size.
     pub(super) fn covered(&self, offer: &Offer, capability: &Capability) -> Result<Variant, Code> {
-        let variant = capability.grant.covers(offer, self.0.parts.clock.unix_s())?;
+        let now = self.0.parts.clock.unix_s();
+        // A connection reads its token once and offers for as long as it likes.
+        if !capability.grant.expired(now) && self.0.parts.verifier.is_revoked(&capability.grant) {
+            return Err(Code::CapabilityRevoked);
+        }
+        let variant = capability.grant.covers(offer, now)?;
         capability::verify_offer(&capability.grant, offer)?;
         if offer.length > self.0.max_chunk {
             return Err(Code::ChunkTooLarge);
@@ -116,10 +121,16 @@ impl Admission {
 
     /// Opens the publication. What an earlier attempt left on the disk is shown again, for
     /// contacts that came after it or after a restart; those who have it are not sent it twice.
-    async fn publish(&self, shown: (GroupKey, Option<ChunkMeta>), incoming: &Incoming) -> Option<Publication> {
+    async fn publish(
+        &self,
+        chunk: ChunkRef,
+        shown: (GroupKey, Option<ChunkMeta>),
+        incoming: &Incoming,
+    ) -> Option<Publication> {
         let (group, meta) = shown;
         let Some(meta) = meta else {
             self.0.parts.hub.alive(&group);
+            self.0.hidden.remember(chunk, &group);
             return None;
         };
         let small = meta.length <= self.0.max_shown;

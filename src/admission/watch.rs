@@ -9,7 +9,7 @@ use super::offer::{permit, refused};
 use super::{Admission, Refusal};
 use crate::capability::{Capability, Trust, Verifier};
 use crate::core::FanoutFields;
-use crate::fanout::{ChunkReader, Subscription, Wanted};
+use crate::fanout::{ChunkReader, GroupKey, Subscription, Wanted};
 use crate::proto::budget::Call;
 use crate::proto::claims::{Grant, Use};
 use crate::proto::outcome::Outcome;
@@ -69,13 +69,15 @@ impl Admission {
         Ok(self.0.parts.hub.subscribe(&capability.grant, wanted)?)
     }
 
-    /// A new capability for an open subscription.
+    /// Reads a new capability for an open subscription and asks the core where it must. It may
+    /// take as long as the core does: whoever shows the subscription waits elsewhere.
     ///
     /// # Errors
     /// Any refusal; the subscription goes on with the old one until it ends.
-    pub async fn renew(&self, subscription: &mut Subscription, capability: &Capability) -> Result<(), Refusal> {
-        self.may_watch(capability).await?;
-        Ok(subscription.renew(&capability.grant)?)
+    pub async fn renewal(&self, token: &str, client: IpAddr) -> Result<Capability, Refusal> {
+        let capability = self.capability(token, client).await?;
+        self.may_watch(&capability).await?;
+        Ok(capability)
     }
 
     /// Reads one chunk with a fan-out capability (`GET /chunks/{ref}`).
@@ -84,7 +86,17 @@ impl Admission {
     /// Any refusal.
     pub async fn read(&self, chunk: ChunkRef, capability: &Capability) -> Result<ChunkReader, Refusal> {
         self.may_watch(capability).await?;
+        self.may_be_shown(chunk, capability)?;
         Ok(self.0.parts.hub.read(&capability.grant, chunk)?)
+    }
+
+    /// Whether the chunk may still come: it is not known as one of a lane that is not shown.
+    ///
+    /// # Errors
+    /// `NotWatchable`.
+    pub fn may_be_shown(&self, chunk: ChunkRef, capability: &Capability) -> Result<(), Code> {
+        let group = GroupKey::of_contact(&capability.grant)?;
+        if self.0.hidden.holds(chunk, &group) { Err(Code::NotWatchable) } else { Ok(()) }
     }
 
     /// The core vouches for a token that could not be verified here.

@@ -389,6 +389,11 @@ fn bodies() -> Vec<(&'static str, u64, Value)> {
         ("HINT", kind::HINT, json!({"core_limited_s": 60, "core_away": false})),
         ("BYE", kind::BYE, json!({"reason": "draining", "retry_after_s": 5})),
         (
+            "REFUSED",
+            kind::REFUSED,
+            json!({"capability": 1, "error": json!(message::Error::from(Code::CapabilityExpired))}),
+        ),
+        (
             "WATCH",
             kind::WATCH,
             json!({"protocol": 1, "capability": "a.b.c", "lanes": ["audio_priority"], "from": "oldest"}),
@@ -446,6 +451,7 @@ fn run_frames(vectors: &Value) {
             kind::CREDIT => same::<message::Credit>(&frame),
             kind::HINT => same::<message::Hint>(&frame),
             kind::BYE => same::<message::Bye>(&frame),
+            kind::REFUSED => same::<message::Refused>(&frame),
             kind::WATCH => same::<message::Watch>(&frame),
             kind::LANES => same::<message::Lanes>(&frame),
             kind::FETCH => same::<message::Fetch>(&frame),

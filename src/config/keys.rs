@@ -94,3 +94,46 @@ pub(super) fn hint(section: &str, key: Option<&str>) -> String {
         _ => String::new(),
     }
 }
+
+/// Prefix of the variables that override keys: `WAYSTATION_CORE__URL` is `core.url`.
+pub(super) const ENV_PREFIX: &str = "WAYSTATION_";
+/// Variables with the prefix that are no keys: the log's level.
+const OTHERS: &[&str] = &["LOG"];
+/// What Kubernetes sets in every pod beside a service that is called `waystation`.
+const OF_A_SERVICE: &[&str] = &["SERVICE_HOST", "SERVICE_PORT", "PORT"];
+
+/// What a variable with the prefix stands for.
+pub(super) enum Variable {
+    /// A section's key.
+    Key(String, String, Kind),
+    /// Something else that is known.
+    Other,
+    /// Nothing; "; did you mean …?", or nothing if none is near.
+    Unknown(String),
+}
+
+/// What a variable with the prefix stands for.
+pub(super) fn of_variable(name: &str) -> Variable {
+    let bare = name.strip_prefix(ENV_PREFIX).unwrap_or(name);
+    let service = |known: &&str| bare.strip_prefix(*known).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+    if OTHERS.contains(&bare) || OF_A_SERVICE.iter().any(service) {
+        return Variable::Other;
+    }
+    let lower = bare.to_ascii_lowercase();
+    if let Some((section, key)) = lower.split_once("__") {
+        return match kind(section, key) {
+            Some(kind) => Variable::Key(section.to_owned(), key.to_owned(), kind),
+            None => Variable::Unknown(hint(section, Some(key))),
+        };
+    }
+    // One underscore for two is the likely slip: the nearest variable is named, as it is written.
+    let known = KEYS
+        .iter()
+        .flat_map(|(section, keys)| keys.iter().map(move |(key, _)| format!("{section}__{key}").to_ascii_uppercase()));
+    let known = known.chain(OTHERS.iter().map(|other| (*other).to_owned()));
+    let nearest = known.map(|name| (strsim::damerau_levenshtein(&name, bare), name)).min();
+    Variable::Unknown(match nearest {
+        Some((distance, name)) if distance <= bare.len().div_ceil(2) => format!("; did you mean `{ENV_PREFIX}{name}`?"),
+        _ => String::new(),
+    })
+}

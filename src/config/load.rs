@@ -2,6 +2,7 @@
 //! first, and none with the value: a value may be a secret in the wrong place (contract C31).
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,8 +13,6 @@ use toml::{Table, Value};
 use super::keys::{self, Kind};
 use super::{Capability, Config, Core, Fanout, Limits, Listen, Relay, Staging, Tls, value};
 
-/// Prefix of the variables that override keys: `WAYSTATION_CORE__URL` is `core.url`.
-pub const ENV_PREFIX: &str = "WAYSTATION_";
 /// Shortest service token and HMAC secret, in bytes (contract A.0, A.5).
 pub const MIN_SECRET_BYTES: usize = 32;
 
@@ -30,7 +29,7 @@ impl Config {
     pub fn load(file: &Path) -> Result<Self, Mistakes> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| Mistakes(vec![format!("the configuration file can't be read: {}", error.kind())]))?;
-        Self::parse(&text, std::env::vars())
+        Self::read(&text, std::env::vars_os())
     }
 
     /// Reads TOML text and variables that override it.
@@ -38,6 +37,10 @@ impl Config {
     /// # Errors
     /// Every mistake found.
     pub fn parse(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, Mistakes> {
+        Self::read(text, env.into_iter().map(|(name, value)| (name.into(), value.into())))
+    }
+
+    fn read(text: &str, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, Mistakes> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
             Mistakes(vec![format!("line {line} is not TOML")])
@@ -83,25 +86,19 @@ impl Raw {
         }
     }
 
-    fn take_env(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+    fn take_env(&mut self, env: impl IntoIterator<Item = (OsString, OsString)>) {
         for (name, text) in env {
-            let Some((section, key)) = name.strip_prefix(ENV_PREFIX).and_then(|rest| rest.split_once("__")) else {
-                continue;
-            };
-            let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
-            let value = match keys::kind(&section, &key) {
-                None => {
-                    self.wrong(format!("unknown variable `{name}`{}", keys::hint(&section, Some(&key))));
+            // What is not of this relay may be written in anything; its name is Unicode or not ours.
+            let Some(name) = name.to_str().filter(|name| name.starts_with(keys::ENV_PREFIX)) else { continue };
+            let (section, key, kind) = match keys::of_variable(name) {
+                keys::Variable::Key(section, key, kind) => (section, key, kind),
+                keys::Variable::Other => continue,
+                keys::Variable::Unknown(hint) => {
+                    self.wrong(format!("unknown variable `{name}`{hint}"));
                     continue;
                 }
-                Some(Kind::Flag) => text.parse().ok().map(Value::Boolean),
-                Some(Kind::Number) => text.parse().ok().map(Value::Integer),
-                Some(Kind::List) => Some(Value::Array(
-                    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(|t| Value::String(t.into())).collect(),
-                )),
-                Some(Kind::Text | Kind::Secret) => Some(Value::String(text)),
             };
-            match value {
+            match text.into_string().ok().and_then(|text| variable(kind, text)) {
                 Some(value) => _ = self.values.insert((section, key), value),
                 None => self.wrong(format!("`{name}` can't be read")),
             }
@@ -110,6 +107,17 @@ impl Raw {
 
     fn wrong(&mut self, mistake: String) {
         self.mistakes.push(mistake);
+    }
+}
+
+/// The value of a variable as the file would have it.
+fn variable(kind: Kind, text: String) -> Option<Value> {
+    let list = |text: &str| text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Value::from).collect();
+    match kind {
+        Kind::Flag => text.parse().ok().map(Value::Boolean),
+        Kind::Number => text.parse().ok().map(Value::Integer),
+        Kind::List => Some(Value::Array(list(&text))),
+        Kind::Text | Kind::Secret => Some(Value::String(text)),
     }
 }
 

@@ -61,6 +61,35 @@ fn variables_override_the_file_and_are_checked_alike() {
 }
 
 #[test]
+fn a_variable_that_is_no_key_is_a_mistake_and_not_silence() {
+    let of = |name: &str| Config::parse(LEAST, [(name.to_owned(), "http://canary".to_owned())]);
+    for (wrong, nearest) in [
+        ("WAYSTATION_CORE_URL", "did you mean `WAYSTATION_CORE__URL`?"),
+        ("WAYSTATION_LIMITS_CONNECTIONS", "did you mean `WAYSTATION_LIMITS__CONNECTIONS`?"),
+        ("WAYSTATION_LOGS", "did you mean `WAYSTATION_LOG`?"),
+        ("WAYSTATION_", "unknown variable"),
+    ] {
+        let found = of(wrong).unwrap_err().0;
+        assert!(found[0].contains(wrong) && found[0].contains(nearest), "{found:?}");
+        assert!(!found.join("").contains("canary"));
+    }
+    for fine in
+        ["WAYSTATION_LOG", "WAYSTATION_SERVICE_PORT_HTTPS", "WAYSTATION_PORT_443_TCP_ADDR", "WAYSTATIONS", "HOME"]
+    {
+        assert!(of(fine).is_ok(), "{fine}");
+    }
+}
+
+#[test]
+fn variables_that_are_no_text_stop_nobody_but_their_own_key() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let broken = || OsString::from_vec(vec![0xff, 0xfe]);
+    assert!(Config::read(LEAST, [("OF_SOMEBODY_ELSE".into(), broken()), (broken(), broken())]).is_ok());
+    let found = Config::read(LEAST, [("WAYSTATION_RELAY__ID".into(), broken())]).unwrap_err().0;
+    assert_eq!(found, ["`WAYSTATION_RELAY__ID` can't be read"]);
+}
+
+#[test]
 fn secrets_come_from_files_or_the_environment_and_are_never_shown() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");

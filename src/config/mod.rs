@@ -10,7 +10,7 @@ mod keys;
 mod load;
 mod value;
 
-pub use load::{ENV_PREFIX, MIN_SECRET_BYTES, Mistakes};
+pub use load::{MIN_SECRET_BYTES, Mistakes};
 
 /// Every key with its default, commented: what `waystation config default` prints.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");

@@ -48,7 +48,10 @@ impl GroupKey {
     }
 
     /// The one group that a fan-out grant reaches.
-    pub(super) fn of_contact(grant: &Grant) -> Result<Self, Code> {
+    ///
+    /// # Errors
+    /// `NotWatchable` for a grant that names neither group nor stream.
+    pub(crate) fn of_contact(grant: &Grant) -> Result<Self, Code> {
         match (&grant.group, grant.lanes.first()) {
             (Some(group), _) => Ok(Self::Group(grant.incident.clone(), group.clone())),
             (None, Some(lane)) => Ok(Self::Stream(grant.incident.clone(), lane.stream.clone())),

@@ -47,17 +47,21 @@ impl ChunkReader {
         Ok(Self { seat, pieces, grant: grant.clone(), wake, timer: Timer::default(), lane: LANES.len() })
     }
 
-    /// Waits until the chunk begins; `None` when the grant expires first, or does not reach the
-    /// stream that the chunk turns out to be of. Cancel-safe.
-    pub async fn begins(&mut self) -> Option<ChunkMeta> {
+    /// Waits until the chunk begins. Cancel-safe.
+    ///
+    /// # Errors
+    /// `CapabilityExpired` when the grant ends first, `NotWatchable` when it does not reach the
+    /// stream that the chunk turns out to be of.
+    pub async fn begins(&mut self) -> Result<ChunkMeta, Code> {
         loop {
             self.wake.mark_unchanged();
             self.seat.cell.tick(&self.seat.hub);
-            let due = self.due()?;
+            let due = self.due().ok_or(Code::CapabilityExpired)?;
             let meta = self.pieces.begins(&self.seat.cell.lock().window);
             if let Some(meta) = meta {
-                self.lane = lane_of(meta.variant)?;
-                return self.grant.watches(&meta.stream, meta.variant).then(|| meta.as_ref().clone());
+                self.lane = lane_of(meta.variant).ok_or(Code::NotWatchable)?;
+                let reached = self.grant.watches(&meta.stream, meta.variant);
+                return if reached { Ok(meta.as_ref().clone()) } else { Err(Code::NotWatchable) };
             }
             self.wait(due).await;
         }

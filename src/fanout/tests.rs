@@ -679,7 +679,7 @@ async fn one_chunk_is_waited_for_and_read_as_it_arrives() {
     assert_eq!(reader.next().await, Err(Code::HashMismatch));
     let mut waiting = world.hub.read(&grant(600), audio(3, 10).chunk).unwrap();
     world.clock.advance(Duration::from_secs(600));
-    assert!(waiting.begins().await.is_none());
+    assert_eq!(waiting.begins().await.err(), Some(Code::CapabilityExpired));
     let large = World::with(config::Fanout { max_chunk: 5, ..config::Fanout::default() }, 10);
     large.whole(audio(1, 10));
     assert_eq!(large.hub.read(&grant(600), chunk).err(), Some(Code::ChunkNotInWindow));

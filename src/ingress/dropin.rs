@@ -259,8 +259,8 @@ pub(super) async fn subscribe(ctx: &Ctx, parts: &Parts) -> Reply {
         }
         let watch = read_watch(&parts.headers)?;
         let (incident, stream) = (watch.incident.clone(), watch.stream.clone());
-        let subscription = ctx.shared.admission.drop_in_watch(watch, ctx.client).await?;
-        Ok(sse::stream(ctx, subscription, incident, stream))
+        let watching = ctx.shared.admission.drop_in_watch(watch, ctx.client).await?;
+        Ok(sse::stream(ctx, watching, incident, stream))
     };
     opened.await.unwrap_or_else(|refusal| respond::refusal(Shape::DropIn, &refusal))
 }

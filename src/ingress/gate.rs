@@ -15,7 +15,7 @@ use crate::telemetry::names::RefusedConnection;
 
 /// Connections beyond `limits.connections` that are let in to be told `too_many_connections`.
 /// Each costs one handshake and one answer; past these the socket is closed unread.
-const COURTESY_PLACES: usize = 32;
+const MAX_COURTESY: usize = 32;
 
 /// One address has half of the places and half of the handshakes, since a carrier puts a town of
 /// phones behind one; and never fewer than these, where the whole is small.
@@ -64,7 +64,7 @@ impl Gate {
         });
         Self {
             places: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            courtesy: Arc::new(Semaphore::new(COURTESY_PLACES)),
+            courtesy: Arc::new(Semaphore::new(MAX_COURTESY)),
             handshakes,
             taken: Arc::default(),
             share: connections.div_ceil(2).max(LEAST_SHARE.0),
@@ -136,7 +136,7 @@ mod tests {
         let gate = Gate::new(1, 0);
         let first = gate.enter(Some(A)).unwrap();
         assert!(!first.courtesy);
-        let told: Vec<_> = (0..COURTESY_PLACES).map(|_| gate.enter(Some(A)).unwrap()).collect();
+        let told: Vec<_> = (0..MAX_COURTESY).map(|_| gate.enter(Some(A)).unwrap()).collect();
         assert!(told.iter().all(|place| place.courtesy));
         assert_eq!(gate.enter(Some(A)).err(), Some(RefusedConnection::Full));
         drop((first, told));

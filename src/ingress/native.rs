@@ -9,7 +9,7 @@ use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::put;
 use super::respond::{self, Reply, Shape};
-use crate::admission::Refusal;
+use crate::admission::{Refusal, Revocation};
 use crate::capability::Capability;
 use crate::fanout::ChunkReader;
 use crate::proto::claims::MAX_TOKEN_BYTES;
@@ -78,9 +78,18 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
     let capability = capability(ctx, &parts.headers).await?;
     let mut reader = ctx.shared.admission.read(chunk, &capability).await?;
+    let mut revocation = ctx.shared.admission.revocation(&capability);
     let begins = ctx.within(std::time::Duration::from_secs(wait.seconds), reader.begins());
     let meta = tokio::select! {
-        meta = begins => meta.ok_or(Code::ChunkNotInWindow)?.ok_or(Code::CapabilityExpired)?,
+        meta = begins => match meta {
+            Some(meta) => meta?,
+            None => {
+                // It may have come meanwhile, on a lane that is not shown.
+                ctx.shared.admission.may_be_shown(chunk, &capability)?;
+                return Err(Code::ChunkNotInWindow.into());
+            }
+        },
+        () = revocation.heard() => return Err(Code::CapabilityRevoked.into()),
         () = ctx.drain.cancelled() => return Err(Code::Draining.into()),
     };
     let (out, body) = ResponseBody::flow();
@@ -91,20 +100,21 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     if let Ok(digest) = HeaderValue::from_str(&dictionary::write_digest(&meta.sha256)) {
         headers.insert(HeaderName::from_static("repr-digest"), digest);
     }
-    ctx.tasks.spawn(pour(ctx.clone(), reader, meta.length, out));
+    ctx.tasks.spawn(pour(ctx.clone(), reader, revocation, meta.length, out));
     Ok(reply)
 }
 
 /// Copies a chunk to the contact. A chunk that turns out to be another cuts the answer off: what
-/// was sent is not that chunk. Its last byte waits for the hash, since with it a body of known
+/// was sent is not that chunk; so does a capability that is taken back. Its last byte waits for the hash, since with it a body of known
 /// length is complete.
-async fn pour(ctx: Ctx, mut reader: ChunkReader, length: u64, out: Outflow) {
+async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, length: u64, out: Outflow) {
     let (mut left, mut last) = (length, Bytes::new());
     loop {
         let next = tokio::select! {
             next = reader.next() => next,
             () = out.gone() => return,
             () = ctx.cut.cancelled() => return,
+            () = revocation.heard() => return ctx.ticket.ended(Some(Code::CapabilityRevoked)),
         };
         let (bytes, ends) = match next {
             Ok(Some(mut bytes)) => {

@@ -21,10 +21,10 @@ use crate::clock::Clock;
 use crate::config;
 use crate::telemetry::names::{Handshake, HandshakeFailure, RefusedConnection, Transport};
 
-/// Requests a peer may have open on one connection.
-const STREAMS: u32 = 100;
+/// Requests a peer may have open on one connection; their bytes share its window.
+const MAX_STREAMS: u32 = 100;
 /// One-way streams of a peer: control and QPACK need three.
-const UNI_STREAMS: u32 = 8;
+const MAX_UNI_STREAMS: u32 = 8;
 /// What a peer may send on one stream before the relay took it: 80 Mbit/s at 100 ms.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// The same for a whole connection: what a hostile one can make the relay hold.
@@ -50,8 +50,8 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
     let crypto = QuicServerConfig::try_from(certificate.server(&[b"h3"])?).map_err(|_| tls::Error::Unusable)?;
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(STREAMS.into())
-        .max_concurrent_uni_streams(UNI_STREAMS.into())
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .max_concurrent_uni_streams(MAX_UNI_STREAMS.into())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)

@@ -10,12 +10,15 @@ use serde::Serialize;
 use super::body::ResponseBody;
 use crate::admission::{Refusal, Standing};
 use crate::proto::frame::{self, kind};
-use crate::proto::message::{self, Answer, Bye, CaptureState, Ending};
+use crate::proto::message::{self, Answer, Bye, CaptureState, Ending, Refused};
 use crate::proto::{Code, ContactState, Retry};
 
 /// Largest head of a request that is looked into: a capability of 16 KiB and a chunk's dictionary
 /// fit twice.
 pub(super) const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// Fields of a head, on every version of HTTP; a request of this protocol has about ten, a browser
+/// adds twenty.
+pub(super) const MAX_FIELDS: usize = 128;
 /// `Retry-After` where nobody knows better, in seconds.
 const DEFAULT_RETRY_S: u64 = 5;
 
@@ -178,6 +181,16 @@ pub(super) fn capture_refusal(handle: u64, refusal: &Refusal) -> Bytes {
         retry_after_s: retry_after_s(refusal),
     };
     frame::encode_json(kind::CAPTURE_STATE, &state)
+}
+
+/// `REFUSED` to a capture client: the capability it presented as this one is no good.
+pub(super) fn capability_refusal(number: u64, refusal: &Refusal) -> Bytes {
+    let refused = Refused {
+        capability: number,
+        error: error(refusal.code, refusal.core_code.as_deref()),
+        retry_after_s: retry_after_s(refusal),
+    };
+    frame::encode_json(kind::REFUSED, &refused)
 }
 
 /// The failure fields of a `relay_chunk_state` (contract B.4).

@@ -10,7 +10,7 @@ use http::{Method, Request, Version};
 
 use super::body::{Leave, RequestBody, ResponseBody};
 use super::conn::{Conn, Ctx, Listener};
-use super::respond::{self, MAX_HEADER_BYTES, Reply, Shape};
+use super::respond::{self, MAX_FIELDS, MAX_HEADER_BYTES, Reply, Shape};
 use super::ticket::Ticket;
 use super::{capture, cors, dropin, health, native, watch, ws};
 use crate::proto::Code;
@@ -153,7 +153,9 @@ fn sound(ctx: &Ctx, parts: &Parts) -> Result<(), Code> {
     }
     let headers = &parts.headers;
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-    if size + parts.uri.path().len() + parts.uri.query().map_or(0, str::len) > MAX_HEADER_BYTES {
+    if size + parts.uri.path().len() + parts.uri.query().map_or(0, str::len) > MAX_HEADER_BYTES
+        || headers.len() > MAX_FIELDS
+    {
         return Err(Code::HeadersTooLarge);
     }
     let hosts = headers.get_all(header::HOST).iter().count();

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
@@ -14,12 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::RequestBody;
 use super::conn::{Conn, client_key};
+use super::io::Late;
 use super::respond::MAX_HEADER_BYTES;
 use super::route;
 use crate::telemetry::names::{RefusedConnection, Transport};
 
-/// Streams a peer may have open on one HTTP/2 connection.
-const H2_STREAMS: u32 = 100;
+/// Streams a peer may have open on one HTTP/2 connection; their bytes share the connection's
+/// window.
+const MAX_STREAMS: u32 = 100;
 /// What a peer may send on one stream before the relay took it: 40 Mbit/s at 100 ms.
 const H2_STREAM_WINDOW: u32 = 512 * 1024;
 /// The same for a whole connection: what a hostile one can make the relay hold.
@@ -28,6 +31,9 @@ const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 const H2_FRAME: u32 = 64 * 1024;
 /// What the relay holds for a peer that takes nothing, for each stream.
 const H2_SEND_BUFFER: usize = 128 * 1024;
+/// Fields of a head that hyper reads on HTTP/1.1 (100 by itself); more are answered 431 by hyper, in
+/// its own words. Far over [`super::respond::MAX_FIELDS`], so that the relay's own answer is the rule.
+const MAX_H1_FIELDS: usize = 1024;
 /// What hyper reads ahead on HTTP/1.1; a head over it is answered 431 by hyper itself.
 const H1_BUFFER: usize = 128 * 1024;
 /// How long a peer may take to see that an idle connection is being closed.
@@ -46,6 +52,7 @@ where
             async move { Ok::<_, Infallible>(Box::pin(handle(conn, peer, request)).await) }
         }
     });
+    let (io, late) = Late::new(io);
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     let mut serving = std::pin::pin!(serving);
     let mut watchdog = std::pin::pin!(conn.watchdog());
@@ -60,10 +67,12 @@ where
             }
             reason = watchdog.as_mut() => {
                 conn.service.shared.metrics.ingress.refuse_connection(reason);
-                if reason == RefusedConnection::Idle {
-                    serving.as_mut().graceful_shutdown();
-                    let _ = tokio::time::timeout(LINGER, serving).await;
+                match reason {
+                    RefusedConnection::Idle => serving.as_mut().graceful_shutdown(),
+                    // Its next read, which polling brings about, answers and ends.
+                    _ => late.store(true, Ordering::Relaxed),
                 }
+                let _ = tokio::time::timeout(LINGER, serving).await;
                 return;
             }
         }
@@ -79,12 +88,13 @@ fn builder(conn: &Conn) -> Builder<TokioExecutor> {
         // The watchdog knows requests of both versions, and the time before the version is known.
         .header_read_timeout(None)
         .half_close(false)
+        .max_headers(MAX_H1_FIELDS)
         .max_buf_size(H1_BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
-        .max_concurrent_streams(H2_STREAMS)
+        .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_frame_size(H2_FRAME)

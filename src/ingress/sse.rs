@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::body::{Outflow, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::respond::{self, Failure, Reply};
+use crate::admission::Revocation;
 use crate::fanout::{ChunkMeta, WholeEvent, WholeSubscription};
 use crate::proto::{Code, Digest, Media};
 
@@ -50,11 +51,14 @@ struct EndEvent {
     terminal: bool,
 }
 
+/// A subscription, and what may end it.
+type Watching = (WholeSubscription, Revocation);
+
 /// The answer of an opened subscription.
-pub(super) fn stream(ctx: &Ctx, subscription: WholeSubscription, incident: String, stream: String) -> Reply {
+pub(super) fn stream(ctx: &Ctx, watching: Watching, incident: String, stream: String) -> Reply {
     let (out, body) = ResponseBody::flow();
     let names = Names { incident, stream };
-    ctx.tasks.spawn(Box::pin(pour(ctx.clone(), subscription, names, out)));
+    ctx.tasks.spawn(Box::pin(pour(ctx.clone(), watching, names, out)));
     let mut reply = Response::new(body);
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     reply
@@ -66,20 +70,16 @@ struct Names {
     stream: String,
 }
 
-async fn pour(ctx: Ctx, mut subscription: WholeSubscription, names: Names, out: Outflow) {
-    match write_all(&ctx, &mut subscription, &names, &out).await {
+async fn pour(ctx: Ctx, mut watching: Watching, names: Names, out: Outflow) {
+    match write_all(&ctx, &mut watching, &names, &out).await {
         Ok(()) => out.finish(&ctx).await,
         Err(Stopped::TooSlow) => ctx.ticket.ended(Some(Code::ContactTooSlow)),
         Err(Stopped::Gone) => {}
     }
 }
 
-async fn write_all(
-    ctx: &Ctx,
-    subscription: &mut WholeSubscription,
-    names: &Names,
-    out: &Outflow,
-) -> Result<(), Stopped> {
+async fn write_all(ctx: &Ctx, watching: &mut Watching, names: &Names, out: &Outflow) -> Result<(), Stopped> {
+    let (subscription, revocation) = watching;
     out.send(ctx, names.ready()).await?;
     let clock = &ctx.shared.clock;
     loop {
@@ -90,6 +90,7 @@ async fn write_all(
                 continue;
             }
             () = out.gone() => return Err(Stopped::Gone),
+            () = revocation.heard() => WholeEvent::End(Code::CapabilityRevoked),
             () = ctx.drain.cancelled() => WholeEvent::End(Code::Draining),
         };
         match event {

@@ -1,6 +1,7 @@
 //! `/watch`: what contacts see, as WebSocket messages or as the body of a streaming `GET`.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
@@ -33,7 +34,7 @@ const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// decided as late as possible.
 const ROOM: Room = Room { read_buffer: 4 * 1024, messages: 1 };
 /// Commands of a contact that may wait.
-const COMMANDS: usize = 16;
+const MAX_COMMANDS: usize = 16;
 
 /// The upgrade of `/watch`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
@@ -48,6 +49,7 @@ pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
 
 /// What a contact asks for while it watches.
 enum Command {
+    /// Read, and vouched for.
     Renew(Capability),
     Lanes(Lanes),
     Fetch(Fetch),
@@ -68,7 +70,7 @@ async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Command
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
     let watching = (subscription, ctx.shared.admission.revocation(&capability));
-    let (tx, rx) = mpsc::channel(COMMANDS);
+    let (tx, rx) = mpsc::channel(MAX_COMMANDS);
     let early = frames.into_iter().skip(1).collect();
     let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
     Ok(Some((watching, Commands { rx, _task: task })))
@@ -81,49 +83,76 @@ struct Commands {
 }
 
 /// Reads commands apart from the writing, so that a contact whose link is full can still say
-/// that it wants less.
+/// that it wants less. A renewal waits here for whoever must vouch for it, and nothing waits for a
+/// renewal: neither what is shown nor other commands.
 async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Command>) {
     let mut frames = early;
+    let mut renewal: Option<Pin<Box<dyn Future<Output = Option<Command>> + Send>>> = None;
     loop {
         for frame in frames {
-            match command(&ctx, &frame).await {
-                Ok(None) => {}
-                Ok(Some(command)) => {
-                    if tx.send(command).await.is_err() {
-                        return;
-                    }
+            let command = match command(&frame) {
+                Ok(Some(Said::Renew(token))) => {
+                    // The newest one counts.
+                    renewal = Some(Box::pin(renew(ctx.clone(), token)));
+                    continue;
                 }
-                Err(code) => {
-                    let _ = tx.send(Command::End(code)).await;
-                    return;
-                }
-            }
-        }
-        frames = match reader.next().await {
-            Ok(Some(frames)) => frames,
-            Ok(None) => return,
-            Err(code) => {
-                let _ = tx.send(Command::End(code)).await;
+                Ok(Some(Said::Command(command))) => command,
+                Ok(None) => continue,
+                Err(code) => Command::End(code),
+            };
+            let ends = matches!(command, Command::End(_));
+            if tx.send(command).await.is_err() || ends {
                 return;
             }
+        }
+        let renewed = async {
+            match &mut renewal {
+                Some(renewal) => renewal.await,
+                None => std::future::pending().await,
+            }
         };
+        let command = tokio::select! {
+            read = reader.next() => match read {
+                Ok(Some(read)) => {
+                    frames = read;
+                    continue;
+                }
+                Ok(None) => return,
+                Err(code) => Some(Command::End(code)),
+            },
+            command = renewed => command,
+        };
+        renewal = None;
+        frames = Vec::new();
+        let Some(command) = command else { continue };
+        let ends = matches!(command, Command::End(_));
+        if tx.send(command).await.is_err() || ends {
+            return;
+        }
     }
 }
 
-async fn command(ctx: &Ctx, frame: &Frame) -> Result<Option<Command>, Code> {
-    Ok(match frame.kind {
-        kind::RENEW => {
-            let body: message::Capability = frame::control(frame)?;
-            // One that is no good leaves the subscription with the one it has; it ends at that
-            // one's `exp`, with a reason.
-            let read = ctx.shared.admission.capability(&body.capability, ctx.client).await;
-            read.ok().map(Command::Renew)
-        }
-        kind::LANES => Some(Command::Lanes(frame::control(frame)?)),
-        kind::FETCH => Some(Command::Fetch(frame::control(frame)?)),
+/// What a frame of a contact says.
+enum Said {
+    Command(Command),
+    /// A token that is to be read yet.
+    Renew(String),
+}
+
+fn command(frame: &Frame) -> Result<Option<Said>, Code> {
+    Ok(Some(match frame.kind {
+        kind::RENEW => Said::Renew(frame::control::<message::Capability>(frame)?.capability),
+        kind::LANES => Said::Command(Command::Lanes(frame::control(frame)?)),
+        kind::FETCH => Said::Command(Command::Fetch(frame::control(frame)?)),
         kind::WATCH => return Err(Code::ProtocolError),
-        _ => None,
-    })
+        _ => return Ok(None),
+    }))
+}
+
+/// One that is no good leaves the subscription with the one it has; it ends at that one's `exp`,
+/// with a reason.
+async fn renew(ctx: Ctx, token: String) -> Option<Command> {
+    ctx.shared.admission.renewal(&token, ctx.client).await.ok().map(Command::Renew)
 }
 
 async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outbox) -> Goodbye {
@@ -160,7 +189,7 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
                 Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
                 Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
                 Some(Command::Renew(capability)) => {
-                    if ctx.shared.admission.renew(&mut subscription, &capability).await.is_ok() {
+                    if subscription.renew(&capability.grant).is_ok() {
                         revocation = ctx.shared.admission.revocation(&capability);
                     }
                 }

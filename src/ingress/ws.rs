@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::conn::Ctx;
 use super::cors;
-use super::io::Stalling;
+use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
 use crate::admission::Refusal;
 use crate::proto::Code;
@@ -158,13 +158,14 @@ where
         .max_write_buffer_size(WRITE_BUFFER + 2 * MAX_MESSAGE)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
-    let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout);
+    let sign = Sign::new(ctx.shared.clock.clone());
+    let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout).heard_by(Arc::clone(&sign));
     let socket: Socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
     let (sink, stream) = socket.split();
     let (tx, rx) = mpsc::channel(room.messages);
     let _open = Open::new(&ctx);
     let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), sink, rx)));
-    let reader = Reader::new(ctx.clone(), stream);
+    let reader = Reader::new(ctx.clone(), stream, sign);
     let (rest, stream) = (Outbox(tx.clone()), reader.stream.clone());
     let goodbye = session(ctx.clone(), reader, Outbox(tx)).await;
     let lingers = !matches!(goodbye, Goodbye::Left);
@@ -320,15 +321,16 @@ fn join(first: Bytes, rx: &mut mpsc::Receiver<Out>, held: &mut Option<Out>) -> B
 pub(super) struct Reader {
     ctx: Ctx,
     stream: Arc<tokio::sync::Mutex<SplitStream<Socket>>>,
-    /// When the peer last gave a sign of life.
-    sign_ms: u64,
+    /// When the peer last gave a sign of life: any byte is one. A message may take minutes on a thin
+    /// link, and no pong comes in the middle of it.
+    sign: Arc<Sign>,
     received: Counter,
 }
 
 impl Reader {
-    fn new(ctx: Ctx, stream: SplitStream<Socket>) -> Self {
-        let (sign_ms, received) = (ctx.shared.clock.now_ms(), ctx.received(Transport::Ws));
-        Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign_ms, received, ctx }
+    fn new(ctx: Ctx, stream: SplitStream<Socket>, sign: Arc<Sign>) -> Self {
+        let received = ctx.received(Transport::Ws);
+        Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
     }
 
     /// The frames of the next message; `None` when the peer left. Cancel-safe, and a peer that
@@ -336,13 +338,16 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
         loop {
             let idle = self.ctx.limits.idle_timeout;
-            let silent = Duration::from_millis(self.ctx.shared.clock.now_ms().saturating_sub(self.sign_ms));
-            let left = idle.saturating_sub(silent);
+            let left = idle.saturating_sub(self.sign.silent_for());
             let next = async { self.stream.lock().await.next().await };
             let Some(message) = self.ctx.within(left, next).await else {
+                if self.sign.silent_for() < idle {
+                    continue;
+                }
                 return Err(Code::BodyStalled);
             };
-            self.sign_ms = self.ctx.shared.clock.now_ms();
+            // What was read while nobody waited for it counts from now.
+            self.sign.give();
             match message {
                 None | Some(Ok(Message::Close(_))) => return Ok(None),
                 Some(Ok(Message::Binary(bytes))) => {

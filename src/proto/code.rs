@@ -80,7 +80,6 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, Never, Client, "This method is not served here.";
     BadRequest = "bad_request", 400, Never, Client, "The request is not well formed.";
     OriginNotAllowed = "origin_not_allowed", 403, Never, Client, "This origin is not in the relay's list.";
-    TooEarly = "too_early", 425, Now, Client, "Send it again after the handshake.";
 
     // Capabilities.
     CapabilityMissing = "capability_missing", 401, Renew, Client, "A capability is needed.";
@@ -162,6 +161,7 @@ codes! {
     UnknownHandle = "unknown_handle", 400, Never, Client, "No offer has this handle.";
     CreditExceeded = "credit_exceeded", 400, Never, Client, "More bytes came than credit was given for.";
     TooManyOffers = "too_many_offers", 429, Later, Client, "Too many offers are open on this connection.";
+    TooManyCapabilities = "too_many_capabilities", 429, Later, Client, "Too many capabilities are held by this connection.";
 
     // Drop-in routes (contract B.3, B.4): names and statuses are the existing relay's.
     InvalidMultipart = "invalid_multipart", 400, Never, Client, "The body is not multipart, or broken.";

@@ -50,6 +50,8 @@ kinds! {
     HINT = 0x15,
     /// To the capture client: the relay closes.
     BYE = 0x16,
+    /// To the capture client: one of its capabilities is no good.
+    REFUSED = 0x17,
     /// Contact: first message.
     WATCH = 0x21,
     /// Contact: a new capability.

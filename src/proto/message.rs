@@ -304,6 +304,18 @@ pub struct Bye {
     pub retry_after_s: Option<u64>,
 }
 
+/// `0x17 REFUSED`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Which capability of this connection, in the order they were presented, from 0.
+    pub capability: u64,
+    /// Why.
+    pub error: Error,
+    /// Seconds to wait before presenting it again, where `error.retry` is `later`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_after_s: Option<u64>,
+}
+
 /// Where a contact wants to begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

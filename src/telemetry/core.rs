@@ -76,7 +76,18 @@ impl Core {
             "Commits whose answer is awaited; at 24 masters wait for a place, at 32 every chunk does",
             core.commits_under_way.clone(),
         );
+        core.begin();
         core
+    }
+
+    /// What alerts watch begins at 0: an increase from nothing is none.
+    fn begin(&self) {
+        for route in CoreRoute::ALL {
+            drop(self.requests.get_or_create(&Request { route: *route, outcome: CoreOutcome::Operator }));
+        }
+        for limiter in CoreLimiter::ALL {
+            drop(self.limited.get_or_create(&ByLimiter { limiter: *limiter }));
+        }
     }
 
     /// A commit begins.

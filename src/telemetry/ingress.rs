@@ -69,6 +69,13 @@ pub struct ByEnding {
     pub code: CodeLabel,
 }
 
+/// `{code}`
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByCode {
+    /// A stable code.
+    pub code: CodeLabel,
+}
+
 /// Connections and requests.
 pub struct Ingress {
     /// Open connections.
@@ -87,6 +94,8 @@ pub struct Ingress {
     pub received_bytes: Family<ByTransport, Counter>,
     /// Bodies of refused requests that were too long to read to their end.
     pub bodies_dropped: Family<ByTransport, Counter>,
+    /// Offers and capabilities refused on `/capture`.
+    pub capture_refused: Family<ByCode, Counter>,
 }
 
 impl Ingress {
@@ -100,6 +109,7 @@ impl Ingress {
             websocket_sessions_ended: Family::default(),
             received_bytes: Family::default(),
             bodies_dropped: Family::default(),
+            capture_refused: Family::default(),
         };
         registry.register(names::CONNECTIONS, "Open connections", new.connections.clone());
         registry.register(
@@ -121,12 +131,26 @@ impl Ingress {
             "Bodies of refused requests that were not read to their end",
             new.bodies_dropped.clone(),
         );
+        registry.register(
+            names::CAPTURE_REFUSED,
+            "Offers and capabilities refused on a capture connection, which goes on",
+            new.capture_refused.clone(),
+        );
+        // What alerts watch begins at 0: an increase from nothing is none.
+        for reason in RefusedConnection::ALL {
+            drop(new.connections_refused.get_or_create(&ByRefusal { reason: *reason }));
+        }
         new
     }
 
     /// A connection was refused or cut.
     pub fn refuse_connection(&self, reason: RefusedConnection) {
         self.connections_refused.get_or_create(&ByRefusal { reason }).inc();
+    }
+
+    /// An offer or a capability was refused on `/capture`.
+    pub fn refuse_on_capture(&self, code: Code) {
+        self.capture_refused.get_or_create(&ByCode { code: CodeLabel(Some(code)) }).inc();
     }
 
     /// A handshake failed.

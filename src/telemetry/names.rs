@@ -104,6 +104,7 @@ names! {
     WEBSOCKET_SESSIONS_ENDED = "websocket_sessions_ended",
     RECEIVED_BYTES = "received_bytes",
     BODIES_DROPPED = "bodies_dropped",
+    CAPTURE_REFUSED = "capture_refused",
 }
 
 // Contacts and windows.

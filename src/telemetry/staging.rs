@@ -167,6 +167,20 @@ impl Staging {
             "Times the machine's calendar was set by over a minute",
             new.clock_jumps.clone(),
         );
+        new.begin();
         new
+    }
+
+    /// What alerts watch begins at 0: an increase from nothing is none.
+    fn begin(&self) {
+        for step in DiskStep::ALL {
+            drop(self.disk_errors.get_or_create(&OfStep { step: *step }));
+        }
+        for what in Recovered::ALL {
+            drop(self.recovered.get_or_create(&OfRecovered { what: *what }));
+        }
+        for (class, ending) in Class::ALL.iter().flat_map(|class| Ending::ALL.iter().map(|ending| (*class, *ending))) {
+            drop(self.endings.get_or_create(&Ended::new(class, ending)));
+        }
     }
 }

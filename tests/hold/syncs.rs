@@ -12,8 +12,11 @@ async fn file_and_directories_are_synced_before_staged_is_said() {
     let mut rig = Rig::prepare(Setup::default()).await;
     let trace = rig.path("trace");
     let calls = "trace=fsync,fdatasync,rename,renameat,renameat2,write,writev,sendto,sendmsg";
-    rig.wrapper =
-        ["strace", "-f", "-y", "-s", "2000", "-e", calls, "-o", trace.to_str().unwrap()].map(String::from).to_vec();
+    // `-D`: the tracer is the grandchild, so that killing the child kills the relay and not its
+    // tracer alone, which would leave it running.
+    rig.wrapper = ["strace", "-D", "-f", "-y", "-s", "2000", "-e", calls, "-o", trace.to_str().unwrap()]
+        .map(String::from)
+        .to_vec();
     rig.begin().await;
     let session = rig.session().await;
     let capability = session.upload_capability.clone().unwrap();

@@ -72,6 +72,8 @@ async fn a_refused_preflight_takes_no_byte_and_is_told_by_its_class() {
     let said = told(&http::upload(world.plain(), &chunk, token, 0).await);
     assert_eq!(said.code, "core_limited");
     assert!((20..=33).contains(&said.retry_after.unwrap()), "{:?}", said.retry_after);
+    let advice = crate::capture::hint(&world, token).await;
+    assert!((15..=33).contains(&advice["core_limited_s"].as_u64().unwrap()), "{advice}");
     let stats = world.core.stats().await;
     assert_eq!((stats.calls_of("preflight"), stats.calls_of("commit")), (33, 0));
     assert_eq!(world.metric("waystation_staging_used_bytes").await, 0.0, "nothing is held");

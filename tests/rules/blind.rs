@@ -191,3 +191,36 @@ fn what_holds_a_token_does_not_derive_debug() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Collections whose keys are held: a map, a set or a limiter by address would be a list of who came.
+const KEYED: [&str; 7] =
+    ["HashMap<", "BTreeMap<", "DashMap<", "HashSet<", "BTreeSet<", "KeyedRateLimiter<", "RateLimiter<"];
+
+/// What is keyed by an address, or by a tuple that begins with one.
+fn keyed_by_address(code: &str) -> Vec<String> {
+    let bare: String = code.chars().filter(|c| !c.is_whitespace()).collect();
+    let mut found = Vec::new();
+    for keyed in KEYED {
+        for (at, _) in bare.match_indices(keyed) {
+            let key: String = bare[at + keyed.len()..].chars().take_while(|c| !">".contains(*c)).collect();
+            let key = key.split_once("),").map_or(key.as_str(), |(tuple, _)| tuple);
+            let key = if key.starts_with('(') { key } else { key.split(',').next().unwrap_or_default() };
+            if ["IpAddr", "Ipv4Addr", "Ipv6Addr", "SocketAddr"].iter().any(|address| key.contains(address)) {
+                found.push(format!("{keyed}{key}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn nothing_is_keyed_by_an_address() {
+    let mut wrong = Vec::new();
+    for source in source::relay() {
+        wrong.extend(keyed_by_address(&source.code).into_iter().map(|what| format!("{}: {what}", source.path)));
+    }
+    assert!(wrong.is_empty(), "use admission/names.rs: {wrong:#?}");
+    let code = "a: HashMap<\n std::net::IpAddr, u8>, b: DashMap<(u8, SocketAddr), u8>, c: HashMap<u64, IpAddr>, d: Vec<IpAddr>";
+    assert_eq!(keyed_by_address(code), ["HashMap<std::net::IpAddr", "DashMap<(u8,SocketAddr"]);
+    assert_eq!(keyed_by_address("DefaultKeyedRateLimiter<IpAddr>").len(), 2);
+}

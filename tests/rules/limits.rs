@@ -44,11 +44,35 @@ fn every_limit_setting_has_its_line() {
     }
 }
 
+#[test]
+fn what_a_connection_may_hold_has_its_line() {
+    let page = source::read("docs/limits.md");
+    let table = page.split_once("## A connection").unwrap().1.split_once("\n## ").unwrap().0;
+    let rows: Vec<_> = table::rows(table).into_iter().skip(2).collect();
+    let tests = book::tests();
+    for bound in ["1024 open offers", "64 capabilities", "32 places", "128 fields"] {
+        assert!(rows.iter().any(|row| row[0].contains(bound)), "docs/limits.md does not tell {bound}");
+    }
+    for row in &rows {
+        let [bound, cost, at_it, metric, test] = &row[..] else { panic!("{row:?}") };
+        assert!(cost.len() > 3 && at_it.len() > 10 && metric.starts_with("`waystation_"), "{bound} says too little");
+        for code in table::code(at_it).into_iter().filter(|word| !word.contains('.')) {
+            assert!(Code::parse(code).is_some(), "{bound}: {code} is no code");
+        }
+        assert!(table::code(test).iter().all(|name| tests.contains(*name)), "{bound}: there is no test {test}");
+    }
+}
+
 /// A bound in the code: where, its value as written, what its comment says.
 struct Bound {
     name: String,
     value: String,
     says: String,
+}
+
+/// A bound is a `MAX_…`; a window, a buffer or a share of memory says by its name what it bounds.
+fn is_bound(name: &str) -> bool {
+    name.starts_with("MAX") || ["WINDOW", "_BUFFER", "BACKLOG"].iter().any(|word| name.ends_with(word))
 }
 
 fn bounds(source: &Source) -> Vec<Bound> {
@@ -63,7 +87,7 @@ fn bounds(source: &Source) -> Vec<Bound> {
             continue;
         };
         let Some(value) = rest.split_once(" = ").and_then(|(_, value)| value.strip_suffix(';')) else { continue };
-        if !name.starts_with("MAX") {
+        if !is_bound(name) {
             continue;
         }
         let doc = lines[..at].iter().rev().take_while(|line| line.trim().starts_with("///"));
@@ -94,6 +118,10 @@ fn every_bound_is_in_the_book() {
         }
     }
     assert!(count > 20, "{count} bounds found");
+    for name in ["capture::MAX_OFFERS", "capture::tokens::MAX_CAPABILITIES", "gate::MAX_COURTESY", "serve::MAX_STREAMS"]
+    {
+        assert!(text.contains(&format!("`ingress::{name}`")), "{name} is a bound");
+    }
     assert!(silent.is_empty(), "a bound says what it is for: {silent:?}");
     table::generated("docs/limits.md", "bounds", &text);
 }

@@ -87,3 +87,44 @@ async fn what_a_relay_shows_is_what_the_book_says() {
     }
     assert!(seen >= 10, "{seen} families shown");
 }
+
+/// The counters whose increase an alert watches: name and label of each selector.
+fn watched(alerts: &str) -> Vec<(String, String)> {
+    let selectors = alerts.match_indices("increase(").map(|(at, begin)| {
+        let rest = &alerts[at + begin.len()..];
+        let selector = rest.split('[').next().unwrap();
+        let (name, label) = selector.split_once('{').unwrap_or((selector, ""));
+        (name.to_owned(), label.trim_end_matches('}').to_owned())
+    });
+    selectors.collect()
+}
+
+/// Prometheus sees no increase where a series appears: one that alerts watch begins at 0.
+#[test]
+fn what_alerts_watch_is_there_from_the_start() {
+    use waystation::telemetry::names::{CoreLimiter, CoreRoute, DiskStep};
+    let text = waystation::telemetry::Metrics::new().text();
+    let zeros = |name: &str, label: &str| {
+        let begin = format!("{name}{{");
+        text.lines()
+            .filter(|line| {
+                line.starts_with(&begin)
+                    && line.contains(label)
+                    && line.rsplit(' ').next().is_some_and(|value| value.parse() == Ok(0.0))
+            })
+            .count()
+    };
+    let watched = watched(&source::read("deploy/alerts.yaml"));
+    assert!(watched.len() >= 5, "{watched:?}");
+    for (name, label) in &watched {
+        let all = match name.as_str() {
+            "waystation_disk_errors_total" => DiskStep::ALL.len(),
+            "waystation_chunk_endings_total" => waystation::proto::Class::ALL.len(),
+            "waystation_core_requests_total" => CoreRoute::ALL.len(),
+            "waystation_core_limited_seconds_total" => CoreLimiter::ALL.len(),
+            _ => 1,
+        };
+        let there = text.lines().filter(|line| line.starts_with(name.as_str())).collect::<Vec<_>>();
+        assert_eq!(zeros(name, label), all, "{name}{{{label}}}: {there:?}");
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::Request;
+use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use waystation::clock::Clock;
@@ -17,8 +17,8 @@ use waystation_proto::message::CaptureState;
 use waystation_proto::{ChunkState, Media, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::{put, send};
-use waystation_tests::peer::{Capture, Told, Way, bring};
-use waystation_tests::wire::{Exchange, Http, Ws, ask};
+use waystation_tests::peer::{Capture, Told, Way, bring, request};
+use waystation_tests::wire::{Exchange, Http, Ws, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
 
 fn vectors(name: &str) -> Value {
@@ -247,6 +247,37 @@ async fn what_is_revoked_is_refused_and_ends_what_is_open() {
     for eye in Eye::ALL {
         open.push(Contact::open(&world, eye, &fanout).await);
     }
+    let mut sending = Capture::open(&world, Ws::H1, &[&upload]).await;
+    let taken = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    assert_eq!(sending.bring(1, &taken).await.state, Some(ChunkState::Confirmed));
+    let mut half = Capture::open(&world, Ws::H1, &[&upload]).await;
+    let (arriving, never) = (
+        Chunk::sealed(&session, Variant::AudioPriority, 2, 3_000),
+        Chunk::sealed(&session, Variant::AudioPriority, 9, 9),
+    );
+    half.offer(1, &arriving).await;
+    half.go(1).await;
+    half.piece(1, 0, &arriving.bytes[..100]).await;
+    let mut reading = Vec::new();
+    for http in Http::ALL {
+        let mut exchange = Exchange::open(&world, http, request(Method::GET, &arriving, &fanout)).await;
+        exchange.end().await;
+        reading.push(exchange.head().await);
+    }
+    let drop_in = Request::get("/fanout/subscribe")
+        .header("host", "localhost")
+        .header("x-proofline-relay-session-id", claims(&fanout)["sid"].as_str().unwrap())
+        .header("x-proofline-relay-fanout-capability", &fanout)
+        .header("x-proofline-relay-incident-id", &session.incident)
+        .header("x-proofline-relay-stream-id", arriving.offer.stream.as_str())
+        .body(())
+        .unwrap();
+    let mut subscription = Exchange::open(&world, Http::H1, drop_in).await;
+    subscription.end().await;
+    let subscription = subscription.head().await;
+    assert_eq!(subscription.status, 200);
+    let mut waiting = Exchange::open(&world, Http::H1, request(Method::GET, &never, &fanout)).await;
+    waiting.end().await;
     let mut stays = Contact::open(&world, Eye::Ws(Ws::H1), other.fanout_capability.as_ref().unwrap()).await;
     for token in [&upload, &fanout] {
         revoke(&world, claims(token)["jti"].as_str().unwrap()).await;
@@ -254,11 +285,26 @@ async fn what_is_revoked_is_refused_and_ends_what_is_open() {
     for (eye, mut contact) in Eye::ALL.into_iter().zip(open) {
         assert_eq!(contact.ending().await, "capability_revoked", "{eye:?}");
     }
-    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    for (http, mut reading) in Http::ALL.into_iter().zip(reading) {
+        let mut last = None;
+        while let Some(read) = soon("the end of the answer", reading.next()).await {
+            last = Some(read.is_err());
+            if last == Some(true) {
+                break;
+            }
+        }
+        assert_eq!(last, Some(true), "{http:?}: what was being read is cut off");
+    }
+    assert_eq!(waiting.answer().await.code(), "capability_revoked");
+    let events = String::from_utf8(subscription.whole().await.body.to_vec()).unwrap();
+    assert!(events.contains("relay_end") && events.contains("capability_revoked"), "{events}");
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 3, 3_000);
     for http in Http::ALL {
         let told = bring(&world, Way::Http(http), &chunk, &upload).await;
         assert_eq!((told.status, told.code.as_str()), (403, "capability_revoked"));
     }
+    sending.offer(2, &chunk).await;
+    assert_eq!(sending.state(2).await.error.unwrap().code, "capability_revoked", "each offer is asked of");
     let mut capture = Capture::raw(&world, Ws::H2).await;
     capture.hello(&[&upload]).await;
     assert_eq!(capture.bye().await, ("capability_revoked".into(), 4403));
@@ -341,4 +387,36 @@ async fn a_token_that_nobody_vouched_for_says_nothing() {
     capture.send(frame::encode(kind::END, b"{}")).await;
     let ended = contact.until(kind::CAPTURE).await;
     assert!(String::from_utf8_lossy(&ended.body).contains("ended"), "the core vouched for it meanwhile");
+}
+
+fn refused(frame: &frame::Frame) -> (u64, String) {
+    assert_eq!(frame.kind, kind::REFUSED);
+    let refused: waystation_proto::message::Refused = frame::control(frame).unwrap();
+    (refused.capability, refused.error.code)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_token_among_good_ones_ends_nothing() {
+    let world = World::new().await;
+    let (session, other) = (world.session().await, world.session().await);
+    let good = session.upload_capability.clone().unwrap();
+    for ws in Ws::ALL {
+        let index = if ws == Ws::H1 { 1 } else { 2 };
+        let mut capture = Capture::open(&world, ws, &["a.b.c", &good]).await;
+        assert_eq!(refused(&capture.frame().await.unwrap()), (0, "capability_invalid".into()));
+        let again = message_of(kind::CAPABILITY, &json!({ "capability": "d.e.f" }));
+        capture.send(again).await;
+        assert_eq!(refused(&capture.frame().await.unwrap()), (2, "capability_invalid".into()));
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
+        assert_eq!(capture.bring(1, &chunk).await.state, Some(ChunkState::Confirmed), "{ws:?}");
+        // The offer that needed a bad one hears why, and not that it is for something else.
+        capture.offer(2, &Chunk::sealed(&other, Variant::AudioPriority, 1, 3_000)).await;
+        assert_eq!(capture.state(2).await.error.unwrap().code, "capability_invalid");
+    }
+    let counted = "waystation_capture_refused_total{code=\"capability_invalid\"}";
+    world.until_metric(counted, |times| times == 6.0).await;
+}
+
+fn message_of(kind: u64, body: &Value) -> bytes::Bytes {
+    frame::encode(kind, body.to_string().as_bytes())
 }

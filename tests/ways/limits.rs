@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use waystation_proto::frame::{self, Piece, kind};
 use waystation_proto::{ChunkState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::put;
@@ -181,6 +182,8 @@ async fn a_head_that_does_not_come_and_an_idle_connection_are_not_waited_for() {
     let mut silent = tls(&world, b"h2").await.unwrap();
     let mut bytes = Vec::new();
     let _ = soon("the end", half.read_to_end(&mut bytes)).await;
+    let said = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
+    assert!(said.starts_with("HTTP/1.1 408 ") && said.contains("\"header_timeout\""), "{said}");
     let _ = soon("the end", silent.read_to_end(&mut bytes)).await;
     world.until_metric("waystation_connections_refused_total{reason=\"header_timeout\"}", |times| times == 2.0).await;
 
@@ -215,6 +218,124 @@ async fn a_slow_sender_that_lives_is_never_cut() {
         let (way, told) = told.unwrap();
         assert_eq!(told.state, Some(ChunkState::Confirmed), "{way:?} {told:?}");
     }
+}
+
+/// One binary message as it is on the wire, masked with zeros.
+fn message(payload: &[u8]) -> Vec<u8> {
+    let mut wire = vec![0x82, 0x80 | 127];
+    wire.extend_from_slice(&(payload.len() as u64).to_be_bytes());
+    wire.extend_from_slice(&[0; 4]);
+    wire.extend_from_slice(payload);
+    wire
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_takes_longer_than_the_limit_is_no_silence() {
+    let world = std::sync::Arc::new(world("[limits]\nidle_timeout = \"3s\"\n").await);
+    let session = world.session().await;
+    let mut all = tokio::task::JoinSet::new();
+    for (index, (ws, dies)) in (1..).zip([(Ws::H1, false), (Ws::H2, false), (Ws::H1, true), (Ws::H2, true)]) {
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 70 * 1024);
+        let (world, capability) = (world.clone(), session.upload_capability.clone().unwrap());
+        all.spawn(async move {
+            let mut capture = Capture::open(&world, ws, &[&capability]).await;
+            capture.offer(1, &chunk).await;
+            assert_eq!(capture.go(1).await.offset, 0);
+            let wire = message(&Piece::encode(kind::CAPTURE_PIECE, 1, 0, &chunk.bytes));
+            // All of it takes three times as long as silence may; no pong can come in between.
+            for (at, part) in wire.chunks(wire.len().div_ceil(18)).enumerate() {
+                if dies && at == 9 {
+                    break;
+                }
+                capture.bytes(part).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            if dies {
+                let said = String::from_utf8_lossy(&capture.rest().await).into_owned();
+                assert!(said.contains(r#"{"reason":"body_stalled""#), "{ws:?}: {said:?}");
+            } else {
+                assert_eq!(capture.ended(1).await.state, Some(ChunkState::Confirmed), "{ws:?}");
+            }
+        });
+    }
+    while let Some(done) = all.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_stands_still_is_named_and_goes_on_where_it_was() {
+    let world = world("[limits]\nidle_timeout = \"1s\"\n").await;
+    let session = world.session().await;
+    let capability = session.upload_capability.clone().unwrap();
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    let mut capture = Capture::open(&world, Ws::H1, &[&capability]).await;
+    capture.offer(1, &chunk).await;
+    capture.go(1).await;
+    capture.piece(1, 0, &chunk.bytes[..1_000]).await;
+    let stalled = async {
+        loop {
+            // The client lives, and brings nothing of this chunk.
+            capture.send(frame::encode(kind::ALIVE, b"{}")).await;
+            if let Ok(state) = tokio::time::timeout(Duration::from_millis(200), capture.state(1)).await {
+                return state;
+            }
+        }
+    };
+    let state = soon("a word on the chunk", stalled).await;
+    assert_eq!(state.error.unwrap().code, "body_stalled");
+    assert_eq!((state.chunk_ref, state.state), (Some(chunk.chunk_ref()), Some(ChunkState::Receiving)));
+    capture.offer(2, &chunk).await;
+    assert_eq!(capture.go(2).await.offset, 1_000);
+    capture.piece(2, 1_000, &chunk.bytes[1_000..]).await;
+    assert_eq!(capture.ended(2).await.state, Some(ChunkState::Confirmed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_has_so_many_offers_open() {
+    const MOST: u64 = 1024;
+    // The core limits a stream's chunks, so that it takes several recordings.
+    const OF_A_STREAM: u64 = 64;
+    let world = world("[limits]\nreceiving_total = 2000\nin_flight_per_session = 2000\n").await;
+    let lanes = [Variant::AudioPriority, Variant::LivePreview, Variant::LocationContext, Variant::EvidenceMaster];
+    let mut sessions = Vec::new();
+    for _ in 0..=MOST / OF_A_STREAM / 4 {
+        sessions.push(world.session().await);
+    }
+    let capabilities: Vec<&str> =
+        sessions.iter().map(|session| session.upload_capability.as_deref().unwrap()).collect();
+    let mut capture = Capture::open(&world, Ws::H1, &capabilities).await;
+    let mut first = None;
+    for handle in 0..MOST {
+        let session = &sessions[(handle / OF_A_STREAM / 4) as usize];
+        let chunk = Chunk::sealed(session, lanes[(handle % 4) as usize], handle / 4 % OF_A_STREAM + 1, 100);
+        capture.offer(handle, &chunk).await;
+        capture.go(handle).await;
+        first.get_or_insert(chunk);
+    }
+    let more = Chunk::sealed(sessions.last().unwrap(), Variant::AudioPriority, 1, 100);
+    capture.offer(MOST, &more).await;
+    let refused = capture.state(MOST).await;
+    let error = refused.error.unwrap();
+    assert_eq!((error.code.as_str(), refused.state), ("too_many_offers", None));
+    assert!(refused.retry_after_s.is_some());
+    world.until_metric("waystation_capture_refused_total{code=\"too_many_offers\"}", |times| times == 1.0).await;
+    // Those that are open go on, and one that ended makes room.
+    let first = first.unwrap();
+    capture.piece(0, 0, &first.bytes).await;
+    assert_eq!(capture.ended(0).await.state, Some(ChunkState::Confirmed));
+    let taken = async {
+        let mut handle = MOST + 1;
+        loop {
+            capture.offer(handle, &more).await;
+            let frame = capture.frame().await.expect("an answer");
+            if frame.kind == kind::SEND {
+                return;
+            }
+            handle += 1;
+        }
+    };
+    soon("room for one more", taken).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use http::{Method, Request};
 use tokio::sync::mpsc;
 use waystation::clock::Clock;
+use waystation_devcore::session::Session;
+use waystation_devcore::{Effect, Fault, FaultRoute};
 use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StreamJoins, Withdrawn, WithdrawnReason};
 use waystation_proto::{ContactState, Variant};
@@ -90,6 +92,7 @@ async fn a_late_contact_starts_in_the_window_with_the_latest_states() {
     world.until_metric("waystation_staged_chunks{class=\"audio\",reason=\"core_unreachable\"}", |n| n == 1.0).await;
     let (mut third, _) = Upload::begin(&world, Way::Http(Http::H3), &chunks[2], &capability).await;
     third.send(chunks[2].bytes.slice(..30_000)).await;
+    world.until_metric("waystation_receiving_chunks", |n| n == 1.0).await;
 
     let mut late = contacts(&world, &fanout).await;
     for contact in &mut late {
@@ -343,6 +346,8 @@ async fn one_chunk_is_waited_for_and_streamed() {
         wrong.bytes = vec![0; wrong.bytes.len()].into();
         let mut reading = Exchange::open(&world, http, read(&wrong, &fanout, 25)).await;
         reading.end().await;
+        // It waits already: one that comes after the withdrawal would wait in vain.
+        world.until_metric("waystation_fanout_contacts", |n| n == 1.0).await;
         assert_eq!(bring(&world, Way::Http(http), &wrong, &capability).await.code, "hash_mismatch");
         if let Some(mut streaming) = reading.try_head().await {
             let mut got = 0;
@@ -357,7 +362,10 @@ async fn one_chunk_is_waited_for_and_streamed() {
         }
         let master = Chunk::sealed(&session, Variant::EvidenceMaster, index, 1_000);
         assert_eq!(bring(&world, Way::Http(http), &master, &capability).await.status, 201);
-        let refused = ask(&world, http, read(&master, &fanout, 1), "").await;
+        let refused = ask(&world, http, read(&master, &fanout, 20), "").await;
+        assert_eq!((refused.status.as_u16(), refused.code().as_str()), (403, "not_watchable"));
+        let never = Chunk::sealed(&session, Variant::AudioPriority, index + 20, 1_000);
+        let refused = ask(&world, http, read(&never, &fanout, 1), "").await;
         assert_eq!((refused.status.as_u16(), refused.code().as_str()), (404, "chunk_not_in_window"));
     }
 }
@@ -383,4 +391,50 @@ async fn the_verdict_of_what_is_beyond_the_window_is_told_after_a_restart() {
     let confirmed =
         |contact: &Contact, of| contact.states.get(of).is_some_and(|told| told.state == ContactState::Confirmed);
     contact.until_so("both verdicts", |contact| confirmed(contact, &first) && confirmed(contact, &last)).await;
+}
+
+/// The lane's Proofline tokens, which only the core can vouch for: to watch, and to upload to the
+/// group of those who watch so.
+fn proofline(session: &Session) -> (String, String) {
+    let sound = session.streams.iter().find(|stream| stream.variant == Variant::AudioPriority).unwrap();
+    let tokens = sound.proofline.clone().unwrap();
+    (tokens.fanout, tokens.upload)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_the_core_thinks_over_holds_up_nothing() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let (first, upload) = proofline(&session);
+    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), &first).await;
+    // Another token for the same stream, which the core has not vouched for yet, and will not soon.
+    let thinks = Fault::new(FaultRoute::FanoutAuthorize, Effect::Delay { ms: 600_000 });
+    world.core.faults().add(thinks.times(1));
+    let stream = session.streams.iter().find(|stream| stream.variant == Variant::AudioPriority).unwrap();
+    let path = format!("/v1/incidents/{}/streams/{}/relay-session", session.incident, stream.stream);
+    let request = Request::post(path)
+        .header("host", "core")
+        .header("authorization", format!("Bearer {}", world.core.account_token()))
+        .body(http_body_util::Full::from("{}"))
+        .unwrap();
+    let made = waystation_tests::http::send(world.core.addr(), request).await;
+    let made: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
+    let second = made["relay_session"]["fanout_capability"].as_str().unwrap();
+    assert_ne!(second, first);
+    let renew = serde_json::json!({ "capability": second }).to_string();
+    contact.send(frame::encode(kind::RENEW, renew.as_bytes())).await;
+    let asked = async {
+        while !world.core.faults().waiting().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("the core being asked", asked).await;
+    // The core still thinks; chunks come and go, and commands are heard.
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, &upload).await.status, 201);
+    let begins = contact.begins().await;
+    contact.until_so("all of it", |contact| contact.held(begins.handle) == chunk.bytes.len()).await;
+    let fetch = serde_json::json!({ "stream": chunk.offer.stream, "index": 1 }).to_string();
+    contact.send(frame::encode(kind::FETCH, fetch.as_bytes())).await;
+    assert_eq!(contact.begins().await.index, 1, "it was sent again");
 }

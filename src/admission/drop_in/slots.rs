@@ -1,12 +1,13 @@
 //! Drop-in uploads in flight, and the answers remembered for a resend.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
+use crate::admission::names::{Name, Names};
 use crate::config::Limits;
 use crate::proto::{ChunkRef, Class, Code, Digest, Offer};
 
@@ -17,7 +18,7 @@ const MAX_REMEMBERED: usize = 4096;
 pub(in crate::admission) struct InProgress {
     state: Arc<Mutex<State>>,
     /// Sessions and addresses are known by keyed hashes only.
-    hasher: RandomState,
+    names: Names,
     per_session: usize,
     per_client: usize,
     /// Whose turn it is to wait for a commit, by class; first come, first served.
@@ -26,9 +27,9 @@ pub(in crate::admission) struct InProgress {
 
 #[derive(Default)]
 struct State {
-    chunks: HashSet<u64>,
-    sessions: HashMap<u64, usize>,
-    clients: HashMap<u64, usize>,
+    chunks: HashSet<Name>,
+    sessions: HashMap<Name, usize>,
+    clients: HashMap<Name, usize>,
     answers: HashMap<ChunkRef, (Digest, u64, Map<String, Value>)>,
     order: VecDeque<ChunkRef>,
 }
@@ -36,16 +37,16 @@ struct State {
 /// A slot for one chunk; given back when dropped.
 pub(super) struct Slot {
     state: Arc<Mutex<State>>,
-    chunk: u64,
-    session: u64,
-    client: u64,
+    chunk: Name,
+    session: Name,
+    client: Name,
 }
 
 impl InProgress {
     pub(in crate::admission) fn new(limits: &Limits) -> Self {
         Self {
             state: Arc::default(),
-            hasher: RandomState::new(),
+            names: Names::default(),
             per_session: limits.in_flight_per_session,
             per_client: limits.in_flight_per_client,
             turns: Default::default(),
@@ -59,10 +60,9 @@ impl InProgress {
 
     /// Takes a slot, in the contract's order: the chunk, its session, its client.
     pub(super) fn slot(&self, session: &str, index: u64, client: IpAddr) -> Result<Slot, Code> {
-        let hash = |value: &dyn Fn(&RandomState) -> u64| value(&self.hasher);
-        let chunk = hash(&|hasher| hasher.hash_one((0u8, session, index)));
-        let client = hash(&|hasher| hasher.hash_one((1u8, client)));
-        let session = hash(&|hasher| hasher.hash_one((2u8, session)));
+        let chunk = self.names.of(("chunk", session, index));
+        let client = self.names.client(client);
+        let session = self.names.of(("session", session));
         let mut state = lock(&self.state);
         if state.chunks.contains(&chunk) {
             return Err(Code::RelayChunkInProgress);

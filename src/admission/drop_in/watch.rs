@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{budget, said};
-use crate::admission::{Admission, Refusal};
+use crate::admission::{Admission, Refusal, Revocation};
 use crate::capability::{self, Trust};
 use crate::core::FanoutFields;
 use crate::fanout::WholeSubscription;
@@ -25,12 +25,16 @@ pub struct DropInWatch {
 }
 
 impl Admission {
-    /// Opens a drop-in subscription.
+    /// Opens a drop-in subscription; it ends when its capability is taken back.
     ///
     /// # Errors
     /// `RelayCoreNotConfigured`, `TooManyRequests`, `CoreFanoutRejected`, `CoreFanoutUnavailable`,
     /// `RelayFanoutLimit`.
-    pub async fn drop_in_watch(&self, watch: DropInWatch, client: IpAddr) -> Result<WholeSubscription, Refusal> {
+    pub async fn drop_in_watch(
+        &self,
+        watch: DropInWatch,
+        client: IpAddr,
+    ) -> Result<(WholeSubscription, Revocation), Refusal> {
         let core = self.0.parts.core.as_ref().ok_or(Code::RelayCoreNotConfigured)?;
         let known = self.drop_in_bearer(&watch.capability, client).await?;
         let permit = budget(core, Call::Authorize, 0, Code::CoreFanoutUnavailable).await?;
@@ -54,9 +58,10 @@ impl Admission {
             self.0.vouched.remember(&capability, self.0.parts.clock.unix_s());
         }
         let stream = StreamId::new(&watch.stream).map_err(|_| Code::InvalidRelayFanoutRequest)?;
-        self.0.parts.hub.subscribe_whole(grant, &stream).map_err(|code| match code {
-            Code::TooManyContacts => Code::RelayFanoutLimit.into(),
-            _ => Refusal::from(Code::CoreFanoutRejected),
-        })
+        let subscription = self.0.parts.hub.subscribe_whole(grant, &stream).map_err(|code| match code {
+            Code::TooManyContacts => Code::RelayFanoutLimit,
+            _ => Code::CoreFanoutRejected,
+        })?;
+        Ok((subscription, self.revocation(&capability)))
     }
 }

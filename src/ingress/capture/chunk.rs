@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::lane::{Lane, WINDOW};
+use super::tokens::Tokens;
 use crate::admission::{Admitted, Receiving, Refusal, Standing};
-use crate::capability::Capability;
 use crate::ingress::conn::Ctx;
 use crate::ingress::respond;
 use crate::ingress::ws::Outbox;
@@ -24,18 +24,21 @@ pub(super) struct Chunk {
     pub(super) handle: u64,
     pub(super) lane: Arc<Lane>,
     pub(super) out: Outbox,
+    /// What the connection may do.
+    pub(super) tokens: Tokens,
     /// How many chunks of the connection are being received.
     pub(super) receiving: watch::Sender<usize>,
 }
 
 impl Chunk {
     /// Offers it, takes its bytes, and says each of its states until it ended.
-    pub(super) async fn run(self, offer: Offer, capability: Capability) {
+    pub(super) async fn run(self, offer: Offer) {
         let chunk = offer.chunk_ref();
-        let standing = match self.bring(offer, &capability).await {
+        let standing = match self.bring(offer).await {
             Ok(standing) => standing,
             Err(refusal) => {
                 self.lane.close();
+                self.ctx.shared.metrics.ingress.refuse_on_capture(refusal.code);
                 self.out.send(respond::capture_refusal(self.handle, &refusal)).await;
                 return;
             }
@@ -44,15 +47,24 @@ impl Chunk {
         self.follow(chunk, standing).await;
     }
 
-    async fn bring(&self, offer: Offer, capability: &Capability) -> Result<Standing, Refusal> {
-        let admitted = self.ctx.shared.admission.offer(offer, capability, self.ctx.client).await?;
+    async fn bring(&self, offer: Offer) -> Result<Standing, Refusal> {
+        let chunk = offer.chunk_ref();
+        let capability = self.tokens.reaching(&offer, self.ctx.shared.clock.unix_s()).await?;
+        let admitted = self.ctx.shared.admission.offer(offer, &capability, self.ctx.client).await?;
         match admitted {
             Admitted::Have(standing) => Ok(standing),
             Admitted::Receive(receiving) => {
                 let _counted = Counted::new(&self.receiving);
-                self.take(receiving).await
+                self.take(receiving).await.map_err(|refusal| self.known(chunk, refusal))
             }
         }
+    }
+
+    /// A refusal after `SEND` says what is held of the chunk: the client goes on from there.
+    fn known(&self, chunk: ChunkRef, mut refusal: Refusal) -> Refusal {
+        let now = || self.ctx.shared.admission.follow(chunk).map(|follow| follow.now());
+        refusal.standing = refusal.standing.or_else(now);
+        refusal
     }
 
     async fn take(&self, mut receiving: Receiving) -> Result<Standing, Refusal> {

@@ -2,6 +2,7 @@
 
 mod chunk;
 mod lane;
+mod tokens;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,22 +14,21 @@ use tokio::task::JoinSet;
 
 use self::chunk::Chunk;
 use self::lane::Lane;
+use self::tokens::Tokens;
 use super::conn::Ctx;
 use super::respond::{self, Reply};
 use super::ws::{self, Goodbye, Outbox, Reader, Room};
 use crate::admission::Refusal;
-use crate::capability::Capability;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES, Piece, kind};
 use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
 use crate::proto::offer::Timestamp;
 use crate::proto::{CAPTURE_SUBPROTOCOL, Code, Digest, IncidentId, Media, Offer, PROTOCOL, StreamId};
 
-/// Chunks of one connection that are received or followed. A core that is away for an hour
+/// Chunks of one connection that are received or followed, at about 2 KiB each; their bytes are
+/// bounded by `limits.receiving_total`. A core that is away for an hour
 /// leaves this many waiting; a further offer hears `too_many_offers` and may use another
 /// connection.
-const OFFERS: usize = 1024;
-/// Capabilities one connection may hold: several lanes, each with the next one beside it.
-const CAPABILITIES: usize = 64;
+const MAX_OFFERS: usize = 1024;
 /// How often it is looked whether there is a new hint.
 const HINT_EVERY: Duration = Duration::from_secs(3);
 /// Replies that may wait to be written; small frames all.
@@ -53,8 +53,7 @@ struct Session {
     ctx: Ctx,
     reader: Reader,
     out: Outbox,
-    /// Newest last.
-    capabilities: Vec<Capability>,
+    tokens: Tokens,
     lanes: HashMap<u64, Arc<Lane>>,
     highest: Option<u64>,
     receiving: watch::Sender<usize>,
@@ -79,7 +78,7 @@ impl Session {
             ctx,
             reader,
             out,
-            capabilities: Vec::new(),
+            tokens: Tokens::default(),
             lanes: HashMap::new(),
             highest: None,
             receiving: watch::Sender::new(0),
@@ -87,9 +86,12 @@ impl Session {
             early,
         };
         for token in &hello.capabilities {
-            session.present(token).await?;
+            session.present(token);
         }
+        // One good token opens the session; the bad ones beside it are told by themselves.
+        session.tokens.opened().await?;
         session.welcome().await;
+        session.tell_refused().await;
         Ok(Some(session))
     }
 
@@ -98,7 +100,7 @@ impl Session {
         let limits = message::Limits {
             max_chunk: shared.max_chunk,
             max_piece: MAX_PIECE_BYTES as u64,
-            offers: OFFERS as u32,
+            offers: MAX_OFFERS as u32,
             in_flight: u32::try_from(self.ctx.limits.in_flight_per_session).unwrap_or(u32::MAX),
         };
         let welcome = Welcome { protocol: PROTOCOL, node: shared.node.to_string(), limits };
@@ -138,6 +140,7 @@ impl Session {
                     if let Ok(Some(handle)) = ended {
                         self.lanes.remove(&handle);
                     }
+                    self.tell_refused().await;
                 }
                 () = &mut look => {
                     look = Box::pin(clock.sleep(HINT_EVERY));
@@ -155,10 +158,11 @@ impl Session {
             kind::CAPTURE_PIECE => self.piece(Piece::decode(frame.body)?)?,
             kind::CAPABILITY => {
                 let body: message::Capability = frame::control(&frame)?;
-                self.present(&body.capability).await?;
+                self.present(&body.capability);
+                self.tell_refused().await;
             }
-            kind::ALIVE => self.capabilities.iter().for_each(|one| self.ctx.shared.admission.alive(one)),
-            kind::END => self.capabilities.iter().for_each(|one| self.ctx.shared.admission.ended(one)),
+            kind::ALIVE => self.tokens.each(|one| self.ctx.shared.admission.alive(one)),
+            kind::END => self.tokens.each(|one| self.ctx.shared.admission.ended(one)),
             kind::HELLO => return Err(Code::ProtocolError.into()),
             // Unknown types, and those of the other side, mean nothing here.
             _ => {}
@@ -166,25 +170,29 @@ impl Session {
         Ok(())
     }
 
-    /// Takes a capability in. It is read in its turn, since the next frame may be an offer that
-    /// needs it; what it releases goes on by itself.
-    async fn present(&mut self, token: &str) -> Result<(), Refusal> {
-        let capability = self.ctx.shared.admission.capability(token, self.ctx.client).await?;
-        let now = self.ctx.shared.clock.unix_s();
-        self.capabilities.retain(|one| !one.grant.expired(now));
-        if self.capabilities.len() >= CAPABILITIES {
-            self.capabilities.remove(0);
+    /// Takes a capability in. Reading it may take a fetch of the core's keys, which no other lane
+    /// waits for; what it releases goes on by itself.
+    fn present(&mut self, token: &str) {
+        let Some(number) = self.tokens.begin(token, self.ctx.shared.clock.unix_s()) else { return };
+        let (ctx, tokens, token) = (self.ctx.clone(), self.tokens.clone(), token.to_owned());
+        self.tasks.spawn(async move {
+            let admission = &ctx.shared.admission;
+            let outcome = admission.capability(&token, ctx.client).await;
+            let good = outcome.as_ref().ok().cloned();
+            tokens.read(number, &token, outcome);
+            if let Some(capability) = good {
+                admission.present(&capability, ctx.client).await;
+            }
+            None
+        });
+    }
+
+    /// A token that is no good ends nothing: its sender hears which one it is and why.
+    async fn tell_refused(&self) {
+        for (number, refusal) in self.tokens.untold() {
+            self.ctx.shared.metrics.ingress.refuse_on_capture(refusal.code);
+            self.out.send(respond::capability_refusal(number, &refusal)).await;
         }
-        self.capabilities.push(capability.clone());
-        // What waits for the core's word of a token goes with the connection, and is bounded as tokens are.
-        if self.tasks.len().saturating_sub(self.lanes.len()) < CAPABILITIES {
-            let (admission, client) = (self.ctx.shared.admission.clone(), self.ctx.client);
-            self.tasks.spawn(async move {
-                admission.present(&capability, client).await;
-                None
-            });
-        }
-        Ok(())
     }
 
     async fn offer(&mut self, frame: &Frame) -> Result<(), Refusal> {
@@ -196,36 +204,27 @@ impl Session {
         let refused = match offer {
             Err(code) => code,
             Ok(_) if self.ctx.drain.is_cancelled() => Code::Draining,
-            Ok(_) if self.lanes.len() >= OFFERS => Code::TooManyOffers,
-            Ok(offer) => match self.capability_for(&offer) {
-                Some(capability) => {
-                    self.begin(handle, offer, capability);
-                    return Ok(());
-                }
-                None => Code::CapabilityMissing,
-            },
+            Ok(_) if self.lanes.len() >= MAX_OFFERS => Code::TooManyOffers,
+            Ok(offer) => {
+                self.begin(handle, offer);
+                return Ok(());
+            }
         };
+        self.ctx.shared.metrics.ingress.refuse_on_capture(refused);
         self.out.send(respond::capture_refusal(handle, &refused.into())).await;
         Ok(())
     }
 
-    fn begin(&mut self, handle: u64, offer: Offer, capability: Capability) {
+    fn begin(&mut self, handle: u64, offer: Offer) {
         let lane = Arc::new(Lane::default());
         self.lanes.insert(handle, Arc::clone(&lane));
-        let chunk =
-            Chunk { ctx: self.ctx.clone(), handle, lane, out: self.out.clone(), receiving: self.receiving.clone() };
+        let (ctx, out) = (self.ctx.clone(), self.out.clone());
+        let (tokens, receiving) = (self.tokens.clone(), self.receiving.clone());
+        let chunk = Chunk { ctx, handle, lane, out, tokens, receiving };
         self.tasks.spawn(async move {
-            Box::pin(chunk.run(offer, capability)).await;
+            Box::pin(chunk.run(offer)).await;
             Some(handle)
         });
-    }
-
-    /// The newest capability that reaches the offer's stream; if none does, the newest, so that
-    /// admission says what is wrong with it.
-    fn capability_for(&self, offer: &Offer) -> Option<Capability> {
-        let reaches =
-            |one: &&Capability| one.grant.incident == offer.incident && one.grant.lane(&offer.stream).is_some();
-        self.capabilities.iter().rev().find(reaches).or(self.capabilities.last()).cloned()
     }
 
     fn piece(&self, piece: Piece) -> Result<(), Refusal> {

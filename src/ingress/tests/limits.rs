@@ -14,6 +14,23 @@ async fn raw(relay: &Relay, bytes: &[u8]) -> String {
     read_all(&mut tcp).await
 }
 
+/// The same where the relay may close before everything is sent.
+async fn raw_some(relay: &Relay, bytes: &[u8]) -> String {
+    let (mut read, mut write) = TcpStream::connect(relay.plain).await.unwrap().into_split();
+    let sending = async {
+        let _ = write.write_all(bytes).await;
+        std::future::pending::<()>().await;
+    };
+    let mut head = [0; 13];
+    tokio::select! {
+        () = sending => unreachable!(),
+        got = tokio::time::timeout(PATIENCE, read.read_exact(&mut head)) => { got.unwrap().unwrap(); }
+    }
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, read.read_to_end(&mut rest)).await.expect("the relay closes");
+    format!("{}{}", String::from_utf8_lossy(&head), String::from_utf8_lossy(&rest))
+}
+
 async fn read_all(tcp: &mut TcpStream) -> String {
     let mut read = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut read)).await.expect("the relay closes");
@@ -58,12 +75,50 @@ async fn a_head_that_is_too_large_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_head_may_have_so_many_fields_on_every_version() {
+    let relay = start(limits()).await;
+    let names: Vec<String> = (0..1000).map(|at| format!("x-{at}")).collect();
+    let fields = |count: usize| names[..count].iter().map(|name| (name.as_str(), "1")).collect::<Vec<_>>();
+    for via in ALL {
+        // `Host` is one more on HTTP/1.1.
+        let fits = relay.ask(via, request(http::Method::GET, "/health/live", &fields(127)), "").await;
+        assert_eq!(fits.status, 200, "{via:?}");
+        for count in [129, 300, 1000] {
+            let answer = relay.ask(via, request(http::Method::GET, "/health/live", &fields(count)), "").await;
+            assert_eq!((answer.status.as_u16(), answer.code().as_str()), (431, "headers_too_large"), "{via:?}");
+            assert!(
+                answer.headers["cache-control"] == "no-store" && answer.headers["x-content-type-options"] == "nosniff"
+            );
+        }
+    }
+}
+
+/// What hyper answers by itself is bare; docs/errors.md says so.
+#[tokio::test]
+async fn a_head_that_can_not_be_read_gets_a_bare_answer_and_the_end() {
+    let relay = start(limits()).await;
+    let many: String = (0..1100).map(|at| format!("x-{at}: 1\r\n")).collect();
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(200 * 1024));
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\nno field\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), 431),
+        (long, 431),
+    ] {
+        let answer = raw_some(&relay, head.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && !answer.contains("error"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn silence_before_a_request_is_cut_at_the_header_timeout() {
     let mut short = limits();
     short.header_timeout = Duration::from_millis(150);
     let relay = start(short).await;
     assert_eq!(raw(&relay, b"").await, "", "before the version of HTTP is known");
-    assert_eq!(raw(&relay, b"GET /health/live HTTP/1.1\r\nHos").await, "", "within the head");
+    let answer = raw(&relay, b"GET /health/live HTTP/1.1\r\nHos").await;
+    for part in ["HTTP/1.1 408 ", "connection: close", "no-store", "nosniff", "\"header_timeout\""] {
+        assert!(answer.contains(part), "within the head: {part} in {answer:?}");
+    }
     assert!(raw(&relay, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.len() < 100, "after HTTP/2's preface");
     relay.counted("waystation_connections_refused_total{reason=\"header_timeout\"} 3").await;
     let mut tls = TcpStream::connect(relay.public).await.unwrap();
