@@ -274,7 +274,7 @@ proptest! {
                     let keys = l.shorter(terms(n).stream, now / 1000 + 500);
                     l.handle_capability(&keys, now / 1000 + 500, now / 1000);
                 }
-                Op::Time(t) => { now = now.max(t); l.handle_time(now, now); }
+                Op::Time(t) => { now = now.max(t); l.handle_time(now, now); l.handle_time_aside(now, now); }
             }
             for (n, before) in before.into_iter().enumerate() {
                 let Some((state, digest)) = before else { continue };
@@ -288,7 +288,9 @@ proptest! {
                 }
             }
             let open: Vec<_> = (0..12).filter_map(|n| l.record(key(n))).filter(|r| !r.state.ended()).collect();
-            prop_assert_eq!(l.quota().used(), open.iter().map(|r| r.terms.length + crate::quota::OVERHEAD).sum::<u64>());
+            let damaged = l.aside.iter().map(|aside| aside.length);
+            let lengths = open.iter().map(|r| r.terms.length).chain(damaged);
+            prop_assert_eq!(l.quota().used(), lengths.map(|length| length + crate::quota::OVERHEAD).sum::<u64>());
             prop_assert_eq!(l.receiving(), open.iter().filter(|r| r.active).count());
             prop_assert_eq!(l.receiving.values().sum::<usize>(), l.receiving_total);
         }

@@ -25,7 +25,7 @@ pub(super) const fn until(state: ChunkState, since: i64, keep_ms: i64) -> i64 {
 pub(super) struct Aside {
     key: ChunkRef,
     owner: Owner,
-    length: u64,
+    pub(super) length: u64,
     until: i64,
 }
 
