@@ -9,7 +9,6 @@ use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StreamJoins, Withdrawn, WithdrawnReason};
 use waystation_proto::{ContactState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
-use waystation_tests::http::upload;
 use waystation_tests::peer::{Upload, Way, bring, request};
 use waystation_tests::wire::{Exchange, Http, Ws, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
@@ -360,27 +359,4 @@ async fn one_chunk_is_waited_for_and_streamed() {
         let refused = ask(&world, http, read(&master, &fanout, 1), "").await;
         assert_eq!((refused.status.as_u16(), refused.code().as_str()), (404, "chunk_not_in_window"));
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_verdict_of_what_is_beyond_the_window_is_told_after_a_restart() {
-    let toml = "[fanout]\nwindow = \"10s\"\n".into();
-    let mut world = World::with(Setup { toml, ..Setup::default() }).await;
-    let session = world.session().await;
-    let capability = session.upload_capability.clone().unwrap();
-    let old = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
-    let new = Chunk::sealed(&session, Variant::AudioPriority, 100, 3_000);
-    world.core.faults().set_away(true);
-    for chunk in [&old, &new] {
-        assert_eq!(upload(world.plain(), chunk, &capability, 0).await.status, 503);
-    }
-    world.restart_relay().await;
-    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), session.fanout_capability.as_ref().unwrap()).await;
-    assert_eq!(contact.begins().await.index, 100, "bytes only of what is within the window");
-    world.core.faults().set_away(false);
-    let told = |chunk: &Chunk| (chunk.offer.stream.as_str().to_owned(), chunk.offer.index);
-    let (first, last) = (told(&old), told(&new));
-    let confirmed =
-        |contact: &Contact, of| contact.states.get(of).is_some_and(|told| told.state == ContactState::Confirmed);
-    contact.until_so("both verdicts", |contact| confirmed(contact, &first) && confirmed(contact, &last)).await;
 }
