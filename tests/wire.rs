@@ -241,16 +241,11 @@ impl Exchange {
     }
 
     /// The answer's head, as soon as it is here.
-    pub async fn head(self) -> Streaming {
-        self.try_head().await.expect("an answer")
-    }
-
-    /// The answer's head; `None`: the connection or the stream ended without one.
-    pub async fn try_head(mut self) -> Option<Streaming> {
-        let mut streaming = soon("an answer", self.answer).await.unwrap()?;
+    pub async fn head(mut self) -> Streaming {
+        let mut streaming = soon("an answer", self.answer).await.unwrap().expect("an answer");
         // A body that is not ended stays open while its answer is read.
         streaming.kept = Some((self.line, self.out.take()));
-        Some(streaming)
+        streaming
     }
 
     /// The whole answer.

@@ -49,12 +49,14 @@ struct State {
     lines: [Line; 4],
     failures: u32,
     away_until: u64,
-    /// Answers in a row that did nothing for anybody.
+    /// Answers to commits in a row that did nothing for anybody.
     troubles: u32,
+    troubled_until: u64,
 }
 
-/// So many answers in a row that do nothing for anybody, and the core counts as away: a chunk costs
-/// its whole body each time. One that it takes between them shows that it is not the core.
+/// After so many answers in a row that do nothing for anybody commits wait, and one goes each
+/// back-off: each costs a whole body. One that the core takes between them shows that it is not
+/// the core.
 const TROUBLES: u32 = 8;
 
 impl Gate {
@@ -66,6 +68,7 @@ impl Gate {
                 failures: 0,
                 away_until: 0,
                 troubles: 0,
+                troubled_until: 0,
             }),
             sooner: Notify::new(),
             reach: watch::Sender::new(Reach::Unknown),
@@ -112,7 +115,14 @@ impl Gate {
         if state.failures > 0 && now < state.away_until {
             return Some(Poll::WaitUntil(state.away_until));
         }
+        let troubled = call == Call::Commit && state.troubles >= TROUBLES;
+        if troubled && now < state.troubled_until {
+            return Some(Poll::WaitUntil(state.troubled_until));
+        }
         let poll = state.budget.poll(now, call);
+        if poll == Poll::Go && troubled {
+            self.trouble(&mut state, now);
+        }
         if poll == Poll::Go && state.failures > 0 {
             // Doubled already: if this one fails too, nothing else has to change.
             state.failures = state.failures.saturating_add(1);
@@ -139,12 +149,16 @@ impl Gate {
             self.show_budget(&state);
         }
         let source = matches!(outcome, Outcome::Ambiguous(crate::proto::outcome::Doubt::Source));
-        state.troubles = match (outcome.troubled(), source || outcome.away()) {
-            (true, _) => state.troubles.saturating_add(1),
-            (false, true) => state.troubles,
-            (false, false) => 0,
-        };
-        if outcome.away() || outcome.troubled() && state.troubles >= TROUBLES {
+        if call == Call::Commit && outcome.troubled() {
+            // Those that were under way together are one trouble.
+            if state.troubles < TROUBLES {
+                self.trouble(&mut state, now);
+            }
+        } else if call == Call::Commit && !source && !outcome.away() {
+            state.troubles = 0;
+            self.sooner.notify_waiters();
+        }
+        if outcome.away() {
             // Calls that were under way together fail together: that is one failure.
             if state.failures == 0 || now >= state.away_until {
                 state.failures = state.failures.saturating_add(1);
@@ -158,6 +172,18 @@ impl Gate {
             self.metrics.core.reachable(true);
             self.sooner.notify_waiters();
         }
+    }
+
+    fn trouble(&self, state: &mut State, now: u64) {
+        state.troubles = state.troubles.saturating_add(1);
+        let failures = (state.troubles + 1).saturating_sub(TROUBLES);
+        state.troubled_until = now + backoff_ms(failures, self.clock.random_below(u64::MAX));
+    }
+
+    /// Whether commits wait because the core, or what answers in its place, does nothing for
+    /// anybody.
+    pub(super) fn troubled(&self) -> bool {
+        self.state().troubles >= TROUBLES
     }
 
     pub(super) fn reach(&self) -> watch::Receiver<Reach> {

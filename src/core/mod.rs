@@ -123,6 +123,13 @@ impl CoreApi {
         self.0.gate.away_for()
     }
 
+    /// Whether commits wait because the core, or what answers in its place, does nothing for anybody
+    /// although it can be reached.
+    #[must_use]
+    pub fn troubled(&self) -> bool {
+        self.0.gate.troubled()
+    }
+
     /// What the last call tells of the core, as it changes.
     #[must_use]
     pub fn reach(&self) -> watch::Receiver<Reach> {

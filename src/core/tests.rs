@@ -498,38 +498,44 @@ async fn a_core_that_does_nothing_for_anybody_is_left_alone() {
     let well = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let server = FakeCore::start({
         let well = Arc::clone(&well);
-        move |_| match well.load(Ordering::SeqCst) {
-            true => json(200, ACCEPTED),
-            false => json(500, r#"{"error":{"code":"internal_error"}}"#),
+        move |seen| match (well.load(Ordering::SeqCst), seen.path.ends_with("commit")) {
+            (true, true) => committed(seen),
+            (true, false) => json(200, ACCEPTED),
+            (false, _) => json(500, r#"{"error":{"code":"internal_error"}}"#),
         }
     })
     .await;
-    let rig = rig_for(server.url(""), 0);
-    for _ in 0..7 {
-        rig.preflight(&offer(336)).await;
+    let (rig, offer) = (rig_for(server.url(""), 0), offer(3));
+    let confirmed = |outcome| matches!(outcome, Outcome::Confirmed(_));
+    for _ in 0..20 {
+        assert!(!matches!(rig.preflight(&offer).await, Outcome::Accepted), "cheap ones are asked on");
     }
-    well.store(true, Ordering::SeqCst);
-    assert_eq!(rig.preflight(&offer(336)).await, Outcome::Accepted);
-    well.store(false, Ordering::SeqCst);
-    for _ in 0..7 {
-        rig.preflight(&offer(336)).await;
-        assert_eq!(rig.core.away_for(), None, "one chunk that it can't take is not the core");
+    for _ in 0..2 {
+        for _ in 0..7 {
+            assert!(!confirmed(rig.commit(&offer, b"abc").await));
+            assert!(!rig.core.troubled(), "one chunk that it can't take is not the core");
+        }
+        well.store(true, Ordering::SeqCst);
+        assert!(confirmed(rig.commit(&offer, b"abc").await));
+        well.store(false, Ordering::SeqCst);
     }
-    rig.preflight(&offer(336)).await;
-    let mut longest = std::time::Duration::ZERO;
     for _ in 0..8 {
-        let away = rig.core.away_for().expect("eight in a row");
-        assert!(matches!(*rig.core.reach().borrow(), Reach::Away { .. }));
-        longest = longest.max(away);
-        let mut second = Box::pin(rig.core.permit(Call::Commit));
-        assert!(futures_util::poll!(&mut second).is_pending(), "nobody calls meanwhile");
-        drop(second);
-        rig.clock.advance(away);
-        rig.preflight(&offer(336)).await;
+        rig.commit(&offer, b"abc").await;
     }
-    assert!(longest.as_secs() >= 15, "{longest:?}");
+    for _ in 0..8 {
+        assert!(rig.core.troubled(), "eight in a row");
+        let mut next = Box::pin(rig.core.permit(Call::Commit));
+        assert!(futures_util::poll!(&mut next).is_pending(), "a back-off goes before each");
+        rig.clock.advance(Duration::from_secs(30));
+        let permit = next.await;
+        let mut beside = Box::pin(rig.core.permit(Call::Commit));
+        assert!(futures_util::poll!(&mut beside).is_pending(), "and one goes alone");
+        drop(beside);
+        rig.core.commit(permit, fields(&offer), Full::from("abc")).await;
+    }
     well.store(true, Ordering::SeqCst);
-    rig.clock.advance(rig.core.away_for().unwrap());
-    assert_eq!(rig.preflight(&offer(336)).await, Outcome::Accepted);
-    assert_eq!((rig.core.away_for(), *rig.core.reach().borrow()), (None, Reach::Answers));
+    rig.clock.advance(Duration::from_secs(30));
+    assert!(confirmed(rig.commit(&offer, b"abc").await));
+    assert!(!rig.core.troubled());
+    assert!(confirmed(rig.commit(&offer, b"abc").await), "nobody waits any more");
 }

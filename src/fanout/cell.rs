@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::watch;
 
-use super::hub::{GroupKey, Inner};
+use super::group::GroupKey;
+use super::hub::Inner;
 use crate::proto::Code;
 use crate::proto::claims::Grant;
 use crate::proto::window::{Place, Window};

@@ -7,6 +7,7 @@
 //! and none is held across an await.
 
 mod cell;
+mod group;
 mod hub;
 mod publication;
 mod reader;
@@ -17,7 +18,8 @@ mod timer;
 mod whole;
 
 pub use crate::proto::window::ChunkMeta;
-pub use hub::{GroupKey, Hub, LINGER, MAX_GROUPS};
+pub use group::GroupKey;
+pub use hub::{Hub, LINGER, MAX_GROUPS};
 pub use publication::Publication;
 pub use reader::ChunkReader;
 pub use subscriber::{Step, Subscription, Wanted};

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::ChunkMeta;
 use super::cell::{Address, Cell, State, Wake};
-use super::hub::{GroupKey, Inner};
+use super::group::GroupKey;
+use super::hub::Inner;
 use crate::proto::Media;
 use crate::proto::memory::Full;
 use crate::proto::message::WithdrawnReason;

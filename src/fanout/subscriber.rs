@@ -4,7 +4,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::cell::{Channel, Seat, Wake};
-use super::hub::{GroupKey, Inner};
+use super::group::GroupKey;
+use super::hub::Inner;
 use super::timer::Timer;
 use std::sync::Arc;
 

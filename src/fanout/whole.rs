@@ -7,7 +7,8 @@ use tokio::sync::watch;
 
 use super::ChunkMeta;
 use super::cell::{Channel, Seat};
-use super::hub::{GroupKey, Inner};
+use super::group::GroupKey;
+use super::hub::Inner;
 use super::timer::Timer;
 use crate::proto::claims::Grant;
 use crate::proto::window::{LANES, Whole, WholeNext};

@@ -171,7 +171,7 @@ impl Forwarding {
     }
 
     fn reason(&self) -> Reason {
-        if matches!(*self.core.reach().borrow(), Reach::Away { .. }) {
+        if matches!(*self.core.reach().borrow(), Reach::Away { .. }) || self.core.troubled() {
             Reason::CoreUnreachable
         } else if self.core.limited_for(Limiter::Upload).is_some() {
             Reason::CoreLimited

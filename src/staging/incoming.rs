@@ -1,73 +1,22 @@
-//! One attempt to bring a chunk's bytes: gathered, written while hashed, and staged once durable.
+//! One attempt to bring a chunk's bytes: hashed and gathered, written, and staged once durable.
 
 use std::io;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::OwnedMutexGuard;
 
-use super::fresh::Keeping;
 use super::gathered::Gathered;
 use super::part::Superseded;
-use super::part::digest_of;
+use super::slot::{Slot, State};
 use super::store::{Staging, Standing, blocking};
 use super::{CommitError, Meta, Part, Whole};
-use crate::proto::{ChunkRef, Code, Digest};
+use crate::proto::{ChunkRef, Code};
 use crate::telemetry::names::DiskStep;
 
 /// Bytes gathered before they are written: what a killed process may lose of a partial.
 pub const WRITE_BUFFER: usize = 256 * 1024;
-
-/// A partial's file and what is not written yet. It outlives the attempts that fill it. Its lock
-/// goes along with a write: who comes after it, also after an attempt that was dropped in the
-/// middle of one, finds the write done.
-#[derive(Default)]
-pub(super) struct Slot(Arc<Mutex<State>>);
-
-struct State {
-    part: Option<Part>,
-    gathered: Gathered,
-    /// Of what is in the file and gathered. Bytes are hashed as they come, while they are at hand.
-    hash: Context,
-    /// The same bytes for forwarding, while they are worth keeping.
-    kept: Option<Keeping>,
-    /// Bytes of the chunk that come before `gathered`: those lie in the file, whether it is open
-    /// here or not (a write that fails takes the open file with it).
-    written: u64,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self { part: None, gathered: Gathered::default(), hash: Context::new(&SHA256), kept: None, written: 0 }
-    }
-}
-
-impl State {
-    fn gather(&mut self, bytes: Bytes) {
-        self.hash.update(&bytes);
-        self.kept = self.kept.take().and_then(|mut kept| kept.push(&bytes).then_some(kept));
-        self.gathered.push(bytes);
-    }
-
-    fn digest(&self) -> Digest {
-        digest_of(&self.hash)
-    }
-
-    fn held(&self) -> u64 {
-        self.written + self.gathered.len() as u64
-    }
-}
-
-impl Slot {
-    pub(super) async fn clear(&self) {
-        *self.0.lock().await = State::default();
-    }
-
-    async fn lock(&self) -> OwnedMutexGuard<State> {
-        Arc::clone(&self.0).lock_owned().await
-    }
-}
 
 /// Hears whether the hash agrees, before the chunk is made durable: contacts don't wait for a disk.
 pub type Hashed = Box<dyn FnOnce(bool) + Send + Sync>;

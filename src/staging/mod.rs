@@ -20,6 +20,7 @@ mod remover;
 mod renewal;
 pub mod seal;
 mod seldom;
+mod slot;
 mod spool;
 mod store;
 mod tally;

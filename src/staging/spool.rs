@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::incoming::{Attempt, Slot, WRITE_BUFFER};
+use super::incoming::{Attempt, WRITE_BUFFER};
+use super::slot::Slot;
 use super::store::{Staging, blocking};
 use super::{JobBody, Meta, Part};
 use crate::proto::claims::{Format, Grant, Use};

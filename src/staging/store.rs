@@ -13,9 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use super::expiry::Calendar;
 use super::fresh::Fresh;
-use super::incoming::{Incoming, Slot};
+use super::incoming::Incoming;
 use super::remover::Remover;
 use super::seldom::Seldom;
+use super::slot::Slot;
 use super::spool;
 use super::tokens::Tokens;
 use super::{Committer, Disk, Found, Meta, Recovered, SealKey, Vault};

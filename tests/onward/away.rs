@@ -64,13 +64,14 @@ async fn with_a_verified_capability_bytes_are_taken_while_the_core_is_away() {
     assert_eq!(world.metric("waystation_core_reachable").await, 0.0);
     let (status, ready) = http::get(world.at.ops, "/readyz").await;
     assert!(status == 200 && ready.contains("degraded"), "{ready}");
-    assert_eq!(contact.until(&chunks[0], ContactState::NearLiveUnconfirmed).await.len(), 2);
+    contact.until(&chunks[0], ContactState::NearLiveUnconfirmed).await;
 
     world.core.faults().set_away(false);
     for chunk in &chunks {
         tick_until_state(&world, chunk, jwt(&session), ChunkState::Confirmed).await;
     }
-    assert_eq!(contact.states_until(&chunks[0], ContactState::Confirmed).await.len(), 3);
+    let states = contact.states_until(&chunks[0], ContactState::Confirmed).await;
+    assert!(states.is_sorted(), "{states:?}");
     assert_eq!(world.metric("waystation_core_reachable").await, 1.0);
     let stats = world.core.stats().await;
     assert_eq!((stats.stored_chunks, endings(&world, "audio", "confirmed").await), (9, 3.0));
@@ -153,7 +154,7 @@ async fn small_chunks_wait_in_memory_too_and_large_ones_on_the_disk_alone() {
     let world = world(false, false).await;
     let session = long_session(&world).await;
     let chunk = |index, length| Chunk::sealed(&session, Variant::EvidenceMaster, index, length);
-    let (tried, small, large) = (chunk(1, 3000), chunk(2, 4000), chunk(3, 300 * 1024));
+    let (tried, small, large) = (chunk(1, 3000), chunk(2, 4000), chunk(3, 1100 * 1024));
     world.core.faults().set_away(true);
     http::upload(world.plain(), &tried, jwt(&session), 0).await;
     world.until_metric("waystation_core_reachable", |reachable| reachable == 0.0).await;

@@ -125,7 +125,8 @@ async fn a_capability_frame_releases_a_chunk_where_the_core_must_vouch_for_it() 
     http::upload(world.plain(), &chunk, token, 0).await;
     world.core.faults().set_away(true);
     pass(600);
-    world.until_metric("waystation_staged_chunks{class=\"audio\",reason=\"awaiting_capability\"}", |n| n == 1.0).await;
+    let waits = async || held(&world, "audio", "awaiting_capability").await.0 == 1.0;
+    tick_until(&world, Duration::from_secs(1), "awaiting_capability", waits).await;
 
     // The second holder says nothing but its capability, and the core is still away.
     let path = format!("/v1/incidents/{}/streams/{}/relay-session", session.incident, chunk.offer.stream.as_str());

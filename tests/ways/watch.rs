@@ -11,7 +11,6 @@ use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StreamJoins, Withdrawn, WithdrawnReason};
 use waystation_proto::{ContactState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
-use waystation_tests::http::upload;
 use waystation_tests::peer::{Upload, Way, bring, request};
 use waystation_tests::wire::{Exchange, Http, Ws, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
@@ -346,20 +345,20 @@ async fn one_chunk_is_waited_for_and_streamed() {
         wrong.bytes = vec![0; wrong.bytes.len()].into();
         let mut reading = Exchange::open(&world, http, read(&wrong, &fanout, 25)).await;
         reading.end().await;
-        // It waits already: one that comes after the withdrawal would wait in vain.
-        world.until_metric("waystation_fanout_contacts", |n| n == 1.0).await;
-        assert_eq!(bring(&world, Way::Http(http), &wrong, &capability).await.code, "hash_mismatch");
-        if let Some(mut streaming) = reading.try_head().await {
-            let mut got = 0;
-            let cut = loop {
-                match soon("the end", streaming.next()).await {
-                    None => break false,
-                    Some(Err(())) => break true,
-                    Some(Ok(bytes)) => got += bytes.len(),
-                }
-            };
-            assert!(cut && got < wrong.bytes.len(), "{http:?}: a body that is not the chunk looks whole");
-        }
+        let (mut upload, _) = Upload::begin(&world, Way::Http(http), &wrong, &capability).await;
+        upload.send(wrong.bytes.slice(..60_000)).await;
+        let mut streaming = reading.head().await;
+        upload.send(wrong.bytes.slice(60_000..)).await;
+        assert_eq!(upload.told().await.code, "hash_mismatch");
+        let mut got = 0;
+        let cut = loop {
+            match soon("the end", streaming.next()).await {
+                None => break false,
+                Some(Err(())) => break true,
+                Some(Ok(bytes)) => got += bytes.len(),
+            }
+        };
+        assert!(cut && got < wrong.bytes.len(), "{http:?}: a body that is not the chunk looks whole");
         let master = Chunk::sealed(&session, Variant::EvidenceMaster, index, 1_000);
         assert_eq!(bring(&world, Way::Http(http), &master, &capability).await.status, 201);
         let refused = ask(&world, http, read(&master, &fanout, 20), "").await;
@@ -368,29 +367,6 @@ async fn one_chunk_is_waited_for_and_streamed() {
         let refused = ask(&world, http, read(&never, &fanout, 1), "").await;
         assert_eq!((refused.status.as_u16(), refused.code().as_str()), (404, "chunk_not_in_window"));
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_verdict_of_what_is_beyond_the_window_is_told_after_a_restart() {
-    let toml = "[fanout]\nwindow = \"10s\"\n".into();
-    let mut world = World::with(Setup { toml, ..Setup::default() }).await;
-    let session = world.session().await;
-    let capability = session.upload_capability.clone().unwrap();
-    let old = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);
-    let new = Chunk::sealed(&session, Variant::AudioPriority, 100, 3_000);
-    world.core.faults().set_away(true);
-    for chunk in [&old, &new] {
-        assert_eq!(upload(world.plain(), chunk, &capability, 0).await.status, 503);
-    }
-    world.restart_relay().await;
-    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), session.fanout_capability.as_ref().unwrap()).await;
-    assert_eq!(contact.begins().await.index, 100, "bytes only of what is within the window");
-    world.core.faults().set_away(false);
-    let told = |chunk: &Chunk| (chunk.offer.stream.as_str().to_owned(), chunk.offer.index);
-    let (first, last) = (told(&old), told(&new));
-    let confirmed =
-        |contact: &Contact, of| contact.states.get(of).is_some_and(|told| told.state == ContactState::Confirmed);
-    contact.until_so("both verdicts", |contact| confirmed(contact, &first) && confirmed(contact, &last)).await;
 }
 
 /// The lane's Proofline tokens, which only the core can vouch for: to watch, and to upload to the
