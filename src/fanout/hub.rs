@@ -18,7 +18,7 @@ use crate::proto::claims::{Grant, Use};
 use crate::proto::memory::{Bound, Budget, Full};
 use crate::proto::receipt::MAX_RECEIPT_BYTES;
 use crate::proto::window::{Cause, Effect, Rules, Window, lane_of};
-use crate::proto::{ChunkRef, Code, ContactState, GroupId, IncidentId, StreamId, Variant};
+use crate::proto::{ChunkRef, Code, ContactState, StreamId, Variant};
 use crate::telemetry::Metrics;
 
 /// A group without a sign of life is kept this long; its window does not age meanwhile.

@@ -17,13 +17,13 @@ pub struct Whole {
 }
 
 enum File {
-    Begun(Part),
+    Begun(Box<Part>),
     New(Vault, ChunkRef, Box<Meta>),
 }
 
 impl From<Part> for Whole {
     fn from(part: Part) -> Self {
-        Self { file: File::Begun(part), rest: None }
+        Self { file: File::Begun(Box::new(part)), rest: None }
     }
 }
 
@@ -34,14 +34,14 @@ impl Whole {
     }
 
     /// A chunk whose last bytes are still in memory.
-    pub(super) const fn ending(part: Part, bytes: Vec<Bytes>, hash: Context) -> Self {
-        Self { file: File::Begun(part), rest: Some((bytes, hash)) }
+    pub(super) fn ending(part: Part, bytes: Vec<Bytes>, hash: Context) -> Self {
+        Self { file: File::Begun(Box::new(part)), rest: Some((bytes, hash)) }
     }
 
     /// Writes what is not written yet. Blocks on the disk.
     pub(super) fn write(self) -> io::Result<Part> {
         let mut part = match self.file {
-            File::Begun(part) => part,
+            File::Begun(part) => *part,
             File::New(vault, chunk, meta) => vault.create(chunk, &meta)?,
         };
         if let Some((bytes, hash)) = self.rest {
