@@ -165,7 +165,7 @@ impl Contact {
     /// Asks for one chunk again; what can't be given is named as omitted with the next poll.
     ///
     /// # Errors
-    /// `ContactTooSlow`: [`MAX_PENDING`] answers wait.
+    /// `ContactTooSlow`: `MAX_PENDING` answers wait.
     pub fn fetch(&mut self, window: &Window, stream: &StreamId, index: u64) -> Result<(), Code> {
         if self.pending.len() >= MAX_PENDING {
             return Err(Code::ContactTooSlow);
