@@ -305,7 +305,11 @@ pub(super) fn sync(part: Part) -> Result<Synced, CommitError> {
 /// The second step: the names of a group. The answers are in the order of `group`.
 pub(super) fn publish(inner: &Inner, group: Vec<Synced>) -> Vec<Result<Durable, CommitError>> {
     let renamed: Vec<_> = group.into_iter().map(|synced| rename(inner, synced)).collect();
+    let retired = inner.spares.mark();
     let directories = inner.disk.sync_dir(Dir::Staged).and_then(|()| inner.disk.sync_dir(Dir::Receiving));
+    if directories.is_ok() {
+        inner.spares.settle(retired);
+    }
     let settle = |mut synced: Synced| match &directories {
         Ok(()) => {
             synced.place.used = true;

@@ -58,6 +58,7 @@ struct Seen {
     durable_after_crash: u64,
     unanswered_after_crash: u64,
     resumed_after_kill: u64,
+    used_again: u64,
     operations: u64,
 }
 
@@ -68,6 +69,7 @@ impl Seen {
         self.durable_after_crash += other.durable_after_crash;
         self.unanswered_after_crash += other.unanswered_after_crash;
         self.resumed_after_kill += other.resumed_after_kill;
+        self.used_again += other.used_again;
         self.operations += other.operations;
     }
 }
@@ -177,7 +179,9 @@ impl World {
         }
         let version = self.number();
         self.book.partial.remove(&index);
+        let free = life.vault.inner().spares.free();
         if let Ok(part) = life.vault.create(chunk(index), &self.version(index, version).meta) {
+            self.seen.used_again += (free - life.vault.inner().spares.free()) as u64;
             life.open.insert(index, (version, part));
         }
     }
@@ -236,12 +240,20 @@ impl World {
                 self.book.possible.remove(&index);
             }
         }
+        if !self.rng.one_in(4) {
+            life.vault.empty_retired();
+        }
     }
 
     fn remove(&mut self, life: &Life, index: u64) {
         if let Some(version) = self.book.durable.remove(&index) {
             self.book.possible.entry(index).or_default().insert(version);
-            let _ = life.vault.remove(chunk(index));
+            // Each way its file takes, and lulls.
+            let vault = &life.vault;
+            let _ = if self.rng.one_in(4) { vault.remove(chunk(index)) } else { vault.retire(chunk(index)) };
+            if self.rng.one_in(8) {
+                let _ = vault.drop_retired();
+            }
         }
     }
 
@@ -418,8 +430,13 @@ fn nothing_answered_durable_is_missing_or_altered_after_any_crash() {
     let seen = seen.into_inner().unwrap();
     println!("{seen:?}");
     assert_eq!(seen.crashes, seeds * LIVES);
-    let reached =
-        [seen.crashes_in_recovery, seen.durable_after_crash, seen.unanswered_after_crash, seen.resumed_after_kill];
+    let reached = [
+        seen.crashes_in_recovery,
+        seen.durable_after_crash,
+        seen.unanswered_after_crash,
+        seen.resumed_after_kill,
+        seen.used_again,
+    ];
     assert!(seeds < 100 || reached.iter().all(|count| *count > seeds / 100), "the histories do not get far: {seen:?}");
 }
 

@@ -117,6 +117,12 @@ pub trait File: Send + Sync {
     /// From the disk.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
+    /// Makes it empty. Durable after [`File::sync_data`].
+    ///
+    /// # Errors
+    /// From the disk.
+    fn truncate(&self) -> io::Result<()>;
+
     /// Its length, in bytes.
     ///
     /// # Errors
@@ -287,6 +293,10 @@ impl File for StdFile {
                 other => return other,
             }
         }
+    }
+
+    fn truncate(&self) -> io::Result<()> {
+        self.0.set_len(0)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -180,6 +180,11 @@ impl File for RecordingFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.file.read_at(offset, buf)
     }
+    fn truncate(&self) -> io::Result<()> {
+        self.file.truncate()?;
+        self.log.note(&format!("truncate {}", self.dir.name()));
+        Ok(())
+    }
     fn size(&self) -> io::Result<u64> {
         self.file.size()
     }

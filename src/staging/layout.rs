@@ -227,6 +227,9 @@ mod tests {
         fn size(&self) -> io::Result<u64> {
             Ok(self.bytes.len() as u64)
         }
+        fn truncate(&self) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
         fn sync_data(&self) -> io::Result<()> {
             Ok(())
         }

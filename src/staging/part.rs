@@ -116,7 +116,7 @@ impl Part {
         let plain = super::meta::encode(meta, inner.boot)?;
         let header = layout::write_header(&inner.sealer, layout::Kind::Chunk, name, plain)?;
         let (generation, holder) = (inner.next_number(), inner.next_number());
-        let file = inner.disk.create(Dir::Receiving, &partial_name(name, generation))?;
+        let file = inner.new_file(&partial_name(name, generation))?;
         Ok(Self {
             chunk: meta.offer.chunk_ref(),
             expected: (meta.offer.length, meta.offer.sha256),

@@ -2,14 +2,19 @@
 //! thread in the directory does not stand in the way of those that stage.
 
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::Vault;
 use crate::proto::ChunkRef;
 
 /// Chunks that wait to be removed. 16 bytes each; beyond, whoever ends a chunk removes it.
 pub const MAX_REMOVALS: usize = 1024;
+
+/// After so long without an ending the bytes of ended chunks are removed: their files are not worth
+/// keeping any longer.
+const LULL: Duration = Duration::from_secs(1);
 
 /// The thread and its queue. Dropping it finishes what was handed over.
 pub(super) struct Remover {
@@ -28,9 +33,22 @@ impl Remover {
     }
 
     fn run(vault: &Vault, ended: &Receiver<ChunkRef>, failed: impl Fn()) {
-        for chunk in ended {
-            if vault.remove(chunk).is_err() {
+        loop {
+            let next = if vault.inner().spares.any_full() {
+                ended.recv_timeout(LULL)
+            } else {
+                ended.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            let done = match next {
+                Ok(chunk) => vault.retire(chunk),
+                Err(_) => vault.drop_retired(),
+            };
+            vault.empty_retired();
+            if done.is_err() {
                 failed();
+            }
+            if next == Err(RecvTimeoutError::Disconnected) {
+                return;
             }
         }
     }
@@ -84,16 +102,22 @@ mod tests {
             assert!(remover.remove(chunk(index)));
         }
         drop(remover);
-        assert_eq!(std::fs::read_dir(temp.path().join(Dir::Staged.name())).unwrap().count(), 0);
+        for dir in [Dir::Staged, Dir::Receiving] {
+            assert_eq!(std::fs::read_dir(temp.path().join(dir.name())).unwrap().count(), 0, "{dir:?}");
+        }
     }
 
     #[test]
     fn a_full_queue_says_so() {
         let temp = tempfile::tempdir().unwrap();
         let vault = vault(temp.path());
-        // A directory is no file: its removal fails, and that is heard only when the test lets it be.
+        // Its file can't be renamed to where no directory is: that fails, and is heard only when the
+        // test lets it be.
         let name = vault.inner().sealer.chunk_name(chunk(1)).to_hex();
-        std::fs::create_dir(temp.path().join(Dir::Staged.name()).join(name)).unwrap();
+        std::fs::write(temp.path().join(Dir::Staged.name()).join(name), b"").unwrap();
+        let receiving = temp.path().join(Dir::Receiving.name());
+        std::fs::remove_dir(&receiving).unwrap();
+        std::fs::write(receiving, b"").unwrap();
         let failures = Arc::new(AtomicU64::new(0));
         let (go, wait) = channel::<()>();
         let counted = Arc::clone(&failures);

@@ -151,6 +151,9 @@ fn holds_chunks(staging_directory: &Path) -> io::Result<bool> {
 pub(crate) struct Name(pub(crate) [u8; 16]);
 
 impl Name {
+    /// No chunk and no stream is called so: a file under it opens with no key.
+    pub(super) const NOBODYS: Self = Self([0; 16]);
+
     /// 32 characters `[0-9a-f]`.
     pub(crate) fn to_hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))

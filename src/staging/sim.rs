@@ -80,7 +80,31 @@ struct State {
 struct Inode {
     durable: Vec<u8>,
     cached: Vec<u8>,
-    pending: Vec<(usize, Vec<u8>)>,
+    pending: Vec<Change>,
+}
+
+/// What no sync covers yet.
+enum Change {
+    Put(usize, Vec<u8>),
+    Truncate,
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Put(offset, data) => put(bytes, *offset, data),
+            Self::Truncate => bytes.clear(),
+        }
+    }
+
+    /// Lets chance decide what becomes of it.
+    fn tear(&self, rng: &mut Rng, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Put(offset, data) => tear(rng, bytes, *offset, data),
+            Self::Truncate if rng.one_in(2) => bytes.clear(),
+            Self::Truncate => {}
+        }
+    }
 }
 
 const fn rank(dir: Dir) -> usize {
@@ -147,7 +171,7 @@ impl State {
     fn write(&mut self, inode: u64, offset: usize, data: &[u8]) {
         let inode = self.inodes.entry(inode).or_default();
         put(&mut inode.cached, offset, data);
-        inode.pending.push((offset, data.to_vec()));
+        inode.pending.push(Change::Put(offset, data.to_vec()));
     }
 
     /// Lets chance decide what became of everything that no sync covers.
@@ -156,8 +180,8 @@ impl State {
         for inode in self.inodes.values_mut() {
             let mut pending = std::mem::take(&mut inode.pending);
             while !pending.is_empty() {
-                let (offset, data) = pending.swap_remove(rng.below(pending.len()));
-                tear(rng, &mut inode.durable, offset, &data);
+                let change = pending.swap_remove(rng.below(pending.len()));
+                change.tear(rng, &mut inode.durable);
             }
             inode.cached = inode.durable.clone();
         }
@@ -386,6 +410,22 @@ impl File for SimFile {
         }
     }
 
+    fn truncate(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let fate = state.step(self.life)?;
+        if let Fate::Fails(code) = fate {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        let is_cut = matches!(fate, Fate::Cut);
+        if is_cut && state.rng.one_in(2) {
+            return Err(cut());
+        }
+        let inode = state.inodes.entry(self.inode).or_default();
+        inode.cached.clear();
+        inode.pending.push(Change::Truncate);
+        if is_cut { Err(cut()) } else { Ok(()) }
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let state = self.disk.state();
         if state.dead || state.life != self.life {
@@ -416,23 +456,23 @@ impl File for SimFile {
         let Some(inode) = state.inodes.get_mut(&self.inode) else { return Ok(()) };
         match fate {
             Fate::Done => {
-                for (offset, data) in inode.pending.drain(..) {
-                    put(&mut inode.durable, offset, &data);
+                for change in inode.pending.drain(..) {
+                    change.apply(&mut inode.durable);
                 }
                 Ok(())
             }
             // Some of it is written, the rest stays as it was.
             Fate::Cut => {
                 let kept = state.rng.below(inode.pending.len() + 1);
-                for (offset, data) in inode.pending.drain(..kept) {
-                    put(&mut inode.durable, offset, &data);
+                for change in inode.pending.drain(..kept) {
+                    change.apply(&mut inode.durable);
                 }
                 Err(cut())
             }
             // The page cache keeps what the disk never got, and forgets that it must be written.
             Fate::Fails(code) => {
-                for (offset, data) in std::mem::take(&mut inode.pending) {
-                    tear(&mut state.rng, &mut inode.durable, offset, &data);
+                for change in std::mem::take(&mut inode.pending) {
+                    change.tear(&mut state.rng, &mut inode.durable);
                 }
                 Err(io::Error::from_raw_os_error(code))
             }

@@ -17,6 +17,7 @@ use super::meta::{self, Meta, StreamCapability};
 use super::part::{Part, Slot, partial_name};
 use super::recover::{self, Recovered};
 use super::seal::{Name, SealKey, Sealer};
+use super::spares::Spares;
 use crate::clock::Clock;
 use crate::proto::{ChunkRef, StreamId};
 
@@ -37,6 +38,9 @@ pub(super) struct Inner {
     staged: Mutex<HashSet<Name>>,
     /// Generations and holders, each used once.
     numbers: AtomicU64,
+    pub(super) spares: Spares,
+    /// How often each staged chunk is open to be read.
+    readers: Mutex<HashMap<Name, usize>>,
 }
 
 impl Inner {
@@ -50,6 +54,10 @@ impl Inner {
 
     pub(super) fn staged(&self) -> MutexGuard<'_, HashSet<Name>> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn readers(&self) -> MutexGuard<'_, HashMap<Name, usize>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a partial off the books, unless another one took its place.
@@ -78,6 +86,8 @@ impl Vault {
             partials: Mutex::new(scan.partials),
             staged: Mutex::new(scan.staged),
             numbers: AtomicU64::new(scan.next_number),
+            spares: Spares::default(),
+            readers: Mutex::default(),
         };
         Ok((Self(Arc::new(inner)), scan.recovered))
     }
@@ -135,10 +145,12 @@ impl Vault {
     /// # Errors
     /// From the disk; `NotFound`; `InvalidData`.
     pub fn read(&self, chunk: ChunkRef) -> io::Result<Reader> {
+        // Counted before it is opened: see `Vault::retire`.
+        let reading = Reading::begin(&self.0, self.0.sealer.chunk_name(chunk));
         let file = self.open_staged(chunk)?.0;
         let payload_at = layout::payload_at(&*file)?;
         let len = file.size()?.checked_sub(payload_at).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Reader { file, payload_at, len })
+        Ok(Reader { file, payload_at, len, _reading: reading })
     }
 
     /// What is sealed beside a staged chunk.
@@ -262,7 +274,7 @@ impl std::fmt::Debug for Vault {
     }
 }
 
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -274,6 +286,32 @@ pub struct Reader {
     file: Box<dyn File>,
     payload_at: u64,
     len: u64,
+    _reading: Reading,
+}
+
+/// Counts a reader while it is there.
+struct Reading {
+    inner: Arc<Inner>,
+    name: Name,
+}
+
+impl Reading {
+    fn begin(inner: &Arc<Inner>, name: Name) -> Self {
+        *inner.readers().entry(name).or_insert(0) += 1;
+        Self { inner: Arc::clone(inner), name }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readers = self.inner.readers();
+        if let Some(count) = readers.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&self.name);
+            }
+        }
+    }
 }
 
 impl Reader {
