@@ -18,7 +18,7 @@ use super::{Meta, Part, Recovered, StreamCapability, Vault};
 use crate::clock::Clock;
 use crate::proto::{ChunkRef, StreamId};
 
-const SEEDS: u64 = 2_500;
+const SEEDS: u64 = 25_000;
 /// Crashes of a seed, those during recovery not counted.
 const LIVES: u64 = 4;
 /// What a process does before it is stopped, if the crash does not come first.
@@ -251,6 +251,11 @@ impl World {
             // Each way its file takes, and lulls.
             let vault = &life.vault;
             let _ = if self.rng.one_in(4) { vault.remove(chunk(index)) } else { vault.retire(chunk(index)) };
+            if self.rng.one_in(2) {
+                // As a group of other chunks would.
+                publish(vault.inner(), Vec::new());
+                vault.empty_retired();
+            }
             if self.rng.one_in(8) {
                 let _ = vault.drop_retired();
             }

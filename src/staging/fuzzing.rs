@@ -27,6 +27,10 @@ impl File for Memory<'_> {
         Ok(self.0.len() as u64)
     }
 
+    fn truncate(&self) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::sim::Rng;
 use super::{Committer, Meta, Recovered, StreamCapability, Vault};
 use crate::clock::Clock;
 
-const KILLS: u64 = 20;
+const KILLS: u64 = 200;
 /// Kills after which a new directory is taken, so that recovery stays short.
 const KILLS_PER_DIRECTORY: u64 = 10;
 const DIRECTORY: &str = "WAYSTATION_KILL_DIRECTORY";
