@@ -154,7 +154,7 @@ async fn small_chunks_wait_in_memory_too_and_large_ones_on_the_disk_alone() {
     let world = world(false, false).await;
     let session = long_session(&world).await;
     let chunk = |index, length| Chunk::sealed(&session, Variant::EvidenceMaster, index, length);
-    let (tried, small, large) = (chunk(1, 3000), chunk(2, 4000), chunk(3, 1100 * 1024));
+    let (tried, small, large) = (chunk(1, 3000), chunk(2, 4000), chunk(3, 1300 * 1024));
     world.core.faults().set_away(true);
     http::upload(world.plain(), &tried, jwt(&session), 0).await;
     world.until_metric("waystation_core_reachable", |reachable| reachable == 0.0).await;
