@@ -41,7 +41,8 @@ impl Remover {
             };
             let done = match next {
                 Ok(chunk) => vault.retire(chunk),
-                Err(_) => vault.drop_retired(),
+                Err(RecvTimeoutError::Timeout) => vault.drop_retired(),
+                Err(RecvTimeoutError::Disconnected) => vault.drop_spares(),
             };
             vault.empty_retired();
             if done.is_err() {

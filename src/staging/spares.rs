@@ -88,6 +88,13 @@ impl Spares {
         full
     }
 
+    /// All of them, at the end.
+    fn take_all(&self) -> Vec<String> {
+        let mut all = self.take_full();
+        all.extend(std::mem::take(&mut self.files().free).into_iter().map(|(name, _)| name));
+        all
+    }
+
     /// Whether some hold bytes still.
     pub(super) fn any_full(&self) -> bool {
         let files = self.files();
@@ -169,9 +176,21 @@ impl Vault {
     /// # Errors
     /// From the disk; what was not removed goes at the next start.
     pub(super) fn drop_retired(&self) -> io::Result<()> {
+        self.remove_spares(&self.inner().spares.take_full())
+    }
+
+    /// Removes every file that is kept for a later chunk.
+    ///
+    /// # Errors
+    /// From the disk; what was not removed goes at the next start.
+    pub(super) fn drop_spares(&self) -> io::Result<()> {
+        self.remove_spares(&self.inner().spares.take_all())
+    }
+
+    fn remove_spares(&self, names: &[String]) -> io::Result<()> {
         let mut done = Ok(());
-        for spare in self.inner().spares.take_full() {
-            done = done.and(self.inner().disk.remove(Dir::Receiving, &spare));
+        for name in names {
+            done = done.and(self.inner().disk.remove(Dir::Receiving, name));
         }
         done
     }
@@ -258,6 +277,14 @@ mod tests {
         assert_eq!((files(temp.path(), Dir::Staged), files(temp.path(), Dir::Receiving)), (0, MAX_SPARES));
         drop(vault);
         let (vault, _) = open(temp.path());
+        assert_eq!(files(temp.path(), Dir::Receiving), 0);
+        for index in 1..=3 {
+            stage(&vault, index, b"bytes");
+            vault.retire(chunk(index)).unwrap();
+            vault.empty_retired();
+        }
+        assert_eq!((vault.inner().spares.free(), files(temp.path(), Dir::Receiving)), (1, 2), "one was used again");
+        vault.drop_spares().unwrap();
         assert_eq!(files(temp.path(), Dir::Receiving), 0);
         stage(&vault, 1, b"bytes");
         vault.retire(chunk(1)).unwrap();
