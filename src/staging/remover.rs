@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::Vault;
+use crate::clock::Clock;
 use crate::proto::ChunkRef;
 
 /// Chunks that wait to be removed. 16 bytes each; beyond, whoever ends a chunk removes it.
@@ -24,15 +25,16 @@ pub(super) struct Remover {
 
 impl Remover {
     /// `failed` hears of each removal that the disk refused; the next start finds the chunk again.
-    pub(super) fn start(vault: &Vault, failed: impl Fn() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(vault: &Vault, clock: Clock, failed: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (queue, ended) = sync_channel(MAX_REMOVALS);
         let vault = vault.clone();
-        let run = move || Self::run(&vault, &ended, failed);
+        let run = move || Self::run(&vault, &clock, &ended, failed);
         let thread = thread::Builder::new().name("staging-remove".into()).spawn(run)?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    fn run(vault: &Vault, ended: &Receiver<ChunkRef>, failed: impl Fn()) {
+    fn run(vault: &Vault, clock: &Clock, ended: &Receiver<ChunkRef>, failed: impl Fn()) {
+        let mut oldest = (None, 0);
         loop {
             let next = if vault.inner().spares.any_full() {
                 ended.recv_timeout(LULL)
@@ -40,7 +42,7 @@ impl Remover {
                 ended.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             let done = match next {
-                Ok(chunk) => vault.retire(chunk),
+                Ok(chunk) => vault.retire(chunk).and(Self::drop_overdue(vault, clock, &mut oldest)),
                 Err(RecvTimeoutError::Timeout) => vault.drop_retired(),
                 Err(RecvTimeoutError::Disconnected) => vault.drop_spares(),
             };
@@ -52,6 +54,18 @@ impl Remover {
                 return;
             }
         }
+    }
+
+    /// While chunks end and none is staged, nothing settles: what waits goes all the same.
+    fn drop_overdue(vault: &Vault, clock: &Clock, oldest: &mut (Option<u64>, u64)) -> io::Result<()> {
+        let (now, waits) = (clock.now_ms(), vault.inner().spares.oldest());
+        if waits.is_none() || waits != oldest.0 {
+            *oldest = (waits, now);
+        } else if now - oldest.1 >= LULL.as_millis() as u64 {
+            *oldest = (None, now);
+            return vault.drop_retired();
+        }
+        Ok(())
     }
 
     /// Hands a chunk over; `false` when there is no room.
@@ -79,7 +93,6 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::clock::Clock;
     use crate::staging::Committer;
     use crate::staging::disk::Dir;
     use crate::staging::fixture::{chunk, disk_at, key, meta};
@@ -98,13 +111,33 @@ mod tests {
             part.append(b"payload").unwrap();
             drop(committer.commit(part).await.unwrap());
         }
-        let remover = Remover::start(&vault, || panic!("a removal failed")).unwrap();
+        let remover = Remover::start(&vault, Clock::at_unix_ms(0), || panic!("a removal failed")).unwrap();
         for index in 1..=20 {
             assert!(remover.remove(chunk(index)));
         }
         drop(remover);
         for dir in [Dir::Staged, Dir::Receiving] {
             assert_eq!(std::fs::read_dir(temp.path().join(dir.name())).unwrap().count(), 0, "{dir:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_go_also_while_chunks_end_and_none_is_staged() {
+        let temp = tempfile::tempdir().unwrap();
+        let vault = vault(temp.path());
+        let committer = Committer::start(&vault).unwrap();
+        for index in 1..=3 {
+            let mut part = vault.create(chunk(index), &meta(index, b"payload")).unwrap();
+            part.append(b"payload").unwrap();
+            drop(committer.commit(part).await.unwrap());
+        }
+        let (clock, mut oldest) = (Clock::at_unix_ms(0), (None, 0));
+        let waiting = || std::fs::read_dir(temp.path().join(Dir::Receiving.name())).unwrap().count();
+        for (index, left) in [(1, 1), (2, 2), (3, 0)] {
+            vault.retire(chunk(index)).unwrap();
+            Remover::drop_overdue(&vault, &clock, &mut oldest).unwrap();
+            assert_eq!(waiting(), left);
+            clock.advance(LULL / 2);
         }
     }
 
@@ -122,7 +155,7 @@ mod tests {
         let failures = Arc::new(AtomicU64::new(0));
         let (go, wait) = channel::<()>();
         let counted = Arc::clone(&failures);
-        let remover = Remover::start(&vault, move || {
+        let remover = Remover::start(&vault, Clock::at_unix_ms(0), move || {
             let _ = wait.recv();
             counted.fetch_add(1, Ordering::Relaxed);
         })

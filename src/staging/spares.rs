@@ -95,6 +95,11 @@ impl Spares {
         all
     }
 
+    /// Which of those that wait has waited longest.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.files().waiting.first().map(|(number, _)| *number)
+    }
+
     /// Whether some hold bytes still.
     pub(super) fn any_full(&self) -> bool {
         let files = self.files();

@@ -138,7 +138,7 @@ impl Staging {
         let failed = move || _ = disk_errors.get_or_create(&OfStep { step: DiskStep::Remove }).inc();
         let staging = Self(Arc::new(Inner {
             committer: Committer::start(&vault)?,
-            remover: Remover::start(&vault, failed)?,
+            remover: Remover::start(&vault, clock.clone(), failed)?,
             disk_failures: Seldom::default(),
             rejections: Seldom::default(),
             vault,
