@@ -12,6 +12,7 @@ use h3_quinn::OpenStreams;
 use http::{Request, Response};
 use quinn::crypto::rustls::QuicClientConfig;
 
+use crate::congestion;
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, Upload, gather};
 
@@ -189,6 +190,7 @@ fn config(endpoint: &Endpoint) -> Result<quinn::ClientConfig, ConnectError> {
     transport
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_LIMIT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
+        .congestion_controller_factory(Arc::new(congestion::Factory))
         .send_window(SEND_WINDOW)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into());

@@ -23,6 +23,7 @@ pub mod token;
 pub mod watch;
 
 mod clock;
+mod congestion;
 mod h3link;
 mod http;
 mod wire;

@@ -43,8 +43,14 @@ const FAIR_SHARE: f64 = 0.3;
 const STARTUP_GROWTH: f64 = 1.25;
 /// Stuck rounds after which the start is over.
 const STARTUP_PATIENCE: u32 = 3;
-/// Most of what is lost that is made up for; more is no link but an outage.
-const MOST_LOSS: f64 = 0.3;
+/// Most of what is lost that is made up for.
+const MOST_LOSS: f64 = 0.2;
+/// A share of losses that no radio link has for long: a full queue, which is eased.
+const OVERLOAD_LOSS: f64 = 0.22;
+/// Packets it takes to know such a share.
+const OVERLOAD_PACKETS: u64 = 80;
+/// The window while a full queue is eased, of what it would be.
+const EASE: f64 = 0.7;
 /// What a round's counts of acknowledged and lost bytes keep in the next.
 const LOSS_MEMORY: f64 = 0.9;
 
@@ -256,11 +262,13 @@ impl Model {
         // A queue nearly as long as the path says the same earlier.
         let least = self.least_rtt().unwrap_or(0);
         let queued = ended.least_rtt.is_some_and(|rtt| rtt > least * 7 / 4 + 20_000);
-        self.stuck.rounds >= STARTUP_PATIENCE || (queued && self.round.number > 2)
+        self.stuck.rounds >= STARTUP_PATIENCE || (queued && self.round.number > 2) || self.overloaded()
     }
 
     fn set_window(&mut self, now: Micros, sent: Micros) {
-        let needed = self.rate() * self.least_rtt().unwrap_or(0) as f64 / 1e6 / (1.0 - self.loss().min(MOST_LOSS));
+        let path = self.rate() * self.least_rtt().unwrap_or(0) as f64 / 1e6;
+        let ease = if self.overloaded() { EASE } else { 1.0 };
+        let needed = ease * path / (1.0 - self.loss().min(MOST_LOSS));
         if needed <= 0.0 {
             return;
         }
@@ -281,6 +289,12 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// So much is lost, over enough packets, that it is this path's own doing.
+    fn overloaded(&self) -> bool {
+        let known = self.acked_share + self.lost_share >= (OVERLOAD_PACKETS * self.mtu) as f64;
+        known && self.loss() > OVERLOAD_LOSS
     }
 
     fn at_least(&self, window: u64) -> u64 {
