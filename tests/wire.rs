@@ -108,8 +108,8 @@ pub async fn quic(world: &World) -> Result<quinn::Connection, quinn::ConnectionE
 }
 
 type Pieces = StreamBody<Pin<Box<dyn Stream<Item = io::Result<Frame<Bytes>>> + Send>>>;
-type H3Send = h3::client::RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
-type H3Recv = h3::client::RequestStream<h3_quinn::RecvStream, Bytes>;
+type H3Send = h3::client::RequestStream<waystation_h3::SendStream, Bytes>;
+type H3Recv = h3::client::RequestStream<waystation_h3::RecvStream, Bytes>;
 
 /// The pieces of a request's body; without an end sent, the body breaks off.
 fn pieces() -> (mpsc::Sender<Option<Bytes>>, Pieces) {
@@ -132,7 +132,7 @@ enum Line {
 }
 
 /// h3 closes a connection whose last one of these is gone.
-type Requests = h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>;
+type Requests = h3::client::SendRequest<waystation_h3::Opener, Bytes>;
 
 impl Drop for Line {
     fn drop(&mut self) {
@@ -203,7 +203,7 @@ impl Exchange {
     }
 
     async fn h3(connection: quinn::Connection, request: Request<()>) -> Self {
-        let (mut driver, mut requests) = h3::client::new(h3_quinn::Connection::new(connection.clone())).await.unwrap();
+        let (mut driver, mut requests) = h3::client::new(waystation_h3::Connection::new(connection.clone())).await.unwrap();
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         }));

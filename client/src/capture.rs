@@ -10,8 +10,10 @@
 mod book;
 mod engine;
 mod event;
+mod h3;
 pub mod lane;
 mod link;
+mod native;
 pub mod plan;
 mod put;
 pub mod queue;

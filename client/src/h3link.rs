@@ -1,87 +1,141 @@
 //! One HTTP/3 connection to a relay: requests in parallel, each with its own stream.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use h3::client::{RequestStream, SendRequest};
 use h3::error::Code;
-use h3_quinn::OpenStreams;
 use http::{Request, Response};
 use quinn::crypto::rustls::QuicClientConfig;
+use tokio_util::task::AbortOnDropHandle;
+use waystation_h3::Opener;
 
-use crate::congestion;
+use crate::congestion::{self, Gauge};
 use crate::connect::{ConnectError, Endpoint};
-use crate::http::{Broken, Reply, Upload, gather};
+use crate::http::{Broken, Reply, gather};
 
+/// A try to connect is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// A connection on which nothing comes back for this long is dead.
-const IDLE_LIMIT: Duration = Duration::from_secs(6);
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Bytes that wait in QUIC's own buffers: what lies there can't be overtaken.
-const SEND_WINDOW: u64 = 256 * 1024;
+/// Another handshake is begun beside the ones that wait: what starts right after a link is back
+/// does not suffer from the back-off of what started before.
+const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
+/// Handshakes at once.
+const MAX_ATTEMPTS: usize = 4;
+/// A round trip is thought to take this long before the first is seen: a lost handshake packet is
+/// sent again after three of it. On a link that is slower yet it costs a packet or two.
+const INITIAL_RTT: Duration = Duration::from_millis(200);
+/// Bytes of a packet before the path showed that it takes more: what every path with IPv6 takes.
+const INITIAL_MTU: u16 = 1232;
+/// A connection on which nothing comes back for this long is dead. Longer than outages, since a
+/// connection that lives on needs neither a handshake nor a question where it was.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// A sign after so much silence: NATs of mobile networks forget a quiet flow after 30 s and more.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Bytes that QUIC holds until they are acknowledged in order. How many of them wait to be sent is
+/// the gauge's concern; this bounds the memory.
+const SEND_WINDOW: u64 = 4 * 1024 * 1024;
 /// Bytes of one answer that may be under way. A contact's stream is long; see [`RECEIVE_WINDOW`].
 const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Bytes of all answers that may be under way, and so memory this connection may cost.
 const RECEIVE_WINDOW: u32 = 4 * 1024 * 1024;
 
-type SendHalf = RequestStream<h3_quinn::SendStream<Bytes>, Bytes>;
-type ReceiveHalf = RequestStream<h3_quinn::RecvStream, Bytes>;
+type SendHalf = RequestStream<waystation_h3::SendStream, Bytes>;
+type ReceiveHalf = RequestStream<waystation_h3::RecvStream, Bytes>;
 
 /// An HTTP/3 connection. Closed when dropped.
 pub(crate) struct H3 {
-    requests: SendRequest<OpenStreams, Bytes>,
+    requests: SendRequest<Opener, Bytes>,
     connection: quinn::Connection,
+    gauge: Arc<Gauge>,
     authority: String,
     // Held so that they end with the connection.
-    _driver: tokio_util::task::AbortOnDropHandle<()>,
-    _endpoint: quinn::Endpoint,
+    _driver: AbortOnDropHandle<()>,
+    socket: quinn::Endpoint,
 }
+
+/// A body on its way. Dropped before [`Sending::finish`] it is reset: quinn finishes a stream that
+/// is dropped, which would make a body that broke off look whole.
+pub(crate) struct Sending {
+    half: SendHalf,
+    gauge: Arc<Gauge>,
+    finished: bool,
+}
+
+/// An answer on its way.
+pub(crate) struct Receiving(ReceiveHalf);
 
 /// An answer read as it comes.
 pub(crate) struct H3Body {
     half: ReceiveHalf,
 }
 
+/// Tells whether the relay took what was sent before the handshake was complete.
+pub(crate) type Early = quinn::ZeroRttAccepted;
+
 impl H3 {
     /// Connects and completes the handshake.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        if !endpoint.tls() {
-            return Err(ConnectError::NeedsTls);
-        }
         tokio::time::timeout(CONNECT_LIMIT, Self::dial(endpoint)).await.map_err(|_| ConnectError::Unreachable)?
     }
 
-    async fn dial(endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let mut last = ConnectError::Unreachable;
-        for address in endpoint.addresses().await? {
-            match quic(endpoint, address).await {
-                Ok((socket, connection)) => return Self::over(endpoint, socket, connection).await,
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    /// The same, but requests may be made at once where the relay is known from before (0-RTT).
+    /// The second value is there if the handshake is still under way.
+    pub(crate) async fn connect_early(endpoint: &Endpoint) -> Result<(Self, Option<Early>), ConnectError> {
+        let address = endpoint.addresses().await?[0];
+        let dialer = Dialer::new(endpoint, address)?;
+        let gauge = Arc::new(Gauge::new());
+        let Ok((connection, early)) = dialer.begin(&gauge)?.into_0rtt() else {
+            return Ok((Self::connect(endpoint).await?, None));
+        };
+        let over = Self::over(endpoint, dialer.socket, connection, gauge);
+        Ok((over.await?, Some(early)))
     }
 
-    async fn over(e: &Endpoint, socket: quinn::Endpoint, connection: quinn::Connection) -> Result<Self, ConnectError> {
+    async fn dial(endpoint: &Endpoint) -> Result<Self, ConnectError> {
+        let addresses = endpoint.addresses().await?;
+        let mut dialers = Vec::new();
+        for address in addresses {
+            dialers.push(Dialer::new(endpoint, address)?);
+        }
+        let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
+        let mut tick = tokio::time::interval(ATTEMPT_EVERY);
+        loop {
+            tokio::select! {
+                _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS => {
+                    let dialer = &dialers[begun % dialers.len()];
+                    attempts.push(dialer.attempt());
+                    begun += 1;
+                }
+                Some(done) = attempts.next(), if !attempts.is_empty() => match done {
+                    Ok((socket, connection, gauge)) => return Self::over(endpoint, socket, connection, gauge).await,
+                    Err(ConnectError::Unreachable) => {}
+                    Err(other) => return Err(other),
+                },
+            }
+        }
+    }
+
+    async fn over(
+        endpoint: &Endpoint,
+        socket: quinn::Endpoint,
+        connection: quinn::Connection,
+        gauge: Arc<Gauge>,
+    ) -> Result<Self, ConnectError> {
         let (mut driver, requests) = h3::client::builder()
-            .max_field_section_size(64 * 1024)
+            .max_field_section_size(waystation_h3::MAX_FRAME)
             .send_grease(false)
-            .build(h3_quinn::Connection::new(connection.clone()))
+            .build(waystation_h3::Connection::new(connection.clone()))
             .await
             .map_err(|_| ConnectError::Unreachable)?;
         let driver = tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         });
-        Ok(Self {
-            requests,
-            connection,
-            authority: e.authority(),
-            _driver: tokio_util::task::AbortOnDropHandle::new(driver),
-            _endpoint: socket,
-        })
+        let authority = endpoint.authority();
+        Ok(Self { requests, connection, gauge, authority, _driver: AbortOnDropHandle::new(driver), socket })
     }
 
     /// Waits until the connection is gone.
@@ -89,38 +143,36 @@ impl H3 {
         let _ = self.connection.closed().await;
     }
 
-    /// One request whose body tells how it goes, and its whole answer. An early answer ends the
-    /// body with a reset.
-    pub(crate) async fn exchange(&self, request: Request<()>, body: Upload) -> Result<Reply, Broken> {
-        let (send, mut half) = self.start(request).await?;
-        let mut send = ResetUnlessFinished { half: send, finished: false };
-        let mut body = body;
-        let sending = async {
-            while let Some(piece) = body.next_piece() {
-                send.half.send_data(piece).await.map_err(|_| Broken)?;
-            }
-            send.half.finish().await.map_err(|_| Broken)?;
-            send.finished = true;
-            Ok::<(), Broken>(())
-        };
-        let receiving = async {
-            let answer = half.recv_response().await.map_err(|_| Broken)?;
-            let mut out = BytesMut::new();
-            while let Some(data) = half.recv_data().await.map_err(|_| Broken)? {
-                gather(&mut out, data)?;
-            }
-            let (head, ()) = answer.into_parts();
-            Ok(Reply { status: head.status, headers: head.headers, body: out.freeze() })
-        };
-        let (mut sending, mut receiving) = (pin!(sending), pin!(receiving));
-        let mut ended = false;
-        loop {
-            tokio::select! {
-                reply = &mut receiving => return reply,
-                // A relay that refuses stops the body and answers: the answer is what counts.
-                _ = &mut sending, if !ended => ended = true,
-            }
+    pub(crate) fn gauge(&self) -> &Gauge {
+        &self.gauge
+    }
+
+    /// Sends something now, though the window is full: see [`Gauge::nudge`].
+    pub(crate) fn nudge(&self) {
+        self.gauge.nudge();
+        // Changes nothing; quinn looks again at what it may send.
+        self.connection.set_receive_window(RECEIVE_WINDOW.into());
+    }
+
+    /// Goes on from another port, and so perhaps another network. The connection lives on.
+    pub(crate) fn rebind(&self) {
+        if let Ok(socket) = self.socket.local_addr().and_then(|at| std::net::UdpSocket::bind((at.ip(), 0))) {
+            // A device without a network keeps the old one.
+            let _ = self.socket.rebind(socket);
         }
+    }
+
+    /// Begins a request.
+    pub(crate) async fn begin(&self, request: Request<()>) -> Result<(Sending, Receiving), Broken> {
+        let (send, receive) = self.start(request).await?;
+        Ok((Sending { half: send, gauge: Arc::clone(&self.gauge), finished: false }, Receiving(receive)))
+    }
+
+    /// One request without a body, and its whole answer.
+    pub(crate) async fn ask(&self, request: Request<()>) -> Result<Reply, Broken> {
+        let (mut sending, receiving) = self.begin(request).await?;
+        sending.finish().await?;
+        receiving.reply().await
     }
 
     /// One request without a body; the answer is read as it comes.
@@ -135,9 +187,48 @@ impl H3 {
         let (mut parts, ()) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = format!("https://{}{path}", self.authority).parse().map_err(|_| Broken)?;
+        let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         let mut requests = self.requests.clone();
         let stream = requests.send_request(Request::from_parts(parts, ())).await.map_err(|_| Broken)?;
+        self.gauge.written(head);
         Ok(stream.split())
+    }
+}
+
+impl Sending {
+    /// Hands over the next bytes. How many may be is the gauge's concern.
+    pub(crate) async fn send(&mut self, piece: Bytes) -> Result<(), Broken> {
+        self.gauge.written(piece.len());
+        self.half.send_data(piece).await.map_err(|_| Broken)
+    }
+
+    /// That was all.
+    pub(crate) async fn finish(&mut self) -> Result<(), Broken> {
+        self.half.finish().await.map_err(|_| Broken)?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.half.stop_stream(Code::H3_REQUEST_CANCELLED);
+        }
+    }
+}
+
+impl Receiving {
+    /// The whole answer.
+    pub(crate) async fn reply(self) -> Result<Reply, Broken> {
+        let mut half = self.0;
+        let answer = half.recv_response().await.map_err(|_| Broken)?;
+        let mut out = BytesMut::new();
+        while let Some(data) = half.recv_data().await.map_err(|_| Broken)? {
+            gather(&mut out, data)?;
+        }
+        let (head, ()) = answer.into_parts();
+        Ok(Reply { status: head.status, headers: head.headers, body: out.freeze() })
     }
 }
 
@@ -150,32 +241,41 @@ impl H3Body {
     }
 }
 
-/// quinn finishes a stream that is dropped, which would make a body that broke off look whole.
-struct ResetUnlessFinished {
-    half: SendHalf,
-    finished: bool,
+/// Begins handshakes with one address.
+struct Dialer<'a> {
+    endpoint: &'a Endpoint,
+    address: SocketAddr,
+    socket: quinn::Endpoint,
+    tls: Arc<QuicClientConfig>,
 }
 
-impl Drop for ResetUnlessFinished {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.half.stop_stream(Code::H3_REQUEST_CANCELLED);
+impl<'a> Dialer<'a> {
+    fn new(endpoint: &'a Endpoint, address: SocketAddr) -> Result<Self, ConnectError> {
+        if !endpoint.tls() {
+            return Err(ConnectError::NeedsTls);
         }
+        let any: SocketAddr =
+            if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        let socket = quinn::Endpoint::client(any).map_err(|_| ConnectError::Unreachable)?;
+        let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
+        Ok(Self { endpoint, address, socket, tls: Arc::new(tls) })
     }
-}
 
-async fn quic(endpoint: &Endpoint, address: SocketAddr) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
-    let any: SocketAddr =
-        if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let mut socket = quinn::Endpoint::client(any).map_err(|_| ConnectError::Unreachable)?;
-    socket.set_default_client_config(config(endpoint)?);
-    let connecting = socket.connect(address, endpoint.host()).map_err(|_| ConnectError::Url)?;
-    match connecting.await {
-        Ok(connection) => Ok((socket, connection)),
-        Err(quinn::ConnectionError::TransportError(error)) if is_certificate(error.code) => {
-            Err(ConnectError::Untrusted)
+    fn begin(&self, gauge: &Arc<Gauge>) -> Result<quinn::Connecting, ConnectError> {
+        let mut config = quinn::ClientConfig::new(self.tls.clone());
+        config.transport_config(Arc::new(transport(gauge)));
+        self.socket.connect_with(config, self.address, self.endpoint.host()).map_err(|_| ConnectError::Url)
+    }
+
+    async fn attempt(&self) -> Result<(quinn::Endpoint, quinn::Connection, Arc<Gauge>), ConnectError> {
+        let gauge = Arc::new(Gauge::new());
+        match self.begin(&gauge)?.await {
+            Ok(connection) => Ok((self.socket.clone(), connection, gauge)),
+            Err(quinn::ConnectionError::TransportError(error)) if is_certificate(error.code) => {
+                Err(ConnectError::Untrusted)
+            }
+            Err(_) => Err(ConnectError::Unreachable),
         }
-        Err(_) => Err(ConnectError::Unreachable),
     }
 }
 
@@ -184,17 +284,18 @@ fn is_certificate(code: quinn::TransportErrorCode) -> bool {
     (0x12a..=0x130).contains(&u64::from(code))
 }
 
-fn config(endpoint: &Endpoint) -> Result<quinn::ClientConfig, ConnectError> {
-    let tls = QuicClientConfig::try_from(endpoint.trust().tls(&[b"h3"])).map_err(|_| ConnectError::Certificate)?;
+fn transport(gauge: &Arc<Gauge>) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_LIMIT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .congestion_controller_factory(Arc::new(congestion::Factory))
+        .initial_rtt(INITIAL_RTT)
+        .initial_mtu(INITIAL_MTU)
+        // What was written first goes first, and what was lost of it before all else.
+        .send_fairness(false)
+        .congestion_controller_factory(Arc::new(congestion::Factory(Arc::clone(gauge))))
         .send_window(SEND_WINDOW)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into());
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+    transport
 }

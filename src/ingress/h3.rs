@@ -7,11 +7,11 @@ use bytes::{Buf as _, Bytes};
 use h3::server::{RequestResolver, RequestStream};
 use http::Response;
 use http_body::Body as _;
+use waystation_h3::{Connection, MAX_FRAME, RecvStream, SendStream};
 
 use super::body::{Broken, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
-use super::h3_quinn::{Connection, RecvStream, SendStream};
-use super::respond::{MAX_HEADER_BYTES, Reply};
+use super::respond::Reply;
 use super::route;
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
@@ -37,7 +37,7 @@ impl Incoming {
 /// Serves a connection to its end, its idleness, or the relay's.
 pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
     let mut builder = h3::server::builder();
-    builder.max_field_section_size(2 * MAX_HEADER_BYTES as u64);
+    builder.max_field_section_size(MAX_FRAME);
     let Ok(mut serving) = builder.build::<_, Bytes>(Connection::new(quic.clone())).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
     let mut draining = false;

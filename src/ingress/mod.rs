@@ -32,8 +32,6 @@ mod cors;
 mod dropin;
 mod gate;
 mod h3;
-mod h3_frames;
-mod h3_quinn;
 mod health;
 mod io;
 mod multipart;

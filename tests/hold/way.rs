@@ -177,7 +177,7 @@ impl Socket {
 
 /// An HTTP/3 connection.
 struct H3 {
-    requests: h3::client::SendRequest<h3_quinn::OpenStreams, Bytes>,
+    requests: h3::client::SendRequest<waystation_h3::Opener, Bytes>,
     authority: String,
     _driver: AbortOnDropHandle<()>,
     _socket: quinn::Endpoint,
@@ -190,7 +190,7 @@ impl H3 {
         let mut socket = quinn::Endpoint::client(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         socket.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
         let connection = socket.connect(rig.public, "localhost").unwrap().await.unwrap();
-        let (mut driver, requests) = h3::client::builder().build(h3_quinn::Connection::new(connection)).await.unwrap();
+        let (mut driver, requests) = h3::client::builder().build(waystation_h3::Connection::new(connection)).await.unwrap();
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         }));

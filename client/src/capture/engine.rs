@@ -89,6 +89,8 @@ pub(crate) struct Engine {
     next_id: u64,
     link: Option<Link>,
     connecting: bool,
+    /// The link is there, but nothing comes through.
+    stalled: bool,
     failures: usize,
     connect_at: Instant,
     connected_at: Instant,
@@ -128,6 +130,7 @@ impl Engine {
             next_id: 0,
             link: None,
             connecting: false,
+            stalled: false,
             failures: 0,
             connect_at: Instant::now(),
             connected_at: Instant::now(),
@@ -209,7 +212,7 @@ impl Engine {
             let wait = u64::try_from(ask - clock::unix_ms()).unwrap_or(0).max(1);
             wake = wake.min(now + Duration::from_millis(wait));
         }
-        if self.link.is_none() && !self.connecting && self.connect_at > now {
+        if (self.link.is_none() || self.stalled) && !self.connecting && self.connect_at > now {
             wake = wake.min(self.connect_at);
         }
         self.finishing.as_ref().map_or(wake, |finishing| wake.min(finishing.deadline))
@@ -219,16 +222,22 @@ impl Engine {
 
     fn connect(&mut self) {
         let tokens = self.wallet.live(clock::unix_ms());
-        if self.link.is_some() || self.connecting || tokens.is_empty() || self.connect_at > Instant::now() {
+        if (self.link.is_some() && !self.stalled) || self.connecting || tokens.is_empty() || self.connect_at > Instant::now() {
             return;
         }
         self.connecting = true;
         let (transport, relay, wait_s) = (self.config.transport, self.config.relay.clone(), self.config.wait_s);
-        self.tasks.spawn(async move { Told::Connected(link::connect(transport, relay, tokens, wait_s).await) });
+        // What is sent early may be lost as a whole: once, not with every try.
+        let early = self.connections > 0 && self.failures == 0 && !self.stalled;
+        let connecting = link::connect(transport, relay, tokens, wait_s, early);
+        self.tasks.spawn(async move { Told::Connected(connecting.await) });
     }
 
     fn connected(&mut self, result: Result<Link, ConnectError>) {
         self.connecting = false;
+        if self.link.is_some() {
+            return self.replaced(result);
+        }
         match result {
             Ok(link) => {
                 self.link = Some(link);
@@ -248,6 +257,18 @@ impl Engine {
         }
     }
 
+    /// Another connection was tried beside one from which nothing came.
+    fn replaced(&mut self, result: Result<Link, ConnectError>) {
+        match result {
+            Ok(link) if self.stalled => {
+                self.disconnected(None, None);
+                self.connected(Ok(link));
+            }
+            Ok(_) => {}
+            Err(_) => self.connect_at = Instant::now() + Duration::from_millis(RECONNECT_MS[RECONNECT_MS.len() - 1]),
+        }
+    }
+
     fn disconnected(&mut self, code: Option<String>, retry_after_s: Option<u64>) {
         if code.as_deref().is_some_and(|code| code.starts_with("capability_") || code == "http_401") {
             self.wallet.want();
@@ -260,6 +281,7 @@ impl Engine {
         self.failures += 1;
         self.connect_at = Instant::now() + Duration::from_millis(pause);
         self.link = None;
+        self.stalled = false;
         let now_ms = self.now_ms();
         self.book.disconnected(now_ms);
         self.emit(Event::Disconnected { code });
@@ -282,6 +304,11 @@ impl Engine {
                 self.book.broken(id, attempt, now_ms);
             }
             Some(FromLink::Hint(hint)) => self.emit(Event::Hint(hint)),
+            Some(FromLink::Stalls) => {
+                self.stalled = true;
+                self.connect_at = Instant::now();
+            }
+            Some(FromLink::Flows) => self.stalled = false,
             Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
             None => self.disconnected(None, None),
         }

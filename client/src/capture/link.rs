@@ -52,6 +52,11 @@ pub(crate) enum FromLink {
     Broken { id: u64, attempt: u64 },
     /// Advice.
     Hint(Hint),
+    /// Nothing comes through any more. Another connection may be made beside this one; whichever
+    /// is heard first goes on.
+    Stalls,
+    /// What stalled goes on.
+    Flows,
     /// The connection is gone; nothing follows.
     Closed { code: Option<String>, retry_after_s: Option<u64> },
 }
@@ -80,16 +85,18 @@ impl Link {
     }
 }
 
-/// Connects by one transport.
+/// Connects by one transport. `early`: a relay known from before may be sent chunks before the
+/// handshake is complete.
 pub(crate) async fn connect(
     transport: Transport,
     endpoint: Endpoint,
     tokens: Vec<Token>,
     wait_s: u64,
+    early: bool,
 ) -> Result<Link, ConnectError> {
     match transport {
         Transport::Ws => super::ws::connect(&endpoint, &tokens).await,
-        Transport::H1 => super::put::connect_h1(&endpoint, wait_s).await,
-        Transport::H3 => super::put::connect_h3(&endpoint, wait_s).await,
+        Transport::H1 => super::put::connect(&endpoint, wait_s).await,
+        Transport::H3 => super::h3::connect(&endpoint, wait_s, early).await,
     }
 }

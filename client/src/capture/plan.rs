@@ -32,17 +32,17 @@ pub struct Next {
 }
 
 /// The chunks open on one connection.
+#[derive(Default)]
 pub struct Plan {
     bodies: BTreeMap<u64, Body>,
-    max_piece: usize,
     turn: u32,
 }
 
 impl Plan {
-    /// An empty plan; no piece is longer than `max_piece`.
+    /// An empty plan.
     #[must_use]
-    pub fn new(max_piece: usize) -> Self {
-        Self { bodies: BTreeMap::new(), max_piece: max_piece.max(1), turn: 0 }
+    pub fn new() -> Self {
+        Self { bodies: BTreeMap::new(), turn: 0 }
     }
 
     /// Adds an offered chunk.
@@ -73,8 +73,9 @@ impl Plan {
         self.bodies.remove(&handle);
     }
 
-    /// Takes the next piece. A chunk whose last piece was taken leaves the plan.
-    pub fn next_piece(&mut self) -> Option<Next> {
+    /// Takes the next piece, no longer than `max` bytes. A chunk whose last piece was taken leaves
+    /// the plan.
+    pub fn next_piece(&mut self, max: usize) -> Option<Next> {
         let ready = self.bodies.iter().filter(|(_, body)| body.ready());
         let by_rank = ready.map(|(handle, body)| (body.rank, *handle));
         let (best, last) = by_rank.fold((None, None), |(best, last), item| {
@@ -91,12 +92,12 @@ impl Plan {
                 chosen = last;
             }
         }
-        self.cut(chosen.1)
+        self.cut(chosen.1, max.max(1))
     }
 
-    fn cut(&mut self, handle: u64) -> Option<Next> {
+    fn cut(&mut self, handle: u64, max: usize) -> Option<Next> {
         let body = self.bodies.get_mut(&handle)?;
-        let end = body.until.min(body.bytes.len() as u64).min(body.offset + self.max_piece as u64);
+        let end = body.until.min(body.bytes.len() as u64).min(body.offset + max as u64);
         let offset = body.offset;
         let bytes = body.bytes.slice(offset as usize..end as usize);
         body.offset = end;
@@ -127,14 +128,14 @@ mod tests {
 
     #[test]
     fn sound_overtakes_a_half_sent_master_and_the_master_keeps_its_share() {
-        let mut plan = Plan::new(10);
+        let mut plan = Plan::new();
         plan.offered(1, of(Class::Master, 1), Bytes::from(vec![0; 1000]));
-        assert_eq!(plan.next_piece(), None, "nothing before SEND");
+        assert_eq!(plan.next_piece(10), None, "nothing before SEND");
         assert!(plan.send(1, 500, 1000));
-        assert_eq!(plan.next_piece().unwrap().offset, 500, "goes on where the relay says");
+        assert_eq!(plan.next_piece(10).unwrap().offset, 500, "goes on where the relay says");
         plan.offered(2, of(Class::Audio, 2), Bytes::from(vec![1; 400]));
         assert!(plan.send(2, 0, 400));
-        let handles: Vec<u64> = (0..42).map(|_| plan.next_piece().unwrap().handle).collect();
+        let handles: Vec<u64> = (0..42).map(|_| plan.next_piece(10).unwrap().handle).collect();
         assert_eq!(handles[0], 2);
         assert_eq!(handles[..40].iter().filter(|h| **h == 1).count(), 2, "5 % to the lowest class");
         assert_eq!(handles[..19], [2; 19]);
@@ -142,15 +143,15 @@ mod tests {
 
     #[test]
     fn credit_bounds_what_goes() {
-        let mut plan = Plan::new(64);
+        let mut plan = Plan::new();
         plan.offered(1, of(Class::Audio, 1), Bytes::from(vec![0; 100]));
         assert!(plan.send(1, 0, 30));
-        assert_eq!(plan.next_piece().unwrap().bytes.len(), 30);
-        assert_eq!(plan.next_piece(), None);
+        assert_eq!(plan.next_piece(64).unwrap().bytes.len(), 30);
+        assert_eq!(plan.next_piece(64), None);
         plan.credit(1, 1000);
-        assert_eq!(plan.next_piece().unwrap().bytes.len(), 64);
-        assert!(plan.next_piece().unwrap().last);
-        assert_eq!(plan.next_piece(), None);
+        assert_eq!(plan.next_piece(64).unwrap().bytes.len(), 64);
+        assert!(plan.next_piece(64).unwrap().last);
+        assert_eq!(plan.next_piece(64), None);
         plan.offered(2, of(Class::Audio, 1), Bytes::from_static(b"abc"));
         assert!(!plan.send(2, 4, 1), "beyond the end");
     }
@@ -162,7 +163,7 @@ mod tests {
             piece in 1usize..64,
             credit in 1u64..100,
         ) {
-            let mut plan = Plan::new(piece);
+            let mut plan = Plan::new();
             let mut got: Vec<Vec<u8>> = Vec::new();
             for (handle, (class, bytes, from)) in chunks.iter().enumerate() {
                 let offset = from.index(bytes.len());
@@ -171,7 +172,7 @@ mod tests {
                 got.push(bytes[..offset].to_vec());
             }
             for _ in 0..10_000 {
-                match plan.next_piece() {
+                match plan.next_piece(piece) {
                     Some(next) => {
                         let out = &mut got[next.handle as usize];
                         prop_assert_eq!(out.len() as u64, next.offset);

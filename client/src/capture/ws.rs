@@ -70,6 +70,7 @@ async fn welcome(socket: &mut Socket) -> Result<(Welcome, Vec<Frame>), ConnectEr
 struct Outbox {
     control: VecDeque<Bytes>,
     plan: Plan,
+    max_piece: usize,
     /// Handles of this connection and the chunks they are.
     chunks: HashMap<u64, (u64, u64)>,
     closing: bool,
@@ -112,7 +113,7 @@ impl Outbox {
             self.pings -= 1;
             return Write::Message(Message::Ping(Bytes::new()));
         }
-        if let Some(next) = self.plan.next_piece() {
+        if let Some(next) = self.plan.next_piece(self.max_piece) {
             self.last_written = Instant::now();
             let message = Piece::encode(kind::CAPTURE_PIECE, next.handle, next.offset, &next.bytes);
             let last = if next.last { self.chunks.get(&next.handle).copied() } else { None };
@@ -132,7 +133,8 @@ async fn run(
     let (sink, mut stream) = socket.split();
     let outbox = Outbox {
         control: VecDeque::new(),
-        plan: Plan::new(max_piece),
+        plan: Plan::new(),
+        max_piece,
         chunks: HashMap::new(),
         closing: false,
         pings: 0,

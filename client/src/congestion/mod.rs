@@ -2,8 +2,10 @@
 //! be in flight, this module is its place in quinn. quinn paces at 1.25 × window / round trip by
 //! itself. `docs/congestion.md` has the model in words.
 
+mod gauge;
 mod model;
 mod peak;
+mod pulse;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -11,20 +13,24 @@ mod tests;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+pub(crate) use gauge::{Gauge, Path};
 use model::{Micros, Model};
+pub(crate) use pulse::{Beat, Pulse};
 
-/// Makes a controller for each new path.
-#[derive(Debug, Default)]
-pub(crate) struct Factory;
+/// Makes a connection's controller, which keeps its gauge.
+#[derive(Debug)]
+pub(crate) struct Factory(pub(crate) Arc<Gauge>);
 
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(PathController { born: now, model: Model::new(current_mtu.into()) })
+        let model = Model::new(current_mtu.into());
+        self.0.started(model.window(), current_mtu.into());
+        Box::new(PathController { born: now, model, gauge: Arc::clone(&self.0) })
     }
 }
 
@@ -33,9 +39,18 @@ impl ControllerFactory for Factory {
 struct PathController {
     born: Instant,
     model: Model,
+    gauge: Arc<Gauge>,
 }
 
 impl PathController {
+    fn path(&self) -> Path {
+        Path {
+            rate: self.model.rate() as u64,
+            least_rtt: Duration::from_micros(self.model.least_rtt().unwrap_or(0)),
+            loss_permille: (self.model.loss() * 1000.0) as u64,
+        }
+    }
+
     fn micros(&self, at: Instant) -> Micros {
         at.saturating_duration_since(self.born).as_micros() as Micros
     }
@@ -45,11 +60,13 @@ impl Controller for PathController {
     fn on_ack(&mut self, _now: Instant, sent: Instant, bytes: u64, _app_limited: bool, _rtt: &RttEstimator) {
         let sent = self.micros(sent);
         self.model.handle_acked(sent, bytes);
+        self.gauge.packet(bytes);
     }
 
-    fn on_end_acks(&mut self, now: Instant, _in_flight: u64, app_limited: bool, _largest: Option<u64>) {
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {
         let now = self.micros(now);
         self.model.handle_batch_end(now, app_limited);
+        self.gauge.acknowledged(self.model.window(), in_flight, app_limited, self.path());
     }
 
     /// A loss says what share has to be made up for, not that the path is full.
@@ -59,10 +76,11 @@ impl Controller for PathController {
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.model.handle_mtu(new_mtu.into());
+        self.gauge.mtu(new_mtu.into());
     }
 
     fn window(&self) -> u64 {
-        self.model.window()
+        self.model.window() + self.gauge.beyond()
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {

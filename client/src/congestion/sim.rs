@@ -4,8 +4,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
 
 use super::model::{Micros, Model};
+use super::pulse::{Beat, Pulse};
 
 /// Bytes of a packet.
 pub(super) const PACKET: u64 = 1400;
@@ -136,6 +138,7 @@ pub(super) struct Flow {
     paced: Micros,
     heard: Micros,
     probes: u32,
+    pulse: Pulse,
     wake: Micros,
 }
 
@@ -161,6 +164,7 @@ impl Flow {
             paced: start,
             heard: start,
             probes: 0,
+            pulse: Pulse::default(),
             wake: start,
         }
     }
@@ -239,6 +243,14 @@ impl Flow {
         let due = now >= self.heard.max(*last) + base as Micros * (1 << self.probes.min(10));
         self.probes += u32::from(due);
         due
+    }
+
+    /// What the client's own pulse says.
+    fn is_poked(&mut self, now: Micros) -> bool {
+        let Control::Ours(model) = &self.control else { return false };
+        let rtt = Duration::from_micros(model.least_rtt().unwrap_or(0));
+        let silence = (self.in_flight > 0).then(|| Duration::from_micros(now - self.heard));
+        matches!(self.pulse.look(silence, rtt), Beat::Poke | Beat::Stalls)
     }
 
     /// Whether a packet may go now; else when to ask again.
@@ -371,7 +383,7 @@ impl World {
             return;
         }
         let mut wake = now + TICK;
-        if flow.probe_due(now) {
+        if flow.probe_due(now) | flow.is_poked(now) {
             self.send(now, index);
         }
         loop {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use h3::client::{RequestStream, SendRequest};
-use h3_quinn::OpenStreams;
+use waystation_h3::Opener;
 use http::{Request, Response};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::task::JoinHandle;
@@ -24,11 +24,11 @@ const PIECE_BYTES: usize = 64 * 1024;
 const BROKEN: Failure = Failure::Wire("the QUIC connection broke");
 
 /// The half of a request that receives.
-pub type ReceiveHalf = RequestStream<h3_quinn::RecvStream, Bytes>;
+pub type ReceiveHalf = RequestStream<waystation_h3::RecvStream, Bytes>;
 
 /// A connection that takes requests; ends when dropped.
 pub struct Connection {
-    requests: SendRequest<OpenStreams, Bytes>,
+    requests: SendRequest<Opener, Bytes>,
     authority: String,
     driver: JoinHandle<()>,
     _socket: quinn::Endpoint,
@@ -45,7 +45,7 @@ impl Connection {
         let connecting = socket.connect(rig.public, "localhost").map_err(|_| BROKEN)?;
         let connection = connecting.await.map_err(|_| BROKEN)?;
         let mut builder = h3::client::builder();
-        let built = builder.send_grease(false).build(h3_quinn::Connection::new(connection)).await;
+        let built = builder.send_grease(false).build(waystation_h3::Connection::new(connection)).await;
         let (mut driver, requests) = built.map_err(|_| BROKEN)?;
         let driver = tokio::spawn(async move {
             driver.wait_idle().await;

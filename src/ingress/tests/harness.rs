@@ -22,7 +22,7 @@ use crate::config::{Config, Limits, Listen, Tls};
 use crate::core::Fetch;
 use crate::fanout::Hub;
 use crate::ingress::conn::{Conn, Ctx, Listener};
-use crate::ingress::h3_quinn::Connection;
+use waystation_h3::Connection;
 use crate::ingress::ticket::Ticket;
 use crate::ingress::{Bound, Drained, Ingress, Ready, Service, Shared};
 use crate::staging::{SealKey, Staging, StdDisk};

@@ -264,7 +264,7 @@ async fn draining_ends_idle_connections_and_is_over_soon() {
     let mut used = TcpStream::connect(relay.plain).await.unwrap();
     used.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let quic = relay.quic().await;
-    let (_driver, mut send) = h3::client::new(crate::ingress::h3_quinn::Connection::new(quic.clone())).await.unwrap();
+    let (_driver, mut send) = h3::client::new(waystation_h3::Connection::new(quic.clone())).await.unwrap();
     let asked = get("https://localhost/health/live");
     let mut stream = send.send_request(asked).await.unwrap();
     stream.finish().await.unwrap();

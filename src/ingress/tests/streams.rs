@@ -6,7 +6,7 @@ use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 
 use super::harness::PATIENCE;
-use crate::ingress::h3_quinn::{BidiStream, Connection};
+use waystation_h3::{BidiStream, Connection};
 
 type Server = h3::server::RequestStream<BidiStream, Bytes>;
 type Client = h3::client::RequestStream<BidiStream, Bytes>;

@@ -214,7 +214,7 @@ pub fn h3(shared: Arc<Shared>, tls: rustls::ServerConfig) -> (SocketAddr, impl F
 }
 
 async fn requests(connection: quinn::Connection, shared: &Arc<Shared>) {
-    let Ok(mut h3) = h3::server::Connection::<_, Bytes>::new(h3_quinn::Connection::new(connection.clone())).await
+    let Ok(mut h3) = h3::server::Connection::<_, Bytes>::new(waystation_h3::Connection::new(connection.clone())).await
     else {
         return;
     };

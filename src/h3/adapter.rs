@@ -11,9 +11,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use tokio_util::io::poll_read_buf;
+use tokio_util::sync::ReusableBoxFuture;
 
-use super::body::GATHER;
-use super::h3_frames::Frames;
+use crate::frames::Frames;
 
 /// `H3_NO_ERROR`: the answer is complete, the rest of the request is not needed.
 const NO_ERROR: u32 = 0x100;
@@ -21,29 +21,39 @@ const NO_ERROR: u32 = 0x100;
 const INTERNAL_ERROR: u32 = 0x102;
 /// `H3_EXCESSIVE_LOAD`: a frame would make the relay hold more than it lets a peer.
 const EXCESSIVE_LOAD: u32 = 0x107;
+/// Bytes read at once.
+const GATHER: usize = 64 * 1024;
 /// Spare room below which a new buffer is begun.
 const MIN_READ: usize = 8 * 1024;
 
 type Opened = Result<(quinn::SendStream, quinn::RecvStream), ConnectionError>;
-type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+type Pending<T> = Option<ReusableBoxFuture<'static, T>>;
 
 /// A QUIC connection as h3 sees it.
-pub(super) struct Connection {
+pub struct Connection {
     opener: Opener,
     accepting_bi: Pending<Opened>,
     accepting_uni: Pending<Result<quinn::RecvStream, ConnectionError>>,
 }
 
 /// Opens streams towards the peer.
-pub(super) struct Opener {
+pub struct Opener {
     quic: quinn::Connection,
     opening_bi: Pending<Opened>,
     opening_uni: Pending<Result<quinn::SendStream, ConnectionError>>,
 }
 
 impl Connection {
-    pub(super) fn new(quic: quinn::Connection) -> Self {
+    /// Streams over this connection.
+    pub fn new(quic: quinn::Connection) -> Self {
         Self { opener: Opener::new(quic), accepting_bi: None, accepting_uni: None }
+    }
+}
+
+impl Clone for Opener {
+    /// Another opener; what this one is waiting for stays with it.
+    fn clone(&self) -> Self {
+        Self::new(self.quic.clone())
     }
 }
 
@@ -59,8 +69,8 @@ fn poll_slot<T, F>(slot: &mut Pending<T>, cx: &mut Context<'_>, make: impl FnOnc
 where
     F: Future<Output = T> + Send + 'static,
 {
-    let future = slot.get_or_insert_with(|| Box::pin(make()));
-    let output = ready!(future.as_mut().poll(cx));
+    let future = slot.get_or_insert_with(|| ReusableBoxFuture::new(make()));
+    let output = ready!(future.poll(cx));
     *slot = None;
     Poll::Ready(output)
 }
@@ -143,7 +153,7 @@ impl quic::OpenStreams<Bytes> for Connection {
 }
 
 /// A request's stream.
-pub(super) struct BidiStream {
+pub struct BidiStream {
     send: SendStream,
     recv: RecvStream,
 }
@@ -202,7 +212,7 @@ impl quic::SendStream<Bytes> for BidiStream {
 }
 
 /// The receiving half of a stream.
-pub(super) struct RecvStream {
+pub struct RecvStream {
     stream: quinn::RecvStream,
     /// What is read lands here: everything that has arrived, up to [`GATHER`], at once.
     buffer: BytesMut,
@@ -265,7 +275,7 @@ impl Drop for RecvStream {
 }
 
 /// The sending half of a stream.
-pub(super) struct SendStream {
+pub struct SendStream {
     stream: quinn::SendStream,
     writing: Option<WriteBuf<Bytes>>,
     /// Whether dropping it now must tell the peer that this is not the end.

@@ -4,8 +4,7 @@
 
 use bytes::Buf as _;
 
-use super::respond::MAX_HEADER_BYTES;
-use crate::proto::varint;
+use waystation_proto::varint;
 
 /// `DATA`, which is handed on piece by piece.
 const DATA: u64 = 0x0;
@@ -13,10 +12,10 @@ const DATA: u64 = 0x0;
 const CONTROL: u64 = 0x0;
 /// Largest frame beside `DATA`, in bytes: the head of a request that is large enough to be told
 /// `headers_too_large`. Each stream of a peer costs so much.
-const MAX_FRAME: u64 = 2 * MAX_HEADER_BYTES as u64;
+pub const MAX_FRAME: u64 = 64 * 1024;
 
 /// Where the bytes of one stream are.
-pub(super) struct Frames {
+pub(crate) struct Frames {
     place: Place,
     /// Bytes of a head that has not come in full: a type and a length, 8 bytes each at most.
     head: Vec<u8>,
@@ -36,17 +35,17 @@ enum Place {
 
 impl Frames {
     /// Of a request's stream.
-    pub(super) const fn of_request() -> Self {
+    pub(crate) const fn of_request() -> Self {
         Self { place: Place::Head, head: Vec::new() }
     }
 
     /// Of a one-way stream.
-    pub(super) const fn of_one_way() -> Self {
+    pub(crate) const fn of_one_way() -> Self {
         Self { place: Place::Type, head: Vec::new() }
     }
 
     /// Follows `bytes`; `false`: a frame declares more than may be held.
-    pub(super) fn allow(&mut self, mut bytes: &[u8]) -> bool {
+    pub(crate) fn allow(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             match self.place {
                 Place::Unread => return true,

@@ -1,0 +1,264 @@
+//! Native HTTP over one QUIC connection: each chunk is a `PUT` on a stream of its own, and one
+//! writer sends them all, in the order of mercy.
+//!
+//! The writer opens a chunk's stream when its turn comes, writes a little, and asks the plan
+//! again; how much may lie written and not acknowledged is the gauge's concern. So a chunk of
+//! sound overtakes a master that is half sent after a few packets, and what is lost goes again
+//! before what was not sent yet.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+use waystation_proto::ChunkState;
+
+use super::book::Verdict;
+use super::link::{FromLink, Job, Link, ToLink};
+use super::native::{self, MAX_OFFSETS};
+use super::plan::{Next, Plan};
+use crate::congestion::{Beat, Path, Pulse};
+use crate::connect::{ConnectError, Endpoint};
+use crate::h3link::{Early, H3, Receiving, Sending};
+use crate::http::{Broken, Reply};
+
+/// Chunks given to the connection at once: the next one's bytes are at hand when the last one's
+/// are written.
+const BODIES: usize = 4;
+/// One piece takes at most this long at the path's rate.
+const PIECE_TIME: Duration = Duration::from_millis(50);
+/// Bytes of one piece: a packet or two at least, and what keeps a fast link busy at most.
+const PIECE_BYTES: (u64, u64) = (2 * 1024, 16 * 1024);
+/// The relay may take this long beyond what it was asked to wait.
+const GRACE: Duration = Duration::from_secs(20);
+/// How often the connection is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// A handshake that was begun together with the first requests must be done by then.
+const EARLY_LIMIT: Duration = Duration::from_secs(3);
+
+/// Makes the one connection that every request uses. `early`: requests may go before the
+/// handshake is complete.
+pub(crate) async fn connect(endpoint: &Endpoint, wait_s: u64, early: bool) -> Result<Link, ConnectError> {
+    let (connection, early) = match early {
+        true => H3::connect_early(endpoint).await?,
+        false => (H3::connect(endpoint).await?, None),
+    };
+    Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, wait_s, jobs, news)))
+}
+
+/// A chunk whose turn comes.
+struct Entry {
+    job: Arc<Job>,
+    offset: u64,
+    /// Where the answer is waited for.
+    begun: Option<oneshot::Sender<Receiving>>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    plan: Plan,
+    entries: HashMap<u64, Entry>,
+}
+
+struct Shared {
+    connection: H3,
+    wait_s: u64,
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+    news: mpsc::Sender<FromLink>,
+}
+
+async fn run(
+    connection: H3,
+    early: Option<Early>,
+    wait_s: u64,
+    mut jobs: mpsc::Receiver<ToLink>,
+    news: mpsc::Sender<FromLink>,
+) {
+    let shared =
+        Arc::new(Shared { connection, wait_s, waiting: Mutex::default(), wake: Notify::new(), news: news.clone() });
+    let _writer = AbortOnDropHandle::new(tokio::spawn(write(Arc::clone(&shared))));
+    let mut running = JoinSet::new();
+    let mut pulse = Pulse::default();
+    let mut tick = tokio::time::interval(TICK);
+    let mut refused = std::pin::pin!(refused(early));
+    loop {
+        tokio::select! {
+            job = jobs.recv() => match job {
+                Some(ToLink::Job(job)) => drop(running.spawn(Arc::clone(&shared).bring(Arc::new(*job)))),
+                // Each job brings its own capability.
+                Some(ToLink::Capability(_)) => {}
+                Some(ToLink::End(_)) | None => return,
+            },
+            Some(_) = running.join_next() => {}
+            _ = tick.tick() => look(&mut pulse, &shared).await,
+            () = &mut refused => break,
+            () = shared.connection.closed() => break,
+        }
+    }
+    let _ = news.send(FromLink::Closed { code: None, retry_after_s: None }).await;
+}
+
+/// Waits until the relay did not take what was sent early; for ever if it did.
+async fn refused(early: Option<Early>) {
+    if let Some(early) = early {
+        if tokio::time::timeout(EARLY_LIMIT, early).await != Ok(true) {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Looks whether the connection is alive, and helps it.
+async fn look(pulse: &mut Pulse, shared: &Shared) {
+    let gauge = shared.connection.gauge();
+    let told = match pulse.look(gauge.silence(), gauge.path().least_rtt) {
+        Beat::Rest => return,
+        Beat::Poke => return shared.connection.nudge(),
+        Beat::Stalls => {
+            // The route may be another by now, and a NAT may have forgotten the old port.
+            shared.connection.rebind();
+            shared.connection.nudge();
+            FromLink::Stalls
+        }
+        Beat::Flows => FromLink::Flows,
+    };
+    let _ = shared.news.send(told).await;
+}
+
+impl Shared {
+    fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        let out = change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_one();
+        out
+    }
+
+    async fn bring(self: Arc<Self>, job: Arc<Job>) {
+        let (id, attempt) = (job.id, job.offer.attempt);
+        let last = match self.verdict(&job).await {
+            Ok(verdict) => FromLink::Verdict { id, attempt, verdict },
+            Err(Broken) => FromLink::Broken { id, attempt },
+        };
+        self.with(|waiting| waiting.forget(id));
+        // The session may be gone already; then nobody needs to know.
+        let _ = self.news.send(last).await;
+    }
+
+    /// Brings what is missing and returns what the relay answered.
+    async fn verdict(&self, job: &Arc<Job>) -> Result<Verdict, Broken> {
+        let mut offset = 0;
+        if job.resume {
+            let asking = self.connection.ask(native::head(job)?);
+            match native::held(&limited(GRACE, asking).await?, job) {
+                Ok(held) => offset = held,
+                Err(verdict) => return Ok(verdict),
+            }
+        }
+        for _ in 0..MAX_OFFSETS {
+            let reply = self.put(job, offset).await?;
+            match native::corrected(&reply, job, offset) {
+                Some(other) => offset = other,
+                None => return Ok(native::read(&reply)),
+            }
+        }
+        Err(Broken)
+    }
+
+    async fn put(&self, job: &Arc<Job>, offset: u64) -> Result<Reply, Broken> {
+        let limit = Duration::from_secs(self.wait_s) + GRACE;
+        if offset >= job.offer.length {
+            return limited(limit, self.connection.ask(native::put(job, offset, self.wait_s)?)).await;
+        }
+        let (begun, receiving) = oneshot::channel();
+        self.with(|waiting| waiting.add(job, offset, begun));
+        let reply = receiving.await.map_err(|_| Broken)?.reply();
+        reply.await
+    }
+}
+
+async fn limited<T>(limit: Duration, work: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
+    tokio::time::timeout(limit, work).await.map_err(|_| Broken)?
+}
+
+impl Waiting {
+    fn add(&mut self, job: &Arc<Job>, offset: u64, begun: oneshot::Sender<Receiving>) {
+        self.plan.offered(job.id, job.rank, job.bytes.clone());
+        self.plan.send(job.id, offset, u64::MAX);
+        self.entries.insert(job.id, Entry { job: Arc::clone(job), offset, begun: Some(begun) });
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.plan.forget(id);
+        self.entries.remove(&id);
+    }
+
+    fn next(&mut self, path: Path) -> Option<Next> {
+        let quick = path.rate.saturating_mul(PIECE_TIME.as_millis() as u64) / 1000;
+        self.plan.next_piece(quick.clamp(PIECE_BYTES.0, PIECE_BYTES.1) as usize)
+    }
+}
+
+/// Sends pieces as long as there are any. The one place that writes bodies.
+async fn write(shared: Arc<Shared>) {
+    let mut streams: HashMap<u64, Sending> = HashMap::new();
+    loop {
+        let woken = shared.wake.notified();
+        shared.connection.gauge().room().await;
+        let next = shared.with_quietly(|waiting| {
+            streams.retain(|id, _| waiting.entries.contains_key(id));
+            waiting.next(shared.connection.gauge().path())
+        });
+        let Some(next) = next else {
+            woken.await;
+            continue;
+        };
+        let (id, last) = (next.handle, next.last);
+        if shared.piece(&mut streams, next).await.is_err() {
+            // The answer, or its absence, tells the rest.
+            streams.remove(&id);
+            shared.with_quietly(|waiting| waiting.plan.forget(id));
+        } else if last {
+            streams.remove(&id);
+            shared.sent(id).await;
+        }
+    }
+}
+
+impl Shared {
+    /// As [`Shared::with`], for the writer, which needs no waking.
+    fn with_quietly<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn piece(&self, streams: &mut HashMap<u64, Sending>, next: Next) -> Result<(), Broken> {
+        let sending = match streams.entry(next.handle) {
+            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.begin(next.handle).await?),
+        };
+        sending.send(next.bytes).await?;
+        if next.last { sending.finish().await } else { Ok(()) }
+    }
+
+    /// Opens the stream of a chunk whose turn has come.
+    async fn begin(&self, id: u64) -> Result<Sending, Broken> {
+        let found = self.with_quietly(|waiting| {
+            let entry = waiting.entries.get_mut(&id)?;
+            Some((Arc::clone(&entry.job), entry.offset, entry.begun.take()?))
+        });
+        let (job, offset, begun) = found.ok_or(Broken)?;
+        let (sending, receiving) = self.connection.begin(native::put(&job, offset, self.wait_s)?).await?;
+        begun.send(receiving).map_err(|_| Broken)?;
+        let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
+        let _ = self.news.send(FromLink::Verdict { id, attempt: job.offer.attempt, verdict }).await;
+        Ok(sending)
+    }
+
+    async fn sent(&self, id: u64) {
+        let attempt = self.with_quietly(|waiting| waiting.entries.get(&id).map(|entry| entry.job.offer.attempt));
+        if let Some(attempt) = attempt {
+            let _ = self.news.send(FromLink::Sent { id, attempt }).await;
+        }
+    }
+}

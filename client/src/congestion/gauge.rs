@@ -1,0 +1,218 @@
+//! How much of what was written is delivered, and so when more may be written.
+//!
+//! Bytes that lie in QUIC's own buffers can't be overtaken, so few may lie there: writes are
+//! released as acknowledgements come in, at the rate at which the path delivers. Written and not
+//! acknowledged is never much more than what may be in flight.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// Bytes of a packet that carry no stream data: QUIC's and the frames' heads, the seal, now and
+/// then an acknowledgement. A little more than it is, so that the count errs to the side on which
+/// [`Ledger::acknowledged`] finds it out.
+const OVERHEAD: u64 = 45;
+/// Packets that may wait in QUIC's buffer beyond the window: what an acknowledgement sets free at
+/// once is already there.
+const SPARE_PACKETS: u64 = 4;
+/// The same as a part of the window.
+const SPARE_PART: u64 = 4;
+
+/// What is written and what of it is acknowledged. Pure.
+#[derive(Debug, Clone, Copy)]
+struct Ledger {
+    mtu: u64,
+    window: u64,
+    written: u64,
+    acked: u64,
+}
+
+impl Ledger {
+    const fn new(window: u64, mtu: u64) -> Self {
+        Self { mtu, window, written: 0, acked: 0 }
+    }
+
+    /// Bytes not acknowledged, sent or not.
+    const fn open(&self) -> u64 {
+        self.written.saturating_sub(self.acked)
+    }
+
+    fn has_room(&self) -> bool {
+        self.open() < self.window + (SPARE_PACKETS * self.mtu).max(self.window / SPARE_PART)
+    }
+
+    /// A packet is acknowledged.
+    fn packet(&mut self, bytes: u64) {
+        self.acked = self.written.min(self.acked + bytes.saturating_sub(OVERHEAD));
+    }
+
+    /// An acknowledgement was read to its end. `dry`: QUIC had nothing more to send; then what is
+    /// open is what is in flight, and the count is put right.
+    fn acknowledged(&mut self, window: u64, in_flight: u64, dry: bool) {
+        self.window = window;
+        if dry {
+            self.acked = self.acked.max(self.written.saturating_sub(in_flight));
+        }
+    }
+}
+
+/// What the path is like.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Path {
+    /// Bytes a second that arrive at best; 0 before anything is known.
+    pub(crate) rate: u64,
+    /// Least round trip.
+    pub(crate) least_rtt: Duration,
+    /// Part that is lost, in thousandths.
+    pub(crate) loss_permille: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    path: Path,
+    /// Bytes in flight allowed beyond the window; see [`Gauge::nudge`].
+    beyond: u64,
+    heard: Instant,
+}
+
+/// Shared by one connection's congestion controller and its writer.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    state: Mutex<State>,
+    moved: Notify,
+}
+
+impl Gauge {
+    pub(crate) fn new() -> Self {
+        let state =
+            State { ledger: Ledger::new(0, 1200), path: Path::default(), beyond: 0, heard: Instant::now() };
+        Self { state: Mutex::new(state), moved: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // === the writer's side ===
+
+    /// Waits until more may be written.
+    pub(crate) async fn room(&self) {
+        loop {
+            let moved = self.moved.notified();
+            if self.state().ledger.has_room() {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// So many bytes were written.
+    pub(crate) fn written(&self, bytes: usize) {
+        let mut state = self.state();
+        if state.ledger.open() == 0 {
+            // Silence counts from when something is owed.
+            state.heard = Instant::now();
+        }
+        state.ledger.written += bytes as u64;
+    }
+
+    pub(crate) fn path(&self) -> Path {
+        self.state().path
+    }
+
+    /// How long nothing was acknowledged though something is open; none while nothing is.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let state = self.state();
+        (state.ledger.open() > 0).then(|| state.heard.elapsed())
+    }
+
+    /// Lets one packet more into flight than the window allows. After an outage the path is found
+    /// again by whatever is sent first; QUIC's own probes come ever more rarely by then.
+    pub(crate) fn nudge(&self) {
+        let mut state = self.state();
+        state.beyond += state.ledger.mtu;
+    }
+
+    // === the controller's side ===
+
+    pub(super) fn started(&self, window: u64, mtu: u64) {
+        self.state().ledger = Ledger::new(window, mtu);
+        self.moved.notify_waiters();
+    }
+
+    pub(super) fn packet(&self, bytes: u64) {
+        self.state().ledger.packet(bytes);
+    }
+
+    pub(super) fn acknowledged(&self, window: u64, in_flight: u64, dry: bool, path: Path) {
+        let mut state = self.state();
+        state.ledger.acknowledged(window, in_flight, dry);
+        (state.path, state.beyond, state.heard) = (path, 0, Instant::now());
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    pub(super) fn mtu(&self, mtu: u64) {
+        self.state().ledger.mtu = mtu;
+    }
+
+    pub(super) fn beyond(&self) -> u64 {
+        self.state().beyond
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn writes_are_released_as_they_are_acknowledged() {
+        let mut ledger = Ledger::new(10_000, 1200);
+        let mut writes = 0;
+        while ledger.has_room() {
+            ledger.written += 1000;
+            writes += 1;
+        }
+        assert_eq!(writes, 15, "the window and four packets");
+        ledger.packet(1045);
+        assert!(ledger.has_room());
+        ledger.written += 1000;
+        assert!(!ledger.has_room());
+    }
+
+    #[test]
+    fn running_dry_puts_the_count_right() {
+        let mut ledger = Ledger::new(10_000, 1200);
+        ledger.written = 16_000;
+        ledger.acknowledged(10_000, 9_000, false);
+        assert!(!ledger.has_room());
+        ledger.acknowledged(10_000, 9_000, true);
+        assert_eq!(ledger.open(), 9_000);
+        assert!(ledger.has_room());
+    }
+
+    proptest! {
+        /// Whatever is told: no more is open than the window and the spare allow, but for one write.
+        #[test]
+        fn what_is_open_is_bounded(steps in prop::collection::vec((0u8..3, 0u64..5000, 2400u64..100_000), 1..300)) {
+            let mut ledger = Ledger::new(20_000, 1200);
+            for (kind, bytes, window) in steps {
+                let most = ledger.window + (4 * 1200).max(ledger.window / 4) + 5000;
+                match kind {
+                    0 if ledger.has_room() => {
+                        ledger.written += bytes;
+                        prop_assert!(ledger.open() <= most);
+                    }
+                    0 => {}
+                    1 => ledger.packet(bytes),
+                    _ => ledger.acknowledged(window, bytes, bytes % 2 == 0),
+                }
+                prop_assert!(ledger.acked <= ledger.written);
+            }
+        }
+    }
+}

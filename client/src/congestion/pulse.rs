@@ -1,0 +1,86 @@
+//! Whether a path is alive, seen from its acknowledgements; and when to poke it. Pure.
+//!
+//! During an outage QUIC's own probes come ever more rarely, twice as long apart each time. What
+//! is sent every second finds the path again within a second of its return.
+
+use std::time::Duration;
+
+/// Nothing is acknowledged for this long, and twice the round trip: the path is poked.
+const QUIET: Duration = Duration::from_millis(500);
+/// Pokes come so much apart at first, twice as much each time, and no further apart than the
+/// second value.
+const POKES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// Nothing is acknowledged for this long, and six round trips: the path is given up for another,
+/// unless it is heard first.
+const STALLED: Duration = Duration::from_secs(2);
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beat {
+    /// All is well, or it is too early to say.
+    Rest,
+    /// Send something, though the window is full.
+    Poke,
+    /// The same, and look for another way.
+    Stalls,
+    /// What stalled goes on.
+    Flows,
+}
+
+/// The pulse of one path.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pulse {
+    /// Silence at which the next poke is due.
+    due: Option<Duration>,
+    pokes: u32,
+    stalled: bool,
+}
+
+impl Pulse {
+    /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the least
+    /// round trip.
+    pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration) -> Beat {
+        let Some(silence) = silence.filter(|silence| *silence > QUIET.max(2 * rtt)) else {
+            return if std::mem::take(self).stalled { Beat::Flows } else { Beat::Rest };
+        };
+        if !self.stalled && silence > STALLED.max(6 * rtt) {
+            self.stalled = true;
+            return Beat::Stalls;
+        }
+        if self.due.is_some_and(|due| silence < due) {
+            return Beat::Rest;
+        }
+        self.due = Some(silence + (POKES.0 * (1 << self.pokes.min(4))).min(POKES.1));
+        self.pokes += 1;
+        Beat::Poke
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(pulse: &mut Pulse, ms: u64) -> Beat {
+        pulse.look(Some(Duration::from_millis(ms)), Duration::from_millis(100))
+    }
+
+    #[test]
+    fn a_quiet_path_is_poked_every_second_and_stalls_once() {
+        let mut pulse = Pulse::default();
+        let beats: Vec<(u64, Beat)> =
+            (0..60).map(|n| (n * 100, at(&mut pulse, n * 100))).filter(|(_, beat)| *beat != Beat::Rest).collect();
+        let pokes: Vec<u64> = beats.iter().filter(|(_, beat)| *beat == Beat::Poke).map(|(at, _)| *at).collect();
+        assert_eq!(pokes, [600, 900, 1400, 2400, 3400, 4400, 5400]);
+        assert_eq!(beats.iter().filter(|(_, beat)| *beat == Beat::Stalls).count(), 1);
+        assert_eq!(at(&mut pulse, 0), Beat::Flows);
+        assert_eq!(at(&mut pulse, 0), Beat::Rest);
+    }
+
+    #[test]
+    fn nothing_owed_is_no_silence_and_a_long_way_takes_longer() {
+        let mut pulse = Pulse::default();
+        assert_eq!(pulse.look(None, Duration::ZERO), Beat::Rest);
+        assert_eq!(pulse.look(Some(Duration::from_millis(1400)), Duration::from_millis(700)), Beat::Rest);
+        assert_eq!(pulse.look(Some(Duration::from_millis(1401)), Duration::from_millis(700)), Beat::Poke);
+    }
+}
