@@ -203,7 +203,8 @@ impl Exchange {
     }
 
     async fn h3(connection: quinn::Connection, request: Request<()>) -> Self {
-        let (mut driver, mut requests) = h3::client::new(waystation_h3::Connection::new(connection.clone())).await.unwrap();
+        let (mut driver, mut requests) =
+            h3::client::new(waystation_h3::Connection::new(connection.clone())).await.unwrap();
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         }));

@@ -8,6 +8,7 @@
 //! ahead of their end ([`lane`]).
 
 mod book;
+mod bundle;
 mod engine;
 mod event;
 mod h3;

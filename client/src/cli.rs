@@ -32,8 +32,15 @@ enum Command {
 /// How to talk to the relay.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum TransportArg {
+    /// HTTP/3, and a WebSocket where UDP does not get through.
+    Auto,
+    /// WebSocket; the kernel is asked for BBR.
     Ws,
+    /// WebSocket with the kernel's own congestion control.
+    WsPlain,
+    /// HTTP/3.
     H3,
+    /// HTTP/1.1.
     H1,
 }
 
@@ -42,8 +49,8 @@ struct RelayArgs {
     /// The relay, as https://host:port.
     #[arg(long)]
     relay: String,
-    /// How to talk to it.
-    #[arg(long, value_enum, default_value = "ws")]
+    /// How to talk to it; a contact takes a WebSocket for `auto`.
+    #[arg(long, value_enum, default_value = "auto")]
     transport: TransportArg,
     /// Trust exactly the certificates in this file (PEM or DER), and what they issue.
     #[arg(long)]
@@ -202,7 +209,9 @@ impl RelayArgs {
 
     const fn transport(&self) -> Transport {
         match self.transport {
+            TransportArg::Auto => Transport::Auto,
             TransportArg::Ws => Transport::Ws,
+            TransportArg::WsPlain => Transport::WsPlain,
             TransportArg::H3 => Transport::H3,
             TransportArg::H1 => Transport::H1,
         }

@@ -15,15 +15,22 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// How long a connection may take to be made. A phone tries again at once after it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Kernel's send buffer of a capture connection, in bytes: what lies there can't be overtaken by
-/// a sound chunk, so it is small.
-const SEND_BUFFER: u32 = 128 * 1024;
+/// Bytes that the kernel takes beyond what it may send: what lies there can't be overtaken by a
+/// sound chunk, so it is small.
+const UNSENT: u32 = 16 * 1024;
+/// The congestion control that the kernel is asked for. It is not put off by loss.
+const BBR: &[u8] = b"bbr";
 
 /// Which of the relay's ways in to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// WebSocket.
+    /// HTTP/3, and a WebSocket where UDP does not get through.
+    Auto,
+    /// WebSocket; the kernel is asked for BBR.
     Ws,
+    /// WebSocket, several at once if need be, with the kernel's own congestion control: what
+    /// [`Transport::Ws`] comes to where there is no BBR.
+    WsPlain,
     /// HTTP/3.
     H3,
     /// HTTP/1.1.
@@ -187,15 +194,15 @@ impl Endpoint {
         if list.is_empty() { Err(ConnectError::Unreachable) } else { Ok(list) }
     }
 
-    /// Connects by TCP, and TLS where the URL says so.
-    pub(crate) async fn stream(&self) -> Result<Box<dyn Stream>, ConnectError> {
-        tokio::time::timeout(CONNECT_LIMIT, self.stream_unbounded()).await.map_err(|_| ConnectError::Unreachable)?
+    /// Connects by TCP, and TLS where the URL says so. `bbr`: ask the kernel for it.
+    pub(crate) async fn stream(&self, bbr: bool) -> Result<Box<dyn Stream>, ConnectError> {
+        tokio::time::timeout(CONNECT_LIMIT, self.stream_unbounded(bbr)).await.map_err(|_| ConnectError::Unreachable)?
     }
 
-    async fn stream_unbounded(&self) -> Result<Box<dyn Stream>, ConnectError> {
+    async fn stream_unbounded(&self, bbr: bool) -> Result<Box<dyn Stream>, ConnectError> {
         let mut last = ConnectError::Unreachable;
         for address in self.addresses().await? {
-            match tcp(address).await {
+            match tcp(address, bbr).await {
                 Ok(stream) if !self.tls => return Ok(Box::new(stream)),
                 Ok(stream) => return self.handshake(stream).await,
                 Err(error) => last = error,
@@ -231,11 +238,21 @@ impl std::fmt::Debug for Endpoint {
 pub(crate) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn tcp(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+/// Whether the kernel has the congestion control that [`Transport::Ws`] wants.
+pub(crate) fn has_bbr() -> bool {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    socket.is_ok_and(|socket| socket.set_tcp_congestion(BBR).is_ok())
+}
+
+async fn tcp(address: SocketAddr, bbr: bool) -> Result<TcpStream, ConnectError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(|_| ConnectError::Unreachable)?;
-    // A refusal of the option costs order under load, not correctness.
-    let _ = socket.set_send_buffer_size(SEND_BUFFER);
+    let options = socket2::SockRef::from(&socket);
+    // A refusal of an option costs order or time, not correctness.
+    let _ = options.set_tcp_notsent_lowat(UNSENT);
+    if bbr {
+        let _ = options.set_tcp_congestion(BBR);
+    }
     let stream = socket.connect(address).await.map_err(|_| ConnectError::Unreachable)?;
     let _ = stream.set_nodelay(true);
     Ok(stream)

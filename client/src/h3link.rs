@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use h3::client::{RequestStream, SendRequest};
 use h3::error::Code;
 use http::{Request, Response};
@@ -17,14 +15,10 @@ use waystation_h3::Opener;
 use crate::congestion::{self, Gauge};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, gather};
+use crate::race;
 
 /// A try to connect is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Another handshake is begun beside the ones that wait: what starts right after a link is back
-/// does not suffer from the back-off of what started before.
-const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
-/// Handshakes at once.
-const MAX_ATTEMPTS: usize = 4;
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
 /// sent again after three of it. On a link that is slower yet it costs a packet or two.
 const INITIAL_RTT: Duration = Duration::from_millis(200);
@@ -101,22 +95,9 @@ impl H3 {
         for address in addresses {
             dialers.push(Dialer::new(endpoint, address)?);
         }
-        let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
-        let mut tick = tokio::time::interval(ATTEMPT_EVERY);
-        loop {
-            tokio::select! {
-                _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS => {
-                    let dialer = &dialers[begun % dialers.len()];
-                    attempts.push(dialer.attempt());
-                    begun += 1;
-                }
-                Some(done) = attempts.next(), if !attempts.is_empty() => match done {
-                    Ok((socket, connection, gauge)) => return Self::over(endpoint, socket, connection, gauge).await,
-                    Err(ConnectError::Unreachable) => {}
-                    Err(other) => return Err(other),
-                },
-            }
-        }
+        let through = race::staggered(|n| dialers[n % dialers.len()].attempt());
+        let (socket, connection, gauge) = through.await?;
+        Self::over(endpoint, socket, connection, gauge).await
     }
 
     async fn over(

@@ -26,6 +26,7 @@ mod clock;
 mod congestion;
 mod h3link;
 mod http;
+mod race;
 mod wire;
 mod wsio;
 

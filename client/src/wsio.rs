@@ -21,14 +21,24 @@ pub(crate) const PING_AFTER: Duration = Duration::from_secs(3);
 pub(crate) type Socket = WebSocketStream<Box<dyn Stream>>;
 
 /// Connects and upgrades.
-pub(crate) async fn open(endpoint: &Endpoint, path: &str, subprotocol: &'static str) -> Result<Socket, ConnectError> {
-    tokio::time::timeout(GREETING_LIMIT, upgrade(endpoint, path, subprotocol))
+pub(crate) async fn open(
+    endpoint: &Endpoint,
+    path: &str,
+    subprotocol: &'static str,
+    bbr: bool,
+) -> Result<Socket, ConnectError> {
+    tokio::time::timeout(GREETING_LIMIT, upgrade(endpoint, path, subprotocol, bbr))
         .await
         .map_err(|_| ConnectError::Unreachable)?
 }
 
-async fn upgrade(endpoint: &Endpoint, path: &str, subprotocol: &'static str) -> Result<Socket, ConnectError> {
-    let stream = endpoint.stream().await?;
+async fn upgrade(
+    endpoint: &Endpoint,
+    path: &str,
+    subprotocol: &'static str,
+    bbr: bool,
+) -> Result<Socket, ConnectError> {
+    let stream = endpoint.stream(bbr).await?;
     let scheme = if endpoint.tls() { "wss" } else { "ws" };
     let request = Request::builder()
         .uri(format!("{scheme}://{}{path}", endpoint.authority()))

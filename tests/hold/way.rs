@@ -190,7 +190,8 @@ impl H3 {
         let mut socket = quinn::Endpoint::client(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         socket.set_default_client_config(quinn::ClientConfig::new(std::sync::Arc::new(tls)));
         let connection = socket.connect(rig.public, "localhost").unwrap().await.unwrap();
-        let (mut driver, requests) = h3::client::builder().build(waystation_h3::Connection::new(connection)).await.unwrap();
+        let (mut driver, requests) =
+            h3::client::builder().build(waystation_h3::Connection::new(connection)).await.unwrap();
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         }));

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::book::{Book, Effect};
 use super::event::{Event, Summary};
 use super::lane::Lane;
-use super::link::{self, FromLink, Link, ToLink};
+use super::link::{Dial, FromLink, Link, ToLink};
 use super::store::Store;
 use super::wallet::Wallet;
 use super::{Command, Config};
@@ -89,8 +89,6 @@ pub(crate) struct Engine {
     next_id: u64,
     link: Option<Link>,
     connecting: bool,
-    /// The link is there, but nothing comes through.
-    stalled: bool,
     failures: usize,
     connect_at: Instant,
     connected_at: Instant,
@@ -130,7 +128,6 @@ impl Engine {
             next_id: 0,
             link: None,
             connecting: false,
-            stalled: false,
             failures: 0,
             connect_at: Instant::now(),
             connected_at: Instant::now(),
@@ -212,7 +209,7 @@ impl Engine {
             let wait = u64::try_from(ask - clock::unix_ms()).unwrap_or(0).max(1);
             wake = wake.min(now + Duration::from_millis(wait));
         }
-        if (self.link.is_none() || self.stalled) && !self.connecting && self.connect_at > now {
+        if self.link.is_none() && !self.connecting && self.connect_at > now {
             wake = wake.min(self.connect_at);
         }
         self.finishing.as_ref().map_or(wake, |finishing| wake.min(finishing.deadline))
@@ -222,22 +219,19 @@ impl Engine {
 
     fn connect(&mut self) {
         let tokens = self.wallet.live(clock::unix_ms());
-        if (self.link.is_some() && !self.stalled) || self.connecting || tokens.is_empty() || self.connect_at > Instant::now() {
+        if self.link.is_some() || self.connecting || tokens.is_empty() || self.connect_at > Instant::now() {
             return;
         }
         self.connecting = true;
         let (transport, relay, wait_s) = (self.config.transport, self.config.relay.clone(), self.config.wait_s);
+        let dial = Dial { transport, relay, tokens, wait_s };
         // What is sent early may be lost as a whole: once, not with every try.
-        let early = self.connections > 0 && self.failures == 0 && !self.stalled;
-        let connecting = link::connect(transport, relay, tokens, wait_s, early);
-        self.tasks.spawn(async move { Told::Connected(connecting.await) });
+        let early = self.connections > 0 && self.failures == 0;
+        self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
     }
 
     fn connected(&mut self, result: Result<Link, ConnectError>) {
         self.connecting = false;
-        if self.link.is_some() {
-            return self.replaced(result);
-        }
         match result {
             Ok(link) => {
                 self.link = Some(link);
@@ -257,18 +251,6 @@ impl Engine {
         }
     }
 
-    /// Another connection was tried beside one from which nothing came.
-    fn replaced(&mut self, result: Result<Link, ConnectError>) {
-        match result {
-            Ok(link) if self.stalled => {
-                self.disconnected(None, None);
-                self.connected(Ok(link));
-            }
-            Ok(_) => {}
-            Err(_) => self.connect_at = Instant::now() + Duration::from_millis(RECONNECT_MS[RECONNECT_MS.len() - 1]),
-        }
-    }
-
     fn disconnected(&mut self, code: Option<String>, retry_after_s: Option<u64>) {
         if code.as_deref().is_some_and(|code| code.starts_with("capability_") || code == "http_401") {
             self.wallet.want();
@@ -281,7 +263,6 @@ impl Engine {
         self.failures += 1;
         self.connect_at = Instant::now() + Duration::from_millis(pause);
         self.link = None;
-        self.stalled = false;
         let now_ms = self.now_ms();
         self.book.disconnected(now_ms);
         self.emit(Event::Disconnected { code });
@@ -304,11 +285,10 @@ impl Engine {
                 self.book.broken(id, attempt, now_ms);
             }
             Some(FromLink::Hint(hint)) => self.emit(Event::Hint(hint)),
-            Some(FromLink::Stalls) => {
-                self.stalled = true;
-                self.connect_at = Instant::now();
+            Some(FromLink::Better(link)) => {
+                self.disconnected(None, None);
+                self.connected(Ok(*link));
             }
-            Some(FromLink::Flows) => self.stalled = false,
             Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
             None => self.disconnected(None, None),
         }

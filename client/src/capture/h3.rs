@@ -8,19 +8,22 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::ChunkState;
 
 use super::book::Verdict;
-use super::link::{FromLink, Job, Link, ToLink};
+use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::native::{self, MAX_OFFSETS};
 use super::plan::{Next, Plan};
 use crate::congestion::{Beat, Path, Pulse};
-use crate::connect::{ConnectError, Endpoint};
+use crate::connect::ConnectError;
 use crate::h3link::{Early, H3, Receiving, Sending};
 use crate::http::{Broken, Reply};
 
@@ -40,12 +43,12 @@ const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
 /// Makes the one connection that every request uses. `early`: requests may go before the
 /// handshake is complete.
-pub(crate) async fn connect(endpoint: &Endpoint, wait_s: u64, early: bool) -> Result<Link, ConnectError> {
+pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectError> {
     let (connection, early) = match early {
-        true => H3::connect_early(endpoint).await?,
-        false => (H3::connect(endpoint).await?, None),
+        true => H3::connect_early(&dial.relay).await?,
+        false => (H3::connect(&dial.relay).await?, None),
     };
-    Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, wait_s, jobs, news)))
+    Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
 }
 
 /// A chunk whose turn comes.
@@ -73,27 +76,29 @@ struct Shared {
 async fn run(
     connection: H3,
     early: Option<Early>,
-    wait_s: u64,
+    mut dial: Dial,
     mut jobs: mpsc::Receiver<ToLink>,
     news: mpsc::Sender<FromLink>,
 ) {
+    let wait_s = dial.wait_s;
     let shared =
         Arc::new(Shared { connection, wait_s, waiting: Mutex::default(), wake: Notify::new(), news: news.clone() });
     let _writer = AbortOnDropHandle::new(tokio::spawn(write(Arc::clone(&shared))));
     let mut running = JoinSet::new();
-    let mut pulse = Pulse::default();
+    let (mut pulse, mut beside) = (Pulse::default(), Beside::default());
     let mut tick = tokio::time::interval(TICK);
     let mut refused = std::pin::pin!(refused(early));
     loop {
         tokio::select! {
             job = jobs.recv() => match job {
                 Some(ToLink::Job(job)) => drop(running.spawn(Arc::clone(&shared).bring(Arc::new(*job)))),
-                // Each job brings its own capability.
-                Some(ToLink::Capability(_)) => {}
+                // Each job brings its own capability; another connection may need this one.
+                Some(ToLink::Capability(token)) => dial.add(token),
                 Some(ToLink::End(_)) | None => return,
             },
             Some(_) = running.join_next() => {}
-            _ = tick.tick() => look(&mut pulse, &shared).await,
+            _ = tick.tick() => look(&mut pulse, &shared, &dial, &mut beside),
+            Some(better) = beside.ready() => drop(news.send(FromLink::Better(Box::new(better))).await),
             () = &mut refused => break,
             () = shared.connection.closed() => break,
         }
@@ -112,20 +117,21 @@ async fn refused(early: Option<Early>) {
 }
 
 /// Looks whether the connection is alive, and helps it.
-async fn look(pulse: &mut Pulse, shared: &Shared) {
+fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
-    let told = match pulse.look(gauge.silence(), gauge.path().least_rtt) {
-        Beat::Rest => return,
-        Beat::Poke => return shared.connection.nudge(),
+    match pulse.look(gauge.silence(), gauge.path().least_rtt) {
+        Beat::Rest => {}
+        Beat::Poke => shared.connection.nudge(),
         Beat::Stalls => {
             // The route may be another by now, and a NAT may have forgotten the old port.
             shared.connection.rebind();
             shared.connection.nudge();
-            FromLink::Stalls
         }
-        Beat::Flows => FromLink::Flows,
-    };
-    let _ = shared.news.send(told).await;
+        Beat::Flows => beside.stop(),
+    }
+    if pulse.stalls() {
+        beside.begin(dial.clone().connect(false));
+    }
 }
 
 impl Shared {
@@ -200,28 +206,31 @@ impl Waiting {
     }
 }
 
+/// A piece that was handed over, with the stream to go on with.
+type Handed = (Next, Option<Sending>);
+
 /// Sends pieces as long as there are any. The one place that writes bodies.
 async fn write(shared: Arc<Shared>) {
     let mut streams: HashMap<u64, Sending> = HashMap::new();
+    // Pieces that the relay does not take now: it holds up one chunk, and no other.
+    let mut blocked = FuturesUnordered::new();
     loop {
         let woken = shared.wake.notified();
-        shared.connection.gauge().room().await;
-        let next = shared.with_quietly(|waiting| {
-            streams.retain(|id, _| waiting.entries.contains_key(id));
-            waiting.next(shared.connection.gauge().path())
-        });
-        let Some(next) = next else {
-            woken.await;
-            continue;
-        };
-        let (id, last) = (next.handle, next.last);
-        if shared.piece(&mut streams, next).await.is_err() {
-            // The answer, or its absence, tells the rest.
-            streams.remove(&id);
-            shared.with_quietly(|waiting| waiting.plan.forget(id));
-        } else if last {
-            streams.remove(&id);
-            shared.sent(id).await;
+        let next = shared.next(&mut streams);
+        match next {
+            Some(next) => {
+                let stream = streams.remove(&next.handle);
+                let mut work = Box::pin(shared.piece(stream, next));
+                match futures_util::poll!(&mut work) {
+                    Poll::Ready(handed) => shared.handed(handed, &mut streams).await,
+                    Poll::Pending => blocked.push(work),
+                }
+                shared.connection.gauge().room().await;
+            }
+            None => tokio::select! {
+                () = woken => {}
+                Some(handed) = blocked.next(), if !blocked.is_empty() => shared.handed(handed, &mut streams).await,
+            },
         }
     }
 }
@@ -232,13 +241,45 @@ impl Shared {
         change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn piece(&self, streams: &mut HashMap<u64, Sending>, next: Next) -> Result<(), Broken> {
-        let sending = match streams.entry(next.handle) {
-            std::collections::hash_map::Entry::Occupied(there) => there.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => place.insert(self.begin(next.handle).await?),
+    /// The next piece; its chunk waits until it is handed over.
+    fn next(&self, streams: &mut HashMap<u64, Sending>) -> Option<Next> {
+        let path = self.connection.gauge().path();
+        self.with_quietly(|waiting| {
+            streams.retain(|id, _| waiting.entries.contains_key(id));
+            let next = waiting.next(path)?;
+            waiting.plan.pause(next.handle, true);
+            Some(next)
+        })
+    }
+
+    async fn piece(&self, stream: Option<Sending>, next: Next) -> Handed {
+        let bytes = next.bytes.clone();
+        let handing = async {
+            let mut sending = match stream {
+                Some(stream) => stream,
+                None => self.begin(next.handle).await?,
+            };
+            sending.send(bytes).await?;
+            if next.last {
+                sending.finish().await?;
+            }
+            Ok::<Sending, Broken>(sending)
         };
-        sending.send(next.bytes).await?;
-        if next.last { sending.finish().await } else { Ok(()) }
+        let sending = handing.await.ok();
+        (next, sending)
+    }
+
+    async fn handed(&self, (next, sending): Handed, streams: &mut HashMap<u64, Sending>) {
+        let id = next.handle;
+        match sending {
+            Some(_) if next.last => self.sent(id).await,
+            Some(sending) => {
+                streams.insert(id, sending);
+                self.with_quietly(|waiting| waiting.plan.pause(id, false));
+            }
+            // The answer, or its absence, tells the rest.
+            None => self.with_quietly(|waiting| waiting.plan.forget(id)),
+        }
     }
 
     /// Opens the stream of a chunk whose turn has come.

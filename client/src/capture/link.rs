@@ -1,8 +1,11 @@
 //! The seam between a capture session and a transport: what is asked of a connection and what it
-//! tells. A connection is a task behind two bounded channels; it knows no policy. Racing several
-//! transports later means another way to make a [`Link`], and nothing else.
+//! tells. A connection is a task behind two bounded channels; it knows no policy. One that stalls
+//! makes another beside itself, and offers that to the session if it is through first.
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::Offer;
@@ -11,6 +14,7 @@ use waystation_proto::message::Hint;
 use super::book::Verdict;
 use super::queue::{Rank, Room};
 use crate::connect::{ConnectError, Endpoint, Transport};
+use crate::race;
 use crate::token::Token;
 
 /// Chunks that may be given to a link at once; also the length of its channel.
@@ -19,6 +23,12 @@ pub(crate) const MAX_GIVEN: usize = 256;
 const BODIES: usize = 6;
 /// Questions for chunks that the relay is thought to hold.
 const PROBES: usize = 16;
+
+/// Capabilities that a connection remembers to bring to the next.
+const MAX_TOKENS: usize = 64;
+/// QUIC is tried again so long after it did not come through, and twice as long after each
+/// further time, up to the second value.
+const QUIC_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 
 /// A chunk to bring.
 pub(crate) struct Job {
@@ -52,11 +62,9 @@ pub(crate) enum FromLink {
     Broken { id: u64, attempt: u64 },
     /// Advice.
     Hint(Hint),
-    /// Nothing comes through any more. Another connection may be made beside this one; whichever
-    /// is heard first goes on.
-    Stalls,
-    /// What stalled goes on.
-    Flows,
+    /// Another connection, better than this one: it came through where this one stalls, or is
+    /// QUIC where this one is not. The session takes it in this one's place.
+    Better(Box<Link>),
     /// The connection is gone; nothing follows.
     Closed { code: Option<String>, retry_after_s: Option<u64> },
 }
@@ -83,20 +91,133 @@ impl Link {
         let task = AbortOnDropHandle::new(tokio::spawn(run(asked, tell)));
         Self { jobs, news, room: Room { bodies: BODIES.min(in_flight.max(1)), probes: PROBES }, task }
     }
+
+    /// The same, but QUIC is tried again now and then, and offered when it is through.
+    fn looking_for(self, quic: Dial) -> Self {
+        let (room, mut inner) = (self.room, self);
+        let mut outer = Self::spawn(usize::MAX, move |mut asked, tell| async move {
+            let mut quic = quic;
+            let mut look: BoxFuture<'static, Link> = Box::pin(look(quic.clone()));
+            loop {
+                tokio::select! {
+                    job = asked.recv() => {
+                        let Some(job) = job else { return };
+                        if let ToLink::Capability(token) = &job {
+                            quic.add(token.clone());
+                        }
+                        if inner.jobs.send(job).await.is_err() {
+                            return;
+                        }
+                    }
+                    news = inner.news.recv() => {
+                        let Some(news) = news else { return };
+                        if tell.send(news).await.is_err() {
+                            return;
+                        }
+                    }
+                    better = &mut look => {
+                        let _ = tell.send(FromLink::Better(Box::new(better))).await;
+                        look = Box::pin(std::future::pending());
+                    }
+                }
+            }
+        });
+        outer.room = room;
+        outer
+    }
 }
 
-/// Connects by one transport. `early`: a relay known from before may be sent chunks before the
-/// handshake is complete.
-pub(crate) async fn connect(
-    transport: Transport,
-    endpoint: Endpoint,
-    tokens: Vec<Token>,
-    wait_s: u64,
-    early: bool,
-) -> Result<Link, ConnectError> {
-    match transport {
-        Transport::Ws => super::ws::connect(&endpoint, &tokens).await,
-        Transport::H1 => super::put::connect(&endpoint, wait_s).await,
-        Transport::H3 => super::h3::connect(&endpoint, wait_s, early).await,
+/// How long QUIC may take when a WebSocket is ready already.
+const GRACE: Duration = Duration::from_millis(300);
+/// A WebSocket's head start is given to QUIC: it needs half as many round trips anyway.
+const HEAD_START: Duration = Duration::from_millis(150);
+
+/// How to reach a relay.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    pub(crate) transport: Transport,
+    pub(crate) relay: Endpoint,
+    /// What `HELLO` brings.
+    pub(crate) tokens: Vec<Token>,
+    /// Seconds that the relay may take before it answers a `PUT`.
+    pub(crate) wait_s: u64,
+}
+
+impl Dial {
+    /// Connects. `early`: a relay known from before may be sent chunks before the handshake is
+    /// complete.
+    pub(crate) async fn connect(self, early: bool) -> Result<Link, ConnectError> {
+        match self.transport {
+            Transport::Auto => self.race(early).await,
+            Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, true).await,
+            Transport::Ws | Transport::WsPlain => super::bundle::connect(self).await,
+            Transport::H1 => super::put::connect(&self.relay, self.wait_s).await,
+            Transport::H3 => super::h3::connect(self, early).await,
+        }
+    }
+
+    /// QUIC and TCP at once; QUIC is taken unless it is late.
+    async fn race(self, early: bool) -> Result<Link, ConnectError> {
+        let (quic, mut tcp) = (self.clone(), Self { transport: Transport::Ws, ..self });
+        let other = async move {
+            tokio::time::sleep(HEAD_START).await;
+            let link = Box::pin(tcp.clone().connect(false)).await?;
+            tcp.transport = Transport::H3;
+            Ok(link.looking_for(tcp))
+        };
+        race::prefer(super::h3::connect(quic, early), other, GRACE).await
+    }
+
+    /// One more capability; the newest are kept.
+    pub(crate) fn add(&mut self, token: Token) {
+        if self.tokens.len() >= MAX_TOKENS {
+            self.tokens.remove(0);
+        }
+        self.tokens.push(token);
+    }
+}
+
+/// Tries QUIC now and then until it is through.
+async fn look(quic: Dial) -> Link {
+    let mut pause = QUIC_AGAIN.0;
+    loop {
+        tokio::time::sleep(pause).await;
+        if let Ok(link) = Box::pin(quic.clone().connect(false)).await {
+            return link;
+        }
+        pause = (2 * pause).min(QUIC_AGAIN.1);
+    }
+}
+
+/// Another connection in the making, beside one that stalls.
+#[derive(Default)]
+pub(crate) struct Beside(Option<AbortOnDropHandle<Result<Link, ConnectError>>>);
+
+impl Beside {
+    /// Begins, unless one is in the making.
+    pub(crate) fn begin(&mut self, making: impl Future<Output = Result<Link, ConnectError>> + Send + 'static) {
+        if self.0.is_none() {
+            // Boxed: making a connection may end in a task that makes connections.
+            let making: BoxFuture<'static, _> = Box::pin(making);
+            self.0 = Some(AbortOnDropHandle::new(tokio::spawn(making)));
+        }
+    }
+
+    /// The old one goes on.
+    pub(crate) fn stop(&mut self) {
+        self.0 = None;
+    }
+
+    /// Waits for it; for ever while none is in the making. One that failed is none: the next is
+    /// begun by whoever still needs it.
+    pub(crate) async fn ready(&mut self) -> Option<Link> {
+        match &mut self.0 {
+            Some(making) => {
+                let made = making.await;
+                self.0 = None;
+                made.ok()?.ok()
+            }
+            None => std::future::pending().await,
+        }
     }
 }

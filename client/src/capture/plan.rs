@@ -16,6 +16,8 @@ struct Body {
     offset: u64,
     /// First offset not covered by credit; nothing goes before the relay's `SEND`.
     until: u64,
+    /// Its way is blocked; others go on.
+    paused: bool,
 }
 
 /// The next piece.
@@ -47,7 +49,7 @@ impl Plan {
 
     /// Adds an offered chunk.
     pub fn offered(&mut self, handle: u64, rank: Rank, bytes: Bytes) {
-        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0 });
+        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0, paused: false });
     }
 
     /// The relay's `SEND`: go on from `offset`. False if it asks for bytes beyond the end.
@@ -65,6 +67,13 @@ impl Plan {
     pub fn credit(&mut self, handle: u64, bytes: u64) {
         if let Some(body) = self.bodies.get_mut(&handle) {
             body.until = body.until.saturating_add(bytes);
+        }
+    }
+
+    /// Its way is blocked, or is free again: one chunk that is held up holds up no other.
+    pub fn pause(&mut self, handle: u64, paused: bool) {
+        if let Some(body) = self.bodies.get_mut(&handle) {
+            body.paused = paused;
         }
     }
 
@@ -111,7 +120,7 @@ impl Plan {
 
 impl Body {
     fn ready(&self) -> bool {
-        self.offset < self.until && self.offset < self.bytes.len() as u64
+        !self.paused && self.offset < self.until && self.offset < self.bytes.len() as u64
     }
 }
 

@@ -24,7 +24,7 @@ const BODIES: usize = 6;
 
 /// Checks that the relay can be reached; connections are made as requests need them.
 pub(crate) async fn connect(endpoint: &Endpoint, wait_s: u64) -> Result<Link, ConnectError> {
-    drop(endpoint.stream().await?);
+    drop(endpoint.stream(true).await?);
     let client = Arc::new(Client::new(endpoint));
     Ok(Link::spawn(BODIES, move |jobs, news| run(client, wait_s, jobs, news)))
 }
@@ -57,12 +57,7 @@ async fn bring(client: Arc<Client>, job: Job, wait_s: u64, news: mpsc::Sender<Fr
 }
 
 /// Brings what is missing and returns what the relay answered.
-async fn verdict(
-    client: &Client,
-    job: &Job,
-    wait_s: u64,
-    news: &mpsc::Sender<FromLink>,
-) -> Result<Verdict, Broken> {
+async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<FromLink>) -> Result<Verdict, Broken> {
     let mut offset = 0;
     if job.resume {
         match native::held(&client.send(native::head(job)?, Bytes::new()).await?, job) {

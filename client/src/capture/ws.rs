@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
@@ -15,20 +16,51 @@ use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hin
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::book::Verdict;
-use super::link::{FromLink, Job, Link, ToLink};
+use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::plan::Plan;
 use crate::connect::{ConnectError, Endpoint};
+use crate::race;
 use crate::token::Token;
-use crate::wsio::{self, GREETING_LIMIT, PING_AFTER, SILENCE_LIMIT, Socket};
+use crate::wsio::{self, GREETING_LIMIT, Socket};
 
 /// `ALIVE` is sent when nothing else was for this long.
 const ALIVE_AFTER: Duration = Duration::from_secs(5);
+/// While bytes wait, an answer is asked for after so much silence; it is the round trip through
+/// everything that lies in queues.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+/// The same while none wait: a NAT or a peer that forgot the connection is found out.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Nothing comes for this long, and three times as long as answers took: another connection is
+/// tried beside this one, which goes on if it is heard first.
+const STALLED: Duration = Duration::from_millis(2500);
+/// Before the first answer they are thought to take this long.
+const FIRST_ANSWER: Duration = Duration::from_millis(1500);
+/// Nothing comes for this long: the connection is dead.
+const DEAD: Duration = Duration::from_secs(40);
+/// How often the connection is looked at.
+const TICK: Duration = Duration::from_millis(250);
 /// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// A connection that the relay has welcomed.
+struct Welcomed {
+    socket: Socket,
+    max_piece: usize,
+    in_flight: usize,
+    rest: Vec<Frame>,
+}
+
+/// Connects; tries again beside a try that hangs. `bbr`: ask the kernel for it.
+pub(crate) fn connect(dial: Dial, bbr: bool) -> BoxFuture<'static, Result<Link, ConnectError>> {
+    Box::pin(async move {
+        let welcomed = race::staggered(|_| greet(&dial.relay, &dial.tokens, bbr)).await?;
+        Ok(Link::spawn(welcomed.in_flight, move |jobs, news| run(welcomed, dial, bbr, jobs, news)))
+    })
+}
+
 /// Connects, says `HELLO`, waits for `WELCOME`.
-pub(crate) async fn connect(endpoint: &Endpoint, tokens: &[Token]) -> Result<Link, ConnectError> {
-    let mut socket = wsio::open(endpoint, "/capture", CAPTURE_SUBPROTOCOL).await?;
+async fn greet(endpoint: &Endpoint, tokens: &[Token], bbr: bool) -> Result<Welcomed, ConnectError> {
+    let mut socket = wsio::open(endpoint, "/capture", CAPTURE_SUBPROTOCOL, bbr).await?;
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
     let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
     let greeting = async {
@@ -40,7 +72,7 @@ pub(crate) async fn connect(endpoint: &Endpoint, tokens: &[Token]) -> Result<Lin
         tokio::time::timeout(GREETING_LIMIT, greeting).await.map_err(|_| ConnectError::Unreachable)??;
     let max_piece = usize::try_from(welcome.limits.max_piece).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
     let in_flight = welcome.limits.in_flight.min(welcome.limits.offers) as usize;
-    Ok(Link::spawn(in_flight, move |jobs, news| run(socket, rest, max_piece, jobs, news)))
+    Ok(Welcomed { socket, max_piece, in_flight, rest })
 }
 
 async fn welcome(socket: &mut Socket) -> Result<(Welcome, Vec<Frame>), ConnectError> {
@@ -124,12 +156,13 @@ impl Outbox {
 }
 
 async fn run(
-    socket: Socket,
-    rest: Vec<Frame>,
-    max_piece: usize,
+    welcomed: Welcomed,
+    mut dial: Dial,
+    bbr: bool,
     mut jobs: mpsc::Receiver<ToLink>,
     news: mpsc::Sender<FromLink>,
 ) {
+    let Welcomed { socket, max_piece, rest, .. } = welcomed;
     let (sink, mut stream) = socket.split();
     let outbox = Outbox {
         control: VecDeque::new(),
@@ -143,21 +176,34 @@ async fn run(
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         tokio_util::task::AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone())));
-    let mut reader = Reader { shared, news, next_handle: 1, code: None, retry_after_s: None };
-    let mut heard = Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut reader = Reader { shared, news, next_handle: 1, ear: Ear::default(), code: None, retry_after_s: None };
+    let mut beside = Beside::default();
+    let mut tick = tokio::time::interval(TICK);
     let mut open = reader.frames(rest).await;
     while open {
         open = tokio::select! {
             job = jobs.recv() => match job {
-                Some(job) => reader.asked(job),
+                Some(job) => {
+                    if let ToLink::Capability(token) = &job {
+                        dial.add(token.clone());
+                    }
+                    reader.asked(job)
+                }
                 None => false,
             },
             message = stream.next() => {
-                heard = Instant::now();
+                reader.ear.heard();
+                beside.stop();
                 reader.message(message).await
             }
-            _ = tick.tick() => reader.tick(heard),
+            _ = tick.tick() => {
+                let alive = reader.tick();
+                if reader.ear.stalls() {
+                    beside.begin(connect(dial.clone(), bbr));
+                }
+                alive
+            }
+            Some(better) = beside.ready() => reader.news.send(FromLink::Better(Box::new(better))).await.is_ok(),
             _ = &mut writer => false,
         };
     }
@@ -197,8 +243,51 @@ struct Reader {
     shared: Arc<Shared>,
     news: mpsc::Sender<FromLink>,
     next_handle: u64,
+    ear: Ear,
     code: Option<String>,
     retry_after_s: Option<u64>,
+}
+
+/// What is heard of the relay, and what is owed.
+struct Ear {
+    last: Instant,
+    /// An answer is awaited since.
+    asked: Option<Instant>,
+    /// How long answers take; the longest counts, and fades.
+    takes: Duration,
+}
+
+impl Default for Ear {
+    fn default() -> Self {
+        Self { last: Instant::now(), asked: None, takes: FIRST_ANSWER }
+    }
+}
+
+impl Ear {
+    fn heard(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// The answer that was asked for.
+    fn answered(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            self.takes = asked.elapsed().max(self.takes * 7 / 8);
+        }
+    }
+
+    /// Whether an answer is to be asked for now.
+    fn asks(&mut self, bytes_wait: bool) -> bool {
+        let after = if bytes_wait { ASK_AFTER } else { KEEP_ALIVE };
+        let due = self.asked.is_none() && self.last.elapsed() >= after;
+        if due {
+            self.asked = Some(Instant::now());
+        }
+        due
+    }
+
+    fn stalls(&self) -> bool {
+        self.asked.is_some() && self.last.elapsed() > STALLED.max(3 * self.takes)
+    }
 }
 
 impl Reader {
@@ -235,17 +324,17 @@ impl Reader {
         self.shared.with(|out| out.control.push_back(frame));
     }
 
-    fn tick(&self, heard: Instant) -> bool {
-        let silent = heard.elapsed();
-        if silent > PING_AFTER {
-            self.shared.with(|out| out.pings = 1);
-        }
-        self.shared.with(|out| {
+    fn tick(&mut self) -> bool {
+        let bytes_wait = self.shared.with(|out| {
             if out.last_written.elapsed() >= ALIVE_AFTER && out.control.is_empty() {
                 out.control.push_back(frame::encode(kind::ALIVE, b"{}"));
             }
+            !out.chunks.is_empty()
         });
-        silent < SILENCE_LIMIT
+        if self.ear.asks(bytes_wait) {
+            self.shared.with(|out| out.pings = 1);
+        }
+        self.ear.last.elapsed() < DEAD
     }
 
     async fn message(&mut self, message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>) -> bool {
@@ -255,6 +344,10 @@ impl Reader {
                 Err(_) => false,
             },
             Some(Ok(Message::Close(_))) | Some(Err(_)) | None => false,
+            Some(Ok(Message::Pong(_))) => {
+                self.ear.answered();
+                true
+            }
             Some(Ok(_)) => true,
         }
     }

@@ -64,8 +64,6 @@ pub(crate) struct Path {
     pub(crate) rate: u64,
     /// Least round trip.
     pub(crate) least_rtt: Duration,
-    /// Part that is lost, in thousandths.
-    pub(crate) loss_permille: u64,
 }
 
 #[derive(Debug)]
@@ -86,8 +84,7 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     pub(crate) fn new() -> Self {
-        let state =
-            State { ledger: Ledger::new(0, 1200), path: Path::default(), beyond: 0, heard: Instant::now() };
+        let state = State { ledger: Ledger::new(0, 1200), path: Path::default(), beyond: 0, heard: Instant::now() };
         Self { state: Mutex::new(state), moved: Notify::new() }
     }
 

@@ -44,11 +44,7 @@ struct PathController {
 
 impl PathController {
     fn path(&self) -> Path {
-        Path {
-            rate: self.model.rate() as u64,
-            least_rtt: Duration::from_micros(self.model.least_rtt().unwrap_or(0)),
-            loss_permille: (self.model.loss() * 1000.0) as u64,
-        }
+        Path { rate: self.model.rate() as u64, least_rtt: Duration::from_micros(self.model.least_rtt().unwrap_or(0)) }
     }
 
     fn micros(&self, at: Instant) -> Micros {

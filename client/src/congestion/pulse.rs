@@ -37,6 +37,11 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
+    /// Nothing comes through.
+    pub(crate) const fn stalls(&self) -> bool {
+        self.stalled
+    }
+
     /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the least
     /// round trip.
     pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration) -> Beat {

@@ -65,7 +65,7 @@ impl Source {
     pub(crate) async fn open(transport: Transport, relay: &Endpoint, wish: &Wish<'_>) -> Result<Self, ConnectError> {
         let opening = async {
             match transport {
-                Transport::Ws => open_ws(relay, wish).await,
+                Transport::Auto | Transport::Ws | Transport::WsPlain => open_ws(relay, wish).await,
                 Transport::H1 => open_h1(relay, wish).await,
                 Transport::H3 => open_h3(relay, wish).await,
             }
@@ -95,7 +95,7 @@ impl Source {
 }
 
 async fn open_ws(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectError> {
-    let mut socket = wsio::open(relay, "/watch", WATCH_SUBPROTOCOL).await?;
+    let mut socket = wsio::open(relay, "/watch", WATCH_SUBPROTOCOL, false).await?;
     let watch = message::Watch {
         protocol: PROTOCOL,
         capability: wish.token.as_str().into(),

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use h3::client::{RequestStream, SendRequest};
-use waystation_h3::Opener;
 use http::{Request, Response};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio::task::JoinHandle;
+use waystation_h3::Opener;
 
 use super::Verdict;
 use crate::Failure;

@@ -22,12 +22,12 @@ use crate::config::{Config, Limits, Listen, Tls};
 use crate::core::Fetch;
 use crate::fanout::Hub;
 use crate::ingress::conn::{Conn, Ctx, Listener};
-use waystation_h3::Connection;
 use crate::ingress::ticket::Ticket;
 use crate::ingress::{Bound, Drained, Ingress, Ready, Service, Shared};
 use crate::staging::{SealKey, Staging, StdDisk};
 use crate::telemetry::Metrics;
 use crate::telemetry::names::{Route, Transport};
+use waystation_h3::Connection;
 
 /// No test waits longer for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,112 @@
+//! Several tries to connect at once: the first that is through wins, the others are dropped.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
+use crate::connect::ConnectError;
+
+/// Another try is begun beside the ones that wait: what starts right after a link is back does not
+/// suffer from the back-off of what started before.
+const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
+/// Tries at once.
+const MAX_ATTEMPTS: usize = 4;
+
+/// Makes a try now and another every second, until one is through or the other end is there and
+/// refuses. A try that can't reach it is followed by the next in its time.
+pub(crate) async fn staggered<T, F>(mut attempt: impl FnMut(usize) -> F) -> Result<T, ConnectError>
+where
+    F: Future<Output = Result<T, ConnectError>>,
+{
+    let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
+    let mut tick = tokio::time::interval(ATTEMPT_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS => {
+                attempts.push(attempt(begun));
+                begun += 1;
+            }
+            Some(done) = attempts.next(), if !attempts.is_empty() => match done {
+                Err(ConnectError::Unreachable) => {}
+                done => return done,
+            },
+        }
+    }
+}
+
+/// Runs both; the preferred one wins if it is through before the other has been for `grace`. If
+/// one fails, the other is waited for; the preferred one's error is told.
+pub(crate) async fn prefer<T>(
+    preferred: impl Future<Output = Result<T, ConnectError>>,
+    other: impl Future<Output = Result<T, ConnectError>>,
+    grace: Duration,
+) -> Result<T, ConnectError> {
+    let (mut preferred, mut other) = (std::pin::pin!(preferred), std::pin::pin!(other));
+    tokio::select! {
+        first = &mut preferred => match first {
+            Ok(first) => Ok(first),
+            Err(error) => other.await.map_err(|_| error),
+        },
+        second = &mut other => match tokio::time::timeout(grace, &mut preferred).await {
+            Ok(Ok(first)) => Ok(first),
+            Ok(Err(error)) => second.map_err(|_| error),
+            Err(_) if second.is_ok() => second,
+            Err(_) => preferred.await,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn after<T>(ms: u64, out: Result<T, ConnectError>) -> Result<T, ConnectError> {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        out
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_try_overtakes_one_that_hangs() {
+        let begun = tokio::time::Instant::now();
+        let won = staggered(|n| async move {
+            match n {
+                0 => std::future::pending().await,
+                1 => Err(ConnectError::Unreachable),
+                n => after(300, Ok(n)).await,
+            }
+        });
+        assert_eq!(won.await.unwrap(), 2);
+        assert_eq!(begun.elapsed().as_millis(), 2300);
+        let mut tries = 0;
+        let refused = staggered(|_| {
+            tries += 1;
+            async { Err::<(), _>(ConnectError::Untrusted) }
+        });
+        assert!(matches!(refused.await, Err(ConnectError::Untrusted)));
+        assert_eq!(tries, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_four_hang_at_once() {
+        let mut begun = 0;
+        let hanging = staggered(|_| {
+            begun += 1;
+            std::future::pending::<Result<(), _>>()
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(60), hanging).await.is_err());
+        assert_eq!(begun, MAX_ATTEMPTS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_preferred_way_wins_unless_it_is_late() {
+        let grace = Duration::from_millis(300);
+        let race = |first, second| prefer(first, second, grace);
+        assert_eq!(race(after(500, Ok("quic")), after(300, Ok("tcp"))).await.unwrap(), "quic");
+        assert_eq!(race(after(700, Ok("quic")), after(300, Ok("tcp"))).await.unwrap(), "tcp");
+        assert_eq!(race(after(9000, Ok("quic")), after(300, Err(ConnectError::Unreachable))).await.unwrap(), "quic");
+        assert_eq!(race(after(10, Err(ConnectError::Unreachable)), after(800, Ok("tcp"))).await.unwrap(), "tcp");
+        let both = race(after(10, Err(ConnectError::Untrusted)), after(20, Err(ConnectError::Unreachable)));
+        assert!(matches!(both.await, Err(ConnectError::Untrusted)));
+    }
+}
