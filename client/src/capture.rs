@@ -9,6 +9,7 @@
 
 mod book;
 mod bundle;
+mod control;
 mod engine;
 mod event;
 mod h3;

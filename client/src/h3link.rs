@@ -200,6 +200,13 @@ impl Drop for Sending {
 }
 
 impl Receiving {
+    /// The answer's body as it comes; an answer other than 200 is none.
+    pub(crate) async fn body(self) -> Result<H3Body, Broken> {
+        let mut half = self.0;
+        let answer = half.recv_response().await.map_err(|_| Broken)?;
+        if answer.status() == http::StatusCode::OK { Ok(H3Body { half }) } else { Err(Broken) }
+    }
+
     /// The whole answer.
     pub(crate) async fn reply(self) -> Result<Reply, Broken> {
         let mut half = self.0;

@@ -1,4 +1,4 @@
-//! Load, fan-out and demo scenarios.
+//! Load, fan-out, bad-link and demo scenarios.
 //!
 //! A scenario starts the real programs as child processes ([`rig`]), is their client ([`link`],
 //! [`fanout`]), and ends in one [`report`]. What is lost is counted, and fails the run.
@@ -8,6 +8,7 @@ pub mod demo;
 pub mod disk;
 pub mod fanout;
 pub mod link;
+pub mod network;
 pub mod report;
 pub mod rig;
 pub mod upload;
@@ -27,6 +28,9 @@ pub enum Failure {
     /// Files, processes, sockets.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),
+    /// There is no emulated link.
+    #[error(transparent)]
+    Link(#[from] waystation_netlab::Error),
     /// The relay, the core or this program broke the rules of the wire.
     #[error("{0}")]
     Wire(&'static str),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use waystation_loadtest::{demo, disk, fanout, upload};
+use waystation_loadtest::{demo, disk, fanout, network, upload};
 
 /// Measures a relay: the real programs, each in a process of its own
 #[derive(clap::Parser)]
@@ -15,6 +15,11 @@ enum Command {
     Fanout(fanout::Args),
     /// What the disk below the staging directory can do by itself
     Disk(disk::Args),
+    /// The real capture client over an emulated bad link; needs root, `ip` and /dev/net/tun
+    Network(network::Args),
+    /// The capture client that `network` starts
+    #[command(hide = true)]
+    Phone(network::phone::Args),
     /// The main job, end to end, with real processes and a real recording
     Demo(demo::Args),
 }
@@ -25,6 +30,8 @@ async fn main() -> ExitCode {
         Command::Upload(args) => upload::main(args).await,
         Command::Fanout(args) => fanout::main(args).await,
         Command::Disk(args) => disk::main(args).await,
+        Command::Network(args) => network::main(args).await,
+        Command::Phone(args) => network::phone::main(args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }

@@ -176,4 +176,14 @@ fn every_crate_forbids_unsafe_code_and_denies_what_would_lose_a_chunk() {
     for lint in ["unwrap_used", "dbg_macro", "print_stdout", "print_stderr", "await_holding_lock"] {
         assert_eq!(lints["clippy"][lint].as_str(), Some("deny"), "{lint}");
     }
+    // The link emulator needs one ioctl, so it only denies `unsafe`; all else is as everywhere.
+    let netlab: toml::Table = source::read("loadtest/netlab/Cargo.toml").parse().unwrap();
+    let own = &netlab["lints"];
+    assert_eq!(own["rust"]["unsafe_code"].as_str(), Some("deny"));
+    assert_eq!(own["clippy"]["undocumented_unsafe_blocks"].as_str(), Some("deny"));
+    for group in ["rust", "clippy"] {
+        for (lint, level) in lints[group].as_table().unwrap().iter().filter(|(lint, _)| *lint != "unsafe_code") {
+            assert_eq!(own[group].get(lint), Some(level), "{lint} of loadtest/netlab");
+        }
+    }
 }

@@ -56,7 +56,7 @@ pub(crate) fn relay() -> Vec<Source> {
 
 /// Every crate's.
 pub(crate) fn every() -> Vec<Source> {
-    sources(&["src", "client/src", "devcore/src", "loadtest/src"])
+    sources(&["src", "client/src", "devcore/src", "loadtest/src", "loadtest/netlab/src"])
 }
 
 /// Every Rust file below a folder, tests too: path and text.

@@ -15,10 +15,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::ChunkState;
 
 use super::book::Verdict;
+use super::control::{self, Say};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::native::{self, MAX_OFFSETS};
 use super::plan::{Next, Plan};
@@ -65,12 +67,13 @@ struct Waiting {
     entries: HashMap<u64, Entry>,
 }
 
-struct Shared {
-    connection: H3,
+pub(super) struct Shared {
+    pub(super) connection: H3,
     wait_s: u64,
     waiting: Mutex<Waiting>,
     wake: Notify,
-    news: mpsc::Sender<FromLink>,
+    written: Mutex<Instant>,
+    pub(super) news: mpsc::Sender<FromLink>,
 }
 
 async fn run(
@@ -81,8 +84,16 @@ async fn run(
     news: mpsc::Sender<FromLink>,
 ) {
     let wait_s = dial.wait_s;
-    let shared =
-        Arc::new(Shared { connection, wait_s, waiting: Mutex::default(), wake: Notify::new(), news: news.clone() });
+    let shared = Arc::new(Shared {
+        connection,
+        wait_s,
+        waiting: Mutex::default(),
+        wake: Notify::new(),
+        written: Mutex::new(Instant::now()),
+        news: news.clone(),
+    });
+    let (say, sayings) = mpsc::channel(control::SAYINGS);
+    let mut control = AbortOnDropHandle::new(tokio::spawn(control::run(Arc::clone(&shared), dial.tokens.clone(), sayings)));
     let _writer = AbortOnDropHandle::new(tokio::spawn(write(Arc::clone(&shared))));
     let mut running = JoinSet::new();
     let (mut pulse, mut beside) = (Pulse::default(), Beside::default());
@@ -93,8 +104,17 @@ async fn run(
             job = jobs.recv() => match job {
                 Some(ToLink::Job(job)) => drop(running.spawn(Arc::clone(&shared).bring(Arc::new(*job)))),
                 // Each job brings its own capability; another connection may need this one.
-                Some(ToLink::Capability(token)) => dial.add(token),
-                Some(ToLink::End(_)) | None => return,
+                Some(ToLink::Capability(token)) => {
+                    // A full channel belongs to a stream that is gone; its HELLO brings the token.
+                    let _ = say.try_send(Say::Capability(token.clone()));
+                    dial.add(token);
+                }
+                Some(ToLink::End(reason)) => {
+                    let _ = say.try_send(Say::End(reason));
+                    let _ = (&mut control).await;
+                    return;
+                }
+                None => return,
             },
             Some(_) = running.join_next() => {}
             _ = tick.tick() => look(&mut pulse, &shared, &dial, &mut beside),
@@ -135,6 +155,15 @@ fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
 }
 
 impl Shared {
+    /// When something was last written.
+    pub(super) fn last_written(&self) -> Instant {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wrote(&self) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
         let out = change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_one();
@@ -259,6 +288,7 @@ impl Shared {
                 Some(stream) => stream,
                 None => self.begin(next.handle).await?,
             };
+            self.wrote();
             sending.send(bytes).await?;
             if next.last {
                 sending.finish().await?;

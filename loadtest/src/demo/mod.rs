@@ -26,6 +26,7 @@ use waystation_client::playback::Recording;
 use board::Board;
 use output::Output;
 use place::Place;
+pub(crate) use process::stopped;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -81,7 +82,7 @@ pub async fn run(args: Args) -> ExitCode {
     // Whatever was started is killed when its handle is dropped, also on Ctrl-C.
     let result = tokio::select! {
         result = play(&args) => result,
-        () = process::stopped() => Err("stopped".into()),
+        () = stopped() => Err("stopped".into()),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

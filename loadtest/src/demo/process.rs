@@ -89,7 +89,7 @@ pub(super) fn address(line: &serde_json::Value, key: &str) -> Result<SocketAddr,
 }
 
 /// Ctrl-C, or the signal that ends a job.
-pub(super) async fn stopped() {
+pub(crate) async fn stopped() {
     let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
     match (interrupt, terminate) {
         (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {

@@ -90,6 +90,14 @@ impl Connection {
 pub async fn plain_get(url: &str, path: &str, token: &str) -> Result<Bytes, Failure> {
     let authority = url.strip_prefix("http://").ok_or(Failure::Wire("not http"))?;
     let stream = TcpStream::connect(authority).await.map_err(Failure::io("the core"))?;
+    get_over(stream, authority, path, token).await
+}
+
+/// The same over a connection that is there.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn get_over(stream: TcpStream, authority: &str, path: &str, token: &str) -> Result<Bytes, Failure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| BROKEN)?;
     tokio::spawn(connection);
     let request = Request::get(path).header(header::HOST, authority);
@@ -97,7 +105,7 @@ pub async fn plain_get(url: &str, path: &str, token: &str) -> Result<Bytes, Fail
     let request = request.body(Empty::<Bytes>::new()).map_err(|_| BROKEN)?;
     let answer = sender.send_request(request).await.map_err(|_| BROKEN)?;
     if !answer.status().is_success() {
-        return Err(Failure::Wire("the core refused"));
+        return Err(Failure::Wire("a program refused to answer"));
     }
     Ok(answer.into_body().collect().await.map_err(|_| BROKEN)?.to_bytes())
 }

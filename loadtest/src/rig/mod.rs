@@ -1,7 +1,7 @@
 //! The real programs, started for one run: a core that checks everything and keeps nothing, and a
 //! relay with a certificate of its own.
 
-mod program;
+pub mod program;
 mod usage;
 
 use std::net::SocketAddr;
@@ -64,7 +64,7 @@ impl Rig {
         let serve = ["serve", "--listen", "127.0.0.1:0", "--keep-nothing", "--max-chunks", MAX_CHUNKS, "--data"];
         let (core, said) = Program::start("waystation-devcore", &serve, &data, dir.path()).await?;
         let core_url = text(&said, "url")?;
-        let certificate = certificate(dir.path())?;
+        let certificate = certificate(dir.path(), &["localhost", "127.0.0.1"])?;
         let config = dir.path().join("relay.toml");
         std::fs::write(&config, toml(dir.path(), &core_url, &text(&said, "service_token_file")?, &setup.toml))
             .map_err(Failure::io("the configuration"))?;
@@ -130,8 +130,9 @@ impl Rig {
     }
 }
 
-fn certificate(dir: &Path) -> Result<CertificateDer<'static>, Failure> {
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+/// Makes a certificate for these names: `tls.pem` and `tls.key` in `dir`.
+pub(crate) fn certificate(dir: &Path, names: &[&str]) -> Result<CertificateDer<'static>, Failure> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let made = rcgen::generate_simple_self_signed(names).map_err(|_| Failure::Wire("no certificate was made"))?;
     let write = |name, pem: String| std::fs::write(dir.join(name), pem).map_err(Failure::io("the certificate"));
     write("tls.pem", made.cert.pem())?;
@@ -154,10 +155,10 @@ fn toml(dir: &Path, core_url: &str, service_token: &str, more: &str) -> String {
     )
 }
 
-fn text(said: &Value, key: &str) -> Result<String, Failure> {
+pub(crate) fn text(said: &Value, key: &str) -> Result<String, Failure> {
     said[key].as_str().map(str::to_owned).ok_or(Failure::Wire("a program did not say where its files are"))
 }
 
-fn address(said: &Value, key: &str) -> Result<SocketAddr, Failure> {
+pub(crate) fn address(said: &Value, key: &str) -> Result<SocketAddr, Failure> {
     said[key].as_str().and_then(|text| text.parse().ok()).ok_or(Failure::Wire("the relay did not say where it listens"))
 }

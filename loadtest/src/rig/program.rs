@@ -26,11 +26,21 @@ impl Program {
     /// # Errors
     /// [`Failure::NoProgram`], [`Failure::NotStarted`], [`Failure::Io`].
     pub async fn start(name: &'static str, args: &[&str], last: &Path, dir: &Path) -> Result<(Self, Value), Failure> {
-        let path = find(name)?;
+        let mut command = Command::new(path(name)?);
+        command.args(args).arg(last);
+        Self::launch(name, command, dir).await
+    }
+
+    /// Starts the program `name` by a command made elsewhere. What it logs goes to the end of a
+    /// file in `dir`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn launch(name: &'static str, mut command: Command, dir: &Path) -> Result<(Self, Value), Failure> {
         let log = dir.join(format!("{name}.log"));
-        let errors = std::fs::File::create(&log).map_err(Failure::io("a log file"))?;
-        let mut command = Command::new(path);
-        command.args(args).arg(last).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
+        let errors = std::fs::File::options().create(true).append(true).open(&log);
+        let errors = errors.map_err(Failure::io("a log file"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).kill_on_drop(true);
         let mut child = command.spawn().map_err(Failure::io(name))?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
@@ -52,8 +62,17 @@ impl Program {
     /// # Errors
     /// [`Failure::NoProgram`], [`Failure::NotStarted`], [`Failure::Io`].
     pub async fn ask(name: &'static str, args: &[&str], last: &Path) -> Result<String, Failure> {
-        let mut command = Command::new(find(name)?);
-        command.args(args).arg(last).stdin(Stdio::null()).kill_on_drop(true);
+        let mut command = Command::new(path(name)?);
+        command.args(args).arg(last);
+        Self::finish(name, command).await
+    }
+
+    /// Runs a command made elsewhere to its end, and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn finish(name: &'static str, mut command: Command) -> Result<String, Failure> {
+        command.stdin(Stdio::null()).kill_on_drop(true);
         let output = command.output().await.map_err(Failure::io(name))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() {
@@ -68,10 +87,21 @@ impl Program {
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
     }
+
+    /// Kills it (`kill -9`), and waits until it is gone.
+    ///
+    /// # Errors
+    /// [`Failure::Io`]
+    pub async fn kill(&mut self) -> Result<(), Failure> {
+        self.child.kill().await.map_err(Failure::io("a program that is to end"))
+    }
 }
 
 /// The program `name` beside this one, or in the directory above: tests lie one deeper.
-fn find(name: &'static str) -> Result<PathBuf, Failure> {
+///
+/// # Errors
+/// [`Failure::NoProgram`]
+pub fn path(name: &'static str) -> Result<PathBuf, Failure> {
     let own = std::env::current_exe().map_err(Failure::io("this program's own path"))?;
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
     let flag = if cfg!(debug_assertions) { "" } else { "--release " };

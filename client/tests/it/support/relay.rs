@@ -133,7 +133,7 @@ impl Relay {
     pub fn url(&self, transport: Transport) -> String {
         match transport {
             Transport::H3 => format!("https://127.0.0.1:{}", self.tls.port()),
-            Transport::Ws | Transport::H1 => format!("http://{}", self.plain),
+            _ => format!("http://{}", self.plain),
         }
     }
 

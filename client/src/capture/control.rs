@@ -1,0 +1,115 @@
+//! The stream beside the chunks: `POST /capture` carries what belongs to no chunk, `HELLO`,
+//! `CAPABILITY`, `ALIVE` and `END` up, `HINT` down. A relay that does not know it does without.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use waystation_proto::frame::{self, Decoder, kind};
+use waystation_proto::message::{Capability, End, Hello, Hint};
+use waystation_proto::{PROTOCOL, message};
+
+use super::h3::Shared;
+use super::link::FromLink;
+use crate::h3link::{H3Body, Sending};
+use crate::http::Broken;
+use crate::token::Token;
+
+/// `ALIVE` is sent when nothing else was for this long.
+const ALIVE_AFTER: Duration = Duration::from_secs(5);
+/// A stream that the relay ended is opened again after this long.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Things to say that wait at most.
+pub(super) const SAYINGS: usize = 16;
+
+/// Something to say.
+pub(super) enum Say {
+    Capability(Token),
+    End(String),
+}
+
+/// Keeps the stream as long as the connection lives. Ends after `END`.
+pub(super) async fn run(shared: Arc<Shared>, mut tokens: Vec<Token>, mut say: mpsc::Receiver<Say>) {
+    loop {
+        if let Ok(true) = session(&shared, &tokens, &mut say).await {
+            return;
+        }
+        // What was refused may do with another capability.
+        match tokio::time::timeout(AGAIN_AFTER, say.recv()).await {
+            Ok(Some(Say::Capability(token))) => tokens = vec![token],
+            Ok(_) => return,
+            Err(_) => {}
+        }
+    }
+}
+
+/// One stream. True: all is said.
+async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
+    let request = Request::builder().method(Method::POST).uri("/capture").body(()).map_err(|_| Broken)?;
+    let (mut sending, receiving) = shared.connection.begin(request).await?;
+    let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
+    let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
+    sending.send(frame::encode_json(kind::HELLO, &hello)).await?;
+    let mut hearing = std::pin::pin!(async { listen(shared, receiving.body().await?).await });
+    tokio::select! {
+        said = speak(shared, &mut sending, say) => {
+            // The relay ends its half when it has read all: only then may the connection go.
+            let all = said?;
+            if all {
+                let _ = hearing.await;
+            }
+            Ok(all)
+        }
+        heard = &mut hearing => heard.map(|()| false),
+    }
+}
+
+async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
+    loop {
+        let quiet = shared.last_written() + ALIVE_AFTER;
+        tokio::select! {
+            said = say.recv() => match said {
+                Some(Say::Capability(token)) => {
+                    let body = Capability { capability: token.as_str().into() };
+                    sending.send(frame::encode_json(kind::CAPABILITY, &body)).await?;
+                }
+                Some(Say::End(reason)) => {
+                    sending.send(frame::encode_json(kind::END, &End { reason })).await?;
+                    sending.finish().await?;
+                    return Ok(true);
+                }
+                None => return Ok(true),
+            },
+            () = tokio::time::sleep_until(quiet) => {
+                if shared.last_written() + ALIVE_AFTER <= Instant::now() {
+                    shared.wrote();
+                    sending.send(frame::encode(kind::ALIVE, b"{}")).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Passes advice on until the relay ends the stream.
+async fn listen(shared: &Shared, mut body: H3Body) -> Result<(), Broken> {
+    let mut decoder = Decoder::default();
+    while let Some(bytes) = body.data().await? {
+        decoder.push(&bytes);
+        while let Some(frame) = decoder.next_frame().map_err(|_| Broken)? {
+            match frame.kind {
+                kind::HINT => {
+                    let hint: Hint = frame::control(&frame).map_err(|_| Broken)?;
+                    let _ = shared.news.send(FromLink::Hint(hint)).await;
+                }
+                kind::BYE => {
+                    let _: message::Bye = frame::control(&frame).map_err(|_| Broken)?;
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
