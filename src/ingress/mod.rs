@@ -30,6 +30,8 @@ mod capture;
 mod conn;
 mod cors;
 mod dropin;
+mod duplex;
+mod frames;
 mod gate;
 mod h3;
 mod h3_frames;
