@@ -6,13 +6,13 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::Method;
 use tokio_tungstenite::tungstenite::Message;
-use waystation_proto::frame::{self, Frame, Piece, kind, split_message};
-use waystation_proto::message::{CaptureState, Hello, OfferBody, Send as Go};
+use waystation_proto::frame::{self, Decoder, Frame, Piece, kind, split_message};
+use waystation_proto::message::{Bye, CaptureState, Hello, OfferBody, Send as Go};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use crate::Chunk;
 use crate::http::{Answer, put};
-use crate::wire::{Exchange, Http, Socket, Ws, ask, soon, websocket};
+use crate::wire::{Exchange, Http, Socket, Streaming, Ws, ask, soon, websocket};
 use crate::world::World;
 
 /// A way to bring a chunk.
@@ -20,20 +20,70 @@ use crate::world::World;
 pub enum Way {
     /// `PUT`.
     Http(Http),
-    /// `/capture`.
+    /// `/capture`, as a WebSocket.
     Ws(Ws),
+    /// `/capture`, as a streaming `POST`.
+    Post(Http),
+}
+
+/// What carries the frames of `/capture`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// A WebSocket.
+    Ws(Ws),
+    /// The bodies of a `POST`.
+    Post(Http),
+}
+
+impl Carrier {
+    /// Every one.
+    pub const ALL: [Self; 5] =
+        [Self::Ws(Ws::H1), Self::Ws(Ws::H2), Self::Post(Http::H1), Self::Post(Http::H2), Self::Post(Http::H3)];
+}
+
+impl Carrier {
+    /// The code of a close, where there is one: an answer of HTTP just ends, in order.
+    pub const fn close(self, code: u16) -> u16 {
+        match self {
+            Self::Ws(_) => code,
+            Self::Post(_) => 0,
+        }
+    }
+}
+
+impl From<Ws> for Carrier {
+    fn from(ws: Ws) -> Self {
+        Self::Ws(ws)
+    }
 }
 
 impl Way {
     /// Every way.
-    pub const ALL: [Self; 5] =
-        [Self::Http(Http::H1), Self::Http(Http::H2), Self::Http(Http::H3), Self::Ws(Ws::H1), Self::Ws(Ws::H2)];
+    pub const ALL: [Self; 8] = [
+        Self::Http(Http::H1),
+        Self::Http(Http::H2),
+        Self::Http(Http::H3),
+        Self::Ws(Ws::H1),
+        Self::Ws(Ws::H2),
+        Self::Post(Http::H1),
+        Self::Post(Http::H2),
+        Self::Post(Http::H3),
+    ];
+
+    /// What carries the frames; `None` where there are none.
+    pub const fn carrier(self) -> Option<Carrier> {
+        match self {
+            Self::Http(_) => None,
+            Self::Ws(ws) => Some(Carrier::Ws(ws)),
+            Self::Post(http) => Some(Carrier::Post(http)),
+        }
+    }
 }
 
 /// What the relay said of a chunk in the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// HTTP status; 0 on a WebSocket.
+    /// HTTP status; 0 on `/capture`.
     pub status: u16,
     /// The chunk's state, if it was named.
     pub state: Option<ChunkState>,
@@ -66,14 +116,14 @@ pub enum Upload {
     /// As the body of a `PUT`.
     Http(Exchange),
     /// As pieces; the offset that comes next.
-    Ws(Box<Capture>, u64),
+    Frames(Box<Capture>, u64),
 }
 
 impl Upload {
     /// Offers a chunk; returns the offset from which its bytes are wanted.
     pub async fn begin(world: &World, way: Way, chunk: &Chunk, capability: &str) -> (Self, u64) {
-        match way {
-            Way::Http(http) => {
+        match (way, way.carrier()) {
+            (Way::Http(http), _) => {
                 let asked = ask(world, http, head(chunk, capability), "").await;
                 let held =
                     asked.headers.get("upload-offset").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
@@ -83,11 +133,11 @@ impl Upload {
                 }
                 (Self::Http(Exchange::open(world, http, request.body(()).unwrap()).await), held)
             }
-            Way::Ws(ws) => {
-                let mut capture = Capture::open(world, ws, &[capability]).await;
+            (_, carrier) => {
+                let mut capture = Capture::open(world, carrier.unwrap(), &[capability]).await;
                 capture.offer(1, chunk).await;
                 let go = capture.go(1).await;
-                (Self::Ws(Box::new(capture), go.offset), go.offset)
+                (Self::Frames(Box::new(capture), go.offset), go.offset)
             }
         }
     }
@@ -96,7 +146,7 @@ impl Upload {
     pub async fn send(&mut self, bytes: Bytes) {
         match self {
             Self::Http(exchange) => exchange.send(bytes).await,
-            Self::Ws(capture, at) => {
+            Self::Frames(capture, at) => {
                 for piece in bytes.chunks(64 * 1024) {
                     capture.piece(1, *at, piece).await;
                     *at += piece.len() as u64;
@@ -112,7 +162,7 @@ impl Upload {
                 exchange.end().await;
                 exchange.answer().await.into()
             }
-            Self::Ws(mut capture, _) => capture.ended(1).await.into(),
+            Self::Frames(mut capture, _) => capture.ended(1).await.into(),
         }
     }
 
@@ -120,7 +170,7 @@ impl Upload {
     pub async fn left(self) -> Told {
         match self {
             Self::Http(exchange) => exchange.answer().await.into(),
-            Self::Ws(mut capture, _) => capture.ended(1).await.into(),
+            Self::Frames(mut capture, _) => capture.told(1).await,
         }
     }
 
@@ -128,19 +178,19 @@ impl Upload {
     pub fn cut(self) {
         match self {
             Self::Http(exchange) => exchange.cut(),
-            Self::Ws(capture, _) => drop(capture),
+            Self::Frames(capture, _) => drop(capture),
         }
     }
 }
 
 /// Brings a chunk on a connection of its own.
 pub async fn bring(world: &World, way: Way, chunk: &Chunk, capability: &str) -> Told {
-    match way {
-        Way::Http(http) => {
+    match (way, way.carrier()) {
+        (Way::Http(http), _) => {
             let request = put(chunk, capability, 20).header("content-length", chunk.offer.length);
             ask(world, http, request.body(()).unwrap(), chunk.bytes.clone()).await.into()
         }
-        Way::Ws(ws) => Capture::open(world, ws, &[capability]).await.bring(1, chunk).await.into(),
+        (_, carrier) => Capture::open(world, carrier.unwrap(), &[capability]).await.bring(1, chunk).await.into(),
     }
 }
 
@@ -169,28 +219,56 @@ fn is_last(said: &CaptureState) -> bool {
     refused || said.state.is_some_and(ChunkState::ended)
 }
 
+enum Line {
+    Ws(Socket),
+    Post(Streaming, Decoder),
+}
+
+/// The head of a `POST /capture`.
+pub fn post() -> http::Request<()> {
+    http::Request::post("/capture").header("host", "localhost").body(()).unwrap()
+}
+
 /// A `/capture` connection.
 pub struct Capture {
-    socket: Socket,
+    line: Line,
     waiting: VecDeque<Frame>,
-    /// The close code, when it came.
+    /// The close code, when it came; 0 for an answer of HTTP that ended in order.
     pub close: Option<u16>,
 }
 
 impl Capture {
     /// Connects, without a word.
-    pub async fn raw(world: &World, ws: Ws) -> Self {
-        let socket = websocket(world, ws, "/capture", CAPTURE_SUBPROTOCOL).await;
-        Self { socket, waiting: VecDeque::new(), close: None }
+    pub async fn raw(world: &World, carrier: impl Into<Carrier>) -> Self {
+        let line = match carrier.into() {
+            Carrier::Ws(ws) => Line::Ws(websocket(world, ws, "/capture", CAPTURE_SUBPROTOCOL).await),
+            Carrier::Post(http) => {
+                // The head of the answer comes before a byte of the request's body.
+                return Self::over(Exchange::open(world, http, post()).await).await;
+            }
+        };
+        Self { line, waiting: VecDeque::new(), close: None }
+    }
+
+    /// The same over a `POST` that is open.
+    pub async fn over(exchange: Exchange) -> Self {
+        let streaming = exchange.head().await;
+        assert_eq!(streaming.status, 200);
+        Self { line: Line::Post(streaming, Decoder::default()), waiting: VecDeque::new(), close: None }
     }
 
     /// Connects and is welcomed.
-    pub async fn open(world: &World, ws: Ws, capabilities: &[&str]) -> Self {
-        let mut this = Self::raw(world, ws).await;
-        this.hello(capabilities).await;
-        let welcome = this.frame().await.expect("WELCOME");
-        assert_eq!(welcome.kind, kind::WELCOME, "{:?}", welcome.body);
+    pub async fn open(world: &World, carrier: impl Into<Carrier>, capabilities: &[&str]) -> Self {
+        let mut this = Self::raw(world, carrier).await;
+        this.greet(capabilities).await;
         this
+    }
+
+    /// Sends `HELLO` and is welcomed.
+    pub async fn greet(&mut self, capabilities: &[&str]) {
+        self.hello(capabilities).await;
+        let welcome = self.frame().await.expect("WELCOME");
+        assert_eq!(welcome.kind, kind::WELCOME, "{:?}", welcome.body);
     }
 
     /// Sends `HELLO`.
@@ -202,12 +280,16 @@ impl Capture {
 
     /// Sends one message.
     pub async fn send(&mut self, message: Bytes) {
-        self.message(Message::Binary(message)).await;
+        match &mut self.line {
+            Line::Ws(_) => self.message(Message::Binary(message)).await,
+            Line::Post(streaming, _) => streaming.send(message).await,
+        }
     }
 
     /// Sends one message of any kind; a peer that is gone is no failure.
     pub async fn message(&mut self, message: Message) {
-        let _ = soon("room for a message", self.socket.stream.send(message)).await;
+        let Line::Ws(socket) = &mut self.line else { panic!("messages are a WebSocket's") };
+        let _ = soon("room for a message", socket.stream.send(message)).await;
     }
 
     /// Offers a chunk.
@@ -220,19 +302,37 @@ impl Capture {
         self.send(Piece::encode(kind::CAPTURE_PIECE, handle, offset, bytes)).await;
     }
 
-    /// Writes bytes below the WebSocket, as a thin link does: a part of a message.
+    /// Ends it in order, as far as the client is concerned.
+    pub async fn end(&mut self) {
+        match &mut self.line {
+            Line::Ws(_) => self.message(Message::Close(None)).await,
+            Line::Post(streaming, _) => streaming.end().await,
+        }
+    }
+
+    /// Writes bytes below the messages, as a thin link does: a part of one.
     pub async fn bytes(&mut self, bytes: &[u8]) {
         use tokio::io::AsyncWriteExt as _;
-        let socket = self.socket.stream.get_mut();
+        let socket = match &mut self.line {
+            Line::Ws(socket) => socket.stream.get_mut(),
+            Line::Post(streaming, _) => return streaming.send(bytes.to_vec()).await,
+        };
         let _ = soon("room", socket.write_all(bytes)).await;
         let _ = soon("room", socket.flush()).await;
     }
 
-    /// Everything that still comes, below the WebSocket: nothing is answered, no ping either.
+    /// Everything that still comes, below the messages: nothing is answered, no ping either.
     pub async fn rest(&mut self) -> Vec<u8> {
         use tokio::io::AsyncReadExt as _;
         let mut rest = Vec::new();
-        let _ = soon("the end", self.socket.stream.get_mut().read_to_end(&mut rest)).await;
+        match &mut self.line {
+            Line::Ws(socket) => drop(soon("the end", socket.stream.get_mut().read_to_end(&mut rest)).await),
+            Line::Post(streaming, _) => {
+                while let Some(Ok(bytes)) = soon("the end", streaming.next()).await {
+                    rest.extend_from_slice(&bytes);
+                }
+            }
+        }
         rest
     }
 
@@ -248,13 +348,30 @@ impl Capture {
                     return Some(frame);
                 }
             }
-            match self.socket.stream.next().await?.ok()? {
-                Message::Binary(bytes) => self.waiting.extend(split_message(bytes).unwrap()),
-                Message::Close(close) => {
-                    self.close = close.map(|close| close.code.into());
-                    return None;
+            match &mut self.line {
+                Line::Ws(socket) => match socket.stream.next().await?.ok()? {
+                    Message::Binary(bytes) => self.waiting.extend(split_message(bytes).unwrap()),
+                    Message::Close(close) => {
+                        self.close = close.map(|close| close.code.into());
+                        return None;
+                    }
+                    _ => {}
+                },
+                Line::Post(streaming, decoder) => {
+                    match streaming.next().await {
+                        Some(Ok(bytes)) => decoder.push(&bytes),
+                        Some(Err(())) => return None,
+                        // What a close is on a WebSocket.
+                        None => {
+                            assert!(!decoder.pending(), "the answer ends inside a frame");
+                            self.close = Some(0);
+                            return None;
+                        }
+                    }
+                    while let Some(frame) = decoder.next_frame().unwrap() {
+                        self.waiting.push_back(frame);
+                    }
                 }
-                _ => {}
             }
         }
     }
@@ -279,6 +396,18 @@ impl Capture {
         }
     }
 
+    /// Offers a chunk: the code with which it is refused, or nothing if its bytes are wanted.
+    pub async fn go_or_refused(&mut self, handle: u64, chunk: &Chunk) -> String {
+        self.offer(handle, chunk).await;
+        loop {
+            let frame = self.frame().await.expect("an answer to the offer");
+            let body: serde_json::Value = serde_json::from_slice(&frame.body).unwrap();
+            if body["handle"] == handle {
+                return body["error"]["code"].as_str().unwrap_or_default().into();
+            }
+        }
+    }
+
     /// The next `STATE` of a handle.
     pub async fn state(&mut self, handle: u64) -> CaptureState {
         loop {
@@ -298,6 +427,23 @@ impl Capture {
             let state = self.state(handle).await;
             if is_last(&state) {
                 return state;
+            }
+        }
+    }
+
+    /// The last that is said of a handle, or of all of them: `BYE`.
+    pub async fn told(&mut self, handle: u64) -> Told {
+        loop {
+            let frame = self.frame().await.expect("STATE or BYE");
+            if frame.kind == kind::BYE {
+                let bye: Bye = frame::control(&frame).unwrap();
+                return Told { status: 0, state: None, code: bye.reason, receipt: None };
+            }
+            if frame.kind == kind::CAPTURE_STATE {
+                let state: CaptureState = frame::control(&frame).unwrap();
+                if state.handle == handle && is_last(&state) {
+                    return state.into();
+                }
             }
         }
     }
@@ -343,6 +489,6 @@ impl Capture {
                 reason = body["reason"].as_str().unwrap().into();
             }
         }
-        (reason, self.close.unwrap_or(0))
+        (reason, self.close.unwrap_or(u16::MAX))
     }
 }

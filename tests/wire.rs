@@ -127,8 +127,93 @@ fn pieces() -> (mpsc::Sender<Option<Bytes>>, Pieces) {
 
 /// What keeps a connection open; dropping it ends the connection.
 enum Line {
-    Tcp { _driver: AbortOnDropHandle<()> },
-    Quic { connection: quinn::Connection, _driver: AbortOnDropHandle<()>, _requests: Requests },
+    Tcp {
+        _driver: AbortOnDropHandle<()>,
+    },
+    Quic {
+        connection: quinn::Connection,
+        _driver: AbortOnDropHandle<()>,
+        _requests: Requests,
+    },
+    /// One of several requests.
+    Shared {
+        _line: Arc<Line>,
+    },
+}
+
+/// A connection for several requests at once.
+pub struct Joint {
+    line: Arc<Line>,
+    requests: JointRequests,
+}
+
+enum JointRequests {
+    H2(hyper::client::conn::http2::SendRequest<Pieces>),
+    H3(Requests),
+}
+
+impl Joint {
+    /// Connects, by HTTP/2 or HTTP/3.
+    pub async fn open(world: &World, http: Http) -> Self {
+        soon("a connection", async {
+            match http {
+                Http::H1 => panic!("HTTP/1.1 has one request at a time"),
+                Http::H2 => {
+                    let io = TokioIo::new(tls(world, b"h2").await.unwrap());
+                    let (send, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+                    let line = Arc::new(Line::Tcp { _driver: driven(driver) });
+                    Self { line, requests: JointRequests::H2(send) }
+                }
+                Http::H3 => {
+                    let (line, requests) = h3_line(quic(world).await.unwrap()).await;
+                    Self { line: Arc::new(line), requests: JointRequests::H3(requests) }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Begins a request on it.
+    pub async fn ask(&mut self, request: Request<()>) -> Exchange {
+        let request = absolute(request);
+        let line = Line::Shared { _line: Arc::clone(&self.line) };
+        match &mut self.requests {
+            JointRequests::H2(send) => {
+                let (tx, body) = pieces();
+                let answer = send.send_request(request.map(|()| body));
+                let answer = tokio::spawn(async move { hyper_answer(answer.await) });
+                Exchange { out: Some(Out::Hyper(tx)), answer, line }
+            }
+            JointRequests::H3(requests) => h3_exchange(requests, request, line).await,
+        }
+    }
+}
+
+/// Its target as HTTP/2 and HTTP/3 have it.
+fn absolute(mut request: Request<()>) -> Request<()> {
+    let path = request.uri().path_and_query().unwrap().clone();
+    *request.uri_mut() = format!("https://localhost{path}").parse().unwrap();
+    request.headers_mut().remove("host");
+    request
+}
+
+async fn h3_line(connection: quinn::Connection) -> (Line, Requests) {
+    let (mut driver, requests) = h3::client::new(waystation_h3::Connection::new(connection.clone())).await.unwrap();
+    let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+        let _ = driver.wait_idle().await;
+    }));
+    (Line::Quic { connection, _driver: driver, _requests: requests.clone() }, requests)
+}
+
+async fn h3_exchange(requests: &mut Requests, request: Request<()>, line: Line) -> Exchange {
+    let (send, mut recv) = requests.send_request(request).await.unwrap().split();
+    let answer = tokio::spawn(async move {
+        let head = recv.recv_response().await.ok()?;
+        let (parts, ()) = head.into_parts();
+        let inflow = Inflow::H3(Box::new(recv));
+        Some(Streaming { status: parts.status, headers: parts.headers, inflow, kept: None })
+    });
+    Exchange { out: Some(Out::H3(Box::new(send))), answer, line }
 }
 
 /// h3 closes a connection whose last one of these is gone.
@@ -177,9 +262,7 @@ impl Exchange {
 
     async fn connect(world: &World, http: Http, mut request: Request<()>) -> Self {
         if http != Http::H1 {
-            let path = request.uri().path_and_query().unwrap().clone();
-            *request.uri_mut() = format!("https://localhost{path}").parse().unwrap();
-            request.headers_mut().remove("host");
+            request = absolute(request);
         }
         match http {
             Http::H1 => {
@@ -198,25 +281,11 @@ impl Exchange {
                 let answer = tokio::spawn(async move { hyper_answer(send.send_request(request.map(|()| body)).await) });
                 Self { out: Some(Out::Hyper(tx)), answer, line }
             }
-            Http::H3 => Self::h3(quic(world).await.unwrap(), request).await,
+            Http::H3 => {
+                let (line, mut requests) = h3_line(quic(world).await.unwrap()).await;
+                h3_exchange(&mut requests, request, line).await
+            }
         }
-    }
-
-    async fn h3(connection: quinn::Connection, request: Request<()>) -> Self {
-        let (mut driver, mut requests) =
-            h3::client::new(waystation_h3::Connection::new(connection.clone())).await.unwrap();
-        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-            let _ = driver.wait_idle().await;
-        }));
-        let (send, mut recv) = requests.send_request(request).await.unwrap().split();
-        let answer = tokio::spawn(async move {
-            let head = recv.recv_response().await.ok()?;
-            let (parts, ()) = head.into_parts();
-            let inflow = Inflow::H3(Box::new(recv));
-            Some(Streaming { status: parts.status, headers: parts.headers, inflow, kept: None })
-        });
-        let line = Line::Quic { connection, _driver: driver, _requests: requests };
-        Self { out: Some(Out::H3(Box::new(send))), answer, line }
     }
 
     /// Sends bytes of the body; a peer that wants no more is no failure.
@@ -280,6 +349,29 @@ impl Streaming {
                 Ok(None) => None,
                 Ok(Some(mut data)) => Some(Ok(data.copy_to_bytes(data.remaining()))),
             },
+        }
+    }
+
+    /// Sends bytes of the request's body, which goes on while its answer is read; a peer that wants
+    /// no more is no failure.
+    pub async fn send(&mut self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        let sending = async {
+            match &mut self.kept {
+                Some((_, Some(Out::Hyper(tx)))) => drop(tx.send(Some(bytes)).await),
+                Some((_, Some(Out::H3(send)))) => drop(send.send_data(bytes).await),
+                _ => {}
+            }
+        };
+        soon("room for a piece", sending).await;
+    }
+
+    /// Ends the request's body in order.
+    pub async fn end(&mut self) {
+        match self.kept.as_mut().and_then(|(_, out)| out.take()) {
+            Some(Out::Hyper(tx)) => drop(tx.send(None).await),
+            Some(Out::H3(mut send)) => drop(send.finish().await),
+            None => {}
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::conn::{Conn, Ctx};
 use super::h3;
+use super::io::Sign;
 use super::ticket::Ticket;
 use crate::telemetry::names::Transport;
 
@@ -35,7 +36,25 @@ pub(super) struct RequestBody {
     source: Source,
     begun: bool,
     end: Option<Result<(), Broken>>,
+    heard: Heard,
+}
+
+/// What is told of each byte that comes.
+#[derive(Clone)]
+pub(super) struct Heard {
     received: Counter,
+    sign: Arc<Sign>,
+}
+
+impl Heard {
+    pub(super) fn new(conn: &Conn, transport: Transport) -> Self {
+        Self { received: conn.service.received(transport), sign: Arc::clone(&conn.sign) }
+    }
+
+    fn bytes(&self, len: usize) {
+        self.received.inc_by(len as u64);
+        self.sign.give();
+    }
 }
 
 enum Source {
@@ -48,13 +67,25 @@ enum Source {
 }
 
 impl RequestBody {
-    pub(super) fn hyper(incoming: hyper::body::Incoming, received: Counter) -> Self {
+    pub(super) fn hyper(incoming: hyper::body::Incoming, heard: Heard) -> Self {
         let source = if incoming.is_end_stream() { Source::Nothing } else { Source::Hyper(incoming) };
-        Self { source, begun: false, end: None, received }
+        Self { source, begun: false, end: None, heard }
     }
 
-    pub(super) fn h3(incoming: h3::Incoming, received: Counter) -> Self {
-        Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, received }
+    pub(super) fn h3(incoming: h3::Incoming, heard: Heard) -> Self {
+        Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, heard }
+    }
+
+    /// What is left of it, for a task that outlives the handler; nothing is left here.
+    pub(super) fn take(&mut self) -> Self {
+        let rest = Self {
+            source: std::mem::replace(&mut self.source, Source::Nothing),
+            begun: self.begun,
+            end: self.end,
+            heard: self.heard.clone(),
+        };
+        self.end = self.end.or(Some(Ok(())));
+        rest
     }
 
     /// The next bytes, as soon as there are any; `None` at the end.
@@ -81,7 +112,7 @@ impl RequestBody {
                 Poll::Ready(None) => self.end = Some(Ok(())),
                 Poll::Ready(Some(Err(broken))) => self.end = Some(Err(broken)),
                 Poll::Ready(Some(Ok(piece))) => {
-                    self.received.inc_by(piece.len() as u64);
+                    self.heard.bytes(piece.len());
                     if one.is_empty() && joined.is_empty() {
                         one = piece;
                     } else {
@@ -113,13 +144,7 @@ impl RequestBody {
     /// them. One that waits for `100 Continue` is not asked to send. After a refusal only so much
     /// is read. Says when it is over and whether all of it was read, if there is anything to read.
     pub(super) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<bool>> {
-        let rest = Self {
-            source: std::mem::replace(&mut self.source, Source::Nothing),
-            begun: self.begun,
-            end: self.end,
-            received: self.received.clone(),
-        };
-        self.end = self.end.or(Some(Ok(())));
+        let rest = self.take();
         let ended = rest.end.is_some() || matches!(rest.source, Source::Nothing);
         if ended || (left.expects_continue && !rest.begun) {
             return None;
@@ -210,7 +235,8 @@ impl RequestBody {
     /// A body of these pieces; `None` is a pause.
     pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
         let source = Source::Pieces(pieces.into_iter().collect());
-        Self { source, begun: false, end: None, received: Counter::default() }
+        let heard = Heard { received: Counter::default(), sign: Sign::new(crate::clock::Clock::at_unix_ms(0)) };
+        Self { source, begun: false, end: None, heard }
     }
 }
 

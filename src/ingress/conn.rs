@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Service;
 use super::gate::Place;
+use super::io::Sign;
 use super::ticket::Ticket;
 use crate::telemetry::ingress::ByTransport;
 use crate::telemetry::names::{RefusedConnection, Transport};
@@ -41,6 +42,9 @@ pub(super) struct Conn {
     open: AtomicUsize,
     seen: AtomicBool,
     last_ms: AtomicU64,
+    /// When a byte of a body last came. A session in one request's bodies lives as long as its
+    /// client brings anything on any other.
+    pub(super) sign: Arc<Sign>,
     /// The last open request ended: the deadline is another now.
     quiet: Notify,
 }
@@ -70,6 +74,7 @@ impl Conn {
             open: AtomicUsize::new(0),
             seen: AtomicBool::new(false),
             last_ms: AtomicU64::new(born_ms),
+            sign: Sign::new(service.shared.clock.clone()),
             quiet: Notify::new(),
             service,
         })

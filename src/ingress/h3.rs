@@ -9,7 +9,7 @@ use http::Response;
 use http_body::Body as _;
 use waystation_h3::{Connection, MAX_FRAME, RecvStream, SendStream};
 
-use super::body::{Broken, PIECE, RequestBody, ResponseBody};
+use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
 use super::respond::Reply;
 use super::route;
@@ -81,8 +81,8 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
     let Ok((request, stream)) = head else { return };
     let (send, recv) = stream.split();
     let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
-    let received = service.received(Transport::H3);
-    let request = request.map(|()| RequestBody::h3(Incoming(recv), received));
+    let heard = Heard::new(&conn, Transport::H3);
+    let request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
     let answering = async {
         let reply = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request)).await;
         answer(&conn, send, reply).await;

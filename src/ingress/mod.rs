@@ -30,6 +30,8 @@ mod capture;
 mod conn;
 mod cors;
 mod dropin;
+mod duplex;
+mod frames;
 mod gate;
 mod h3;
 mod health;
@@ -205,7 +207,7 @@ impl Ingress {
         shared: &Shared,
     ) -> Result<PublicSide, BindError> {
         let certificate = tls::Certificate::load(tls, &shared.clock)?;
-        let acceptor = TlsAcceptor::from(Arc::new(certificate.server(&[b"h2", b"http/1.1"])?));
+        let acceptor = TlsAcceptor::from(Arc::new(certificate.tcp()?));
         let quic = quic::config(&certificate, limits)?;
         let endpoint = quic::endpoint(&shared.reset_key);
         let (listener, endpoint) = quic::bind_both(at, &endpoint, &quic).map_err(refused("listen.public"))?;

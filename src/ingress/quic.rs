@@ -47,7 +47,7 @@ const PORT_TRIES: usize = 16;
 
 /// The endpoint's configuration.
 pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) -> Result<ServerConfig, tls::Error> {
-    let crypto = QuicServerConfig::try_from(certificate.server(&[b"h3"])?).map_err(|_| tls::Error::Unusable)?;
+    let crypto = QuicServerConfig::try_from(certificate.quic()?).map_err(|_| tls::Error::Unusable)?;
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
@@ -175,7 +175,8 @@ async fn connect(service: Arc<Service>, incoming: Incoming, place: Place, counte
     let Ok(connecting) = incoming.accept() else {
         return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Protocol);
     };
-    // The whole handshake is awaited: nothing a replayed first flight says is acted upon.
+    // The whole handshake is awaited: early data waits in the streams, at most a connection's window
+    // of it, and nothing a replayed first flight says is acted upon.
     let shaken = tokio::select! {
         shaken = connecting => shaken,
         () = service.shared.clock.sleep(service.limits.header_timeout) => {

@@ -56,7 +56,8 @@ impl<'a> Target<'a> {
     const fn allow(self) -> &'static str {
         match self {
             Self::Chunk(_) => "GET, HEAD, PUT, DELETE, OPTIONS",
-            Self::Capture | Self::Watch => "GET, OPTIONS",
+            Self::Capture => "GET, POST, OPTIONS",
+            Self::Watch => "GET, OPTIONS",
             Self::Upload => "POST",
             Self::Live | Self::Ready | Self::Subscribe | Self::Nothing => "GET",
         }
@@ -135,6 +136,7 @@ async fn dispatch(ctx: &Ctx, target: Target<'_>, parts: &mut Parts, body: &mut R
         (Target::Chunk(name), Method::DELETE) => native::delete(ctx, name, parts).await,
         (Target::Capture, _) if upgrade => capture::upgrade(ctx, parts),
         (Target::Watch, _) if upgrade => watch::upgrade(ctx, parts),
+        (Target::Capture, Method::POST) => capture::post(ctx, parts, body),
         (Target::Capture, Method::GET) => ws::needed(),
         (Target::Watch, Method::GET) => watch::get(ctx, parts).await,
         (Target::Live, Method::GET) => health::live(),

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::body::RequestBody;
+use super::body::{Heard, RequestBody};
 use super::conn::{Conn, client_key};
 use super::io::Late;
 use super::respond::MAX_HEADER_BYTES;
@@ -112,6 +112,6 @@ async fn handle(
 ) -> http::Response<super::body::ResponseBody> {
     let transport = if request.version() == http::Version::HTTP_2 { Transport::H2 } else { Transport::H1 };
     let client = client_key(peer, request.headers(), conn.listener, &conn.service.trusted_proxies);
-    let received = conn.service.received(transport);
-    route::handle(conn, transport, client, request.map(|body| RequestBody::hyper(body, received))).await
+    let heard = Heard::new(&conn, transport);
+    route::handle(conn, transport, client, request.map(|body| RequestBody::hyper(body, heard))).await
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -18,6 +18,9 @@ use crate::config;
 
 /// How long a self-signed certificate is good for: WebTransport takes at most 14 days.
 const SELF_SIGNED_DAYS: i64 = 13;
+/// QUIC sessions kept for their clients' return, the oldest forgotten first; two for each
+/// connection, at about 400 bytes. One that is forgotten costs its client a full handshake.
+const MAX_SESSIONS: usize = 16_384;
 /// How often certificate files are looked at.
 const LOOK_AT_FILES: Duration = Duration::from_secs(10);
 
@@ -78,10 +81,28 @@ impl Certificate {
         Ok(Self { current: Arc::new(Current(ArcSwap::from_pointee(key))), files })
     }
 
-    /// The configuration for `alpn`, in the order the relay likes them. Tickets let a phone come
-    /// back without the full handshake; 0-RTT stays off, so nothing is done before the handshake
-    /// is complete.
-    pub(super) fn server(&self, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
+    /// The configuration for QUIC. What a phone that comes back sends with its first flight is taken
+    /// as early data; nothing is done with it before the handshake is complete (`quic::connect`).
+    /// Each session is good for one return: it is kept here, and a replayed flight finds it taken.
+    pub(super) fn quic(&self) -> Result<ServerConfig, Error> {
+        let mut config = self.server(&[b"h3"])?;
+        config.session_storage = ServerSessionMemoryCache::new(MAX_SESSIONS);
+        // QUIC knows no other size; what is held is bounded by the connection's window.
+        config.max_early_data_size = u32::MAX;
+        Ok(config)
+    }
+
+    /// The configuration for TCP. Tickets let a phone come back without the full handshake; early
+    /// data is not taken.
+    pub(super) fn tcp(&self) -> Result<ServerConfig, Error> {
+        let mut config = self.server(&[b"h2", b"http/1.1"])?;
+        config.ticketer = aws_lc_rs::Ticketer::new().map_err(|_| Error::Unusable)?;
+        Ok(config)
+    }
+
+    /// What both have, for `alpn` in the order the relay likes them. With a ticketer rustls would
+    /// silently take no early data.
+    fn server(&self, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
         let builder = if alpn == [b"h3"] {
             builder.with_protocol_versions(&[&rustls::version::TLS13])
@@ -91,8 +112,6 @@ impl Certificate {
         let resolver: Arc<dyn ResolvesServerCert> = self.current.clone();
         let mut config = builder.map_err(|_| Error::Unusable)?.with_no_client_auth().with_cert_resolver(resolver);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        config.ticketer = aws_lc_rs::Ticketer::new().map_err(|_| Error::Unusable)?;
-        config.max_early_data_size = 0;
         Ok(config)
     }
 
@@ -194,8 +213,11 @@ mod tests {
         assert_eq!(made.current.0.load().cert[0], pinned);
         let mut roots = rustls::RootCertStore::empty();
         roots.add(pinned).unwrap();
-        assert_eq!(made.server(&[b"h2", b"http/1.1"]).unwrap().alpn_protocols.len(), 2);
-        assert_eq!(made.server(&[b"h3"]).unwrap().max_early_data_size, 0);
+        let tcp = made.tcp().unwrap();
+        assert_eq!((tcp.alpn_protocols.len(), tcp.max_early_data_size), (2, 0));
+        assert!(tcp.ticketer.enabled());
+        let quic = made.quic().unwrap();
+        assert!(quic.max_early_data_size == u32::MAX && !quic.ticketer.enabled() && quic.session_storage.can_cache());
     }
 
     #[tokio::test]

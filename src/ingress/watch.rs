@@ -12,9 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Outflow, ResponseBody, Stopped};
 use super::conn::Ctx;
+use super::frames::{Goodbye, Outbox, Reader, Room};
 use super::native;
 use super::respond::{self, Reply, Shape};
-use super::ws::{self, Goodbye, Outbox, Reader, Room};
+use super::ws;
 use crate::admission::{Refusal, Revocation};
 use crate::capability::Capability;
 use crate::fanout::{Step, Subscription, Wanted};

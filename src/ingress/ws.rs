@@ -1,10 +1,9 @@
-//! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of a session.
+//! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of the socket.
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::{self, SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -25,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::conn::Ctx;
 use super::cors;
+use super::frames::{self, Goodbye, Out, Outbox, Reader, Room};
 use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
 use crate::admission::Refusal;
@@ -33,17 +33,10 @@ use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
 use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
 use crate::telemetry::names::Transport;
 
-/// The first message, which authenticates, must be here by then.
-pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// Largest message: one full `PIECE` and some control frames beside it.
 const MAX_MESSAGE: usize = MAX_PIECE_BYTES + 128 * 1024;
 /// What is gathered before it is written to the socket: a batch of messages.
 const WRITE_BUFFER: usize = super::accept::TLS_BUFFER;
-/// Small frames that wait are sent in one message up to this.
-const JOIN: usize = 32 * 1024;
-/// How long a peer may take to read the last frame.
-const LINGER: Duration = Duration::from_secs(2);
-
 type Socket = WebSocketStream<Stalling<TokioIo<Upgraded>>>;
 
 /// Whether a request asks for a WebSocket: `Upgrade` on HTTP/1.1, extended CONNECT on HTTP/2.
@@ -70,16 +63,6 @@ pub(super) fn needed() -> Reply {
     let mut reply = respond::refusal(Shape::Native, &refusal);
     reply.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     reply
-}
-
-/// How a session ended.
-pub(super) enum Goodbye {
-    /// The peer left.
-    Left,
-    /// What was asked for is over.
-    Done,
-    /// The relay ends it: the last frame, unless it is sent already, and the code of the close.
-    Told(Bytes, Code),
 }
 
 /// Checks the upgrade and starts `session` on it.
@@ -137,15 +120,6 @@ fn accept(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static str) -> Result<(Re
     Ok((reply, upgrade))
 }
 
-/// What a session may hold.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
-    /// Bytes read ahead from the socket.
-    pub(super) read_buffer: usize,
-    /// Messages that may wait to be written.
-    pub(super) messages: usize,
-}
-
 async fn run<S, F>(ctx: Ctx, upgrade: OnUpgrade, room: Room, session: S)
 where
     S: FnOnce(Ctx, Reader, Outbox) -> F,
@@ -162,37 +136,13 @@ where
     let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout).heard_by(Arc::clone(&sign));
     let socket: Socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
     let (sink, stream) = socket.split();
-    let (tx, rx) = mpsc::channel(room.messages);
+    let (out, rx) = Outbox::new(room.messages);
     let _open = Open::new(&ctx);
     let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), sink, rx)));
-    let reader = Reader::new(ctx.clone(), stream, sign);
-    let (rest, stream) = (Outbox(tx.clone()), reader.stream.clone());
-    let goodbye = session(ctx.clone(), reader, Outbox(tx)).await;
-    let lingers = !matches!(goodbye, Goodbye::Left);
-    let told = farewell(goodbye, rest).await;
-    let written = writer.await.ok().flatten();
-    // Closing a socket with unread bytes resets it, and the last frame may be lost with them.
-    if lingers && written.is_none() {
-        let _ = ctx.within(LINGER, async { while let Some(Ok(_)) = stream.lock().await.next().await {} }).await;
-    }
-    ctx.ticket.ended(told.or(written));
+    let reader = Reader::Socket(Messages::new(ctx.clone(), stream, sign));
+    frames::hold(ctx.clone(), reader, out, writer, session).await;
     let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
     ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
-}
-
-/// Sends the last frame and the close. Returns the code they carry.
-async fn farewell(goodbye: Goodbye, out: Outbox) -> Option<Code> {
-    let (code, close) = match goodbye {
-        Goodbye::Told(last, code) => {
-            if !last.is_empty() {
-                out.send(last).await;
-            }
-            (Some(code), Out::Close(code.close(), code.name()))
-        }
-        Goodbye::Done | Goodbye::Left => (None, Out::Close(u16::from(CloseCode::Normal), "")),
-    };
-    let _ = out.0.send(close).await;
-    code
 }
 
 /// Counts a session while it is open.
@@ -209,44 +159,6 @@ impl Drop for Open {
     fn drop(&mut self) {
         let route = ByRoute { route: self.0.ticket.route };
         self.0.shared.metrics.ingress.websocket_sessions.get_or_create(&route).dec();
-    }
-}
-
-enum Out {
-    Message(Bytes),
-    /// Messages that go out in one write.
-    Batch(Vec<Bytes>),
-    Close(u16, &'static str),
-}
-
-/// Where a session's frames go: bounded, and the peer's slowness is felt here.
-#[derive(Clone)]
-pub(super) struct Outbox(mpsc::Sender<Out>);
-
-impl Outbox {
-    /// Sends a message of whole frames; `false` when the connection is gone.
-    pub(super) async fn send(&self, message: Bytes) -> bool {
-        self.0.send(Out::Message(message)).await.is_ok()
-    }
-
-    /// Waits for room for one batch; `None` when the connection is gone.
-    pub(super) async fn room(&self) -> Option<Slot<'_>> {
-        self.0.reserve().await.ok().map(Slot)
-    }
-
-    /// Ends when the connection is gone.
-    pub(super) async fn closed(&self) {
-        self.0.closed().await;
-    }
-}
-
-/// Room for one batch.
-pub(super) struct Slot<'a>(mpsc::Permit<'a, Out>);
-
-impl Slot<'_> {
-    /// Sends messages of whole frames, in one write if they are small enough.
-    pub(super) fn send(self, batch: Vec<Bytes>) {
-        self.0.send(Out::Batch(batch));
     }
 }
 
@@ -270,15 +182,18 @@ async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Rec
                 sink.send(Message::Ping(Bytes::new())).await
             }
             Some(Out::Message(first)) => {
-                let message = join(first, &mut rx, &mut held);
+                let message = frames::join(first, &mut rx, &mut held);
                 sink.send(Message::Binary(message)).await
             }
             Some(Out::Batch(batch)) => {
                 let messages = batch.into_iter().map(|message| Ok(Message::Binary(message)));
                 sink.send_all(&mut stream::iter(messages)).await
             }
-            Some(Out::Close(code, reason)) => {
-                let frame = CloseFrame { code: code.into(), reason: reason.into() };
+            Some(Out::Close(code)) => {
+                let frame = match code {
+                    Some(code) => CloseFrame { code: code.close().into(), reason: code.name().into() },
+                    None => CloseFrame { code: CloseCode::Normal, reason: "".into() },
+                };
                 // A peer that closed first is owed its echo: that waits to be written already, and
                 // another close is refused.
                 if sink.send(Message::Close(Some(frame))).await.is_err() {
@@ -294,32 +209,9 @@ async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Rec
     }
 }
 
-/// Joins small messages that wait already: one message holds whole frames, however many.
-fn join(first: Bytes, rx: &mut mpsc::Receiver<Out>, held: &mut Option<Out>) -> Bytes {
-    let mut joined = BytesMut::new();
-    let mut len = first.len();
-    while len < JOIN {
-        match rx.try_recv() {
-            Ok(Out::Message(next)) if len + next.len() <= 2 * JOIN => {
-                if joined.is_empty() {
-                    joined.extend_from_slice(&first);
-                }
-                joined.extend_from_slice(&next);
-                len = joined.len();
-            }
-            Ok(other) => {
-                *held = Some(other);
-                break;
-            }
-            Err(_) => break,
-        }
-    }
-    if joined.is_empty() { first } else { joined.freeze() }
-}
-
-/// The reading half.
-pub(super) struct Reader {
-    ctx: Ctx,
+/// The messages of a socket.
+pub(super) struct Messages {
+    pub(super) ctx: Ctx,
     stream: Arc<tokio::sync::Mutex<SplitStream<Socket>>>,
     /// When the peer last gave a sign of life: any byte is one. A message may take minutes on a thin
     /// link, and no pong comes in the middle of it.
@@ -327,14 +219,13 @@ pub(super) struct Reader {
     received: Counter,
 }
 
-impl Reader {
+impl Messages {
     fn new(ctx: Ctx, stream: SplitStream<Socket>, sign: Arc<Sign>) -> Self {
         let received = ctx.received(Transport::Ws);
         Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
     }
 
-    /// The frames of the next message; `None` when the peer left. Cancel-safe, and a peer that
-    /// gives no sign for `idle_timeout` is found whatever else the caller waits for.
+    /// The frames of the next message; `None` when the peer left.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
         loop {
             let idle = self.ctx.limits.idle_timeout;
@@ -364,21 +255,9 @@ impl Reader {
         }
     }
 
-    /// The first message, which must come at once and begin with a frame of `kind`.
-    pub(super) async fn first(&mut self, kind: u64) -> Result<Option<Vec<Frame>>, Code> {
-        let ctx = self.ctx.clone();
-        let first = ctx.within(FIRST_MESSAGE, async {
-            loop {
-                match self.next().await {
-                    Ok(Some(frames)) if frames.is_empty() => {}
-                    other => return other,
-                }
-            }
-        });
-        match first.await {
-            None => Err(Code::FirstMessageTimeout),
-            Some(Ok(Some(frames))) if frames.first().is_none_or(|frame| frame.kind != kind) => Err(Code::ProtocolError),
-            Some(other) => other,
-        }
+    /// Ends when the peer has closed, or is gone.
+    pub(super) fn rest(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stream = Arc::clone(&self.stream);
+        async move { while let Some(Ok(_)) = stream.lock().await.next().await {} }
     }
 }

@@ -201,6 +201,12 @@ impl Decoder {
         Ok(Some(Frame { kind, body: self.buffer.split_to(len).freeze() }))
     }
 
+    /// The type of the next frame, as soon as it is known.
+    #[must_use]
+    pub fn kind(&self) -> Option<u64> {
+        varint::get(&mut &self.buffer[..])
+    }
+
     /// Whether an incomplete frame is waiting for its rest.
     #[must_use]
     pub fn pending(&self) -> bool {
@@ -247,7 +253,9 @@ mod tests {
         let mut out = BytesMut::new();
         varint::put(&mut out, kind::HELLO);
         varint::put(&mut out, MAX_CONTROL_BYTES as u64 + 1);
+        assert_eq!(decoder.kind(), None);
         decoder.push(&out);
+        assert_eq!(decoder.kind(), Some(kind::HELLO));
         assert_eq!(decoder.next_frame(), Err(Code::FrameTooLarge));
         assert_eq!(split_message(out.freeze()), Err(Code::FrameTooLarge));
     }

@@ -2,7 +2,7 @@
 
 Parameters: url, ca, capability, file, chunk (the dictionary's members); optional ref, wait, headers, expect (list of
 statuses, default 200 and 201), offset (the body is what follows it), stop_at (send so many bytes, then wait for a
-line on stdin), progress, timeout (s). Prints status, headers and body of the answer.
+line on stdin), change_id (take another connection ID then), progress, timeout (s). Prints status, headers and body of the answer.
 """
 
 import json
@@ -16,9 +16,15 @@ async def main(params):
         data = source.read()
     path, headers = ws.put_request(params, data)
     data = data[params.get("offset", 0) :]
-    pause = (params["stop_at"], lambda: ws.told_to_go_on(params)) if "stop_at" in params else None
     status, fields, body = None, {}, b""
     async with h3.client(params) as (client, authority):
+
+        async def wait():
+            await ws.told_to_go_on(params)
+            if params.get("change_id"):
+                client.change_connection_id()
+
+        pause = (params["stop_at"], wait) if "stop_at" in params else None
         async for what, *value in client.request("PUT", authority, path, headers, data, pause):
             if what == "headers":
                 status, fields = value

@@ -87,10 +87,16 @@ class Client(QuicConnectionProtocol):
 
 
 @contextlib.asynccontextmanager
-async def client(params):
-    """A connection to the relay of the parameters, its certificate verified."""
+async def client(params, ticket=None, **more):
+    """A connection to the relay of the parameters, its certificate verified.
+
+    With the `ticket` of an earlier one nothing is waited for, and the first request goes out as early data.
+    """
     host, port, name = ws.address(params)
     config = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=name)
     config.load_verify_locations(cafile=params["ca"])
-    async with connect(host, port, configuration=config, create_protocol=Client) as connection:
+    config.session_ticket = ticket
+    async with connect(
+        host, port, configuration=config, create_protocol=Client, wait_connected=ticket is None, **more
+    ) as connection:
         yield connection, f"{name}:{port}"

@@ -3,6 +3,7 @@
 //! `./test install` sets them up; a test whose client is missing fails and says so.
 
 mod aioquic;
+mod away;
 mod chromium;
 mod curl;
 mod program;

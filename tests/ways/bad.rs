@@ -9,7 +9,7 @@ use waystation_proto::message::OfferBody;
 use waystation_proto::{ChunkState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::{Answer, put};
-use waystation_tests::peer::{Capture, Told, Upload, Way, head};
+use waystation_tests::peer::{Capture, Carrier, Told, Upload, Way, head};
 use waystation_tests::wire::{Exchange, Http, Ws, ask, soon, tls, websocket};
 use waystation_tests::{Chunk, Setup, World};
 
@@ -264,16 +264,28 @@ async fn bad_frames_end_a_capture_by_name_and_lose_nothing() {
         ("a long frame", Message::Binary(large.into()), "frame_too_large", 4413),
         ("a long message", Message::Binary(vec![0; 600 * 1024].into()), "frame_too_large", 4413),
     ];
-    for ws in Ws::ALL {
+    for carrier in Carrier::ALL {
+        let posted = matches!(carrier, Carrier::Post(_));
         for (what, message, reason, close) in cases.clone() {
-            let mut capture = Capture::open(&world, ws, &[&capability]).await;
+            // A body has no messages that could be text or too long.
+            if posted && matches!(what, "text" | "a long message") {
+                continue;
+            }
+            let mut capture = Capture::open(&world, carrier, &[&capability]).await;
             capture.offer(1, &chunk).await;
             let go = capture.go(1).await;
             if go.offset == 0 {
                 capture.piece(1, 0, &chunk.bytes[..30_000]).await;
             }
-            capture.message(message).await;
-            assert_eq!(capture.bye().await, (reason.into(), close), "{what} on {ws:?}");
+            if posted {
+                capture.send(message.into_data()).await;
+            } else {
+                capture.message(message).await;
+            }
+            if posted && what == "half a frame" {
+                capture.end().await;
+            }
+            assert_eq!(capture.bye().await, (reason.into(), carrier.close(close)), "{what} on {carrier:?}");
             chunk.offer.attempt += 1;
         }
     }
@@ -288,9 +300,9 @@ async fn a_bad_offer_costs_its_chunk_alone() {
     let world = World::new().await;
     let session = world.session().await;
     let capability = session.upload_capability.clone().unwrap();
-    for ws in Ws::ALL {
-        let mut capture = Capture::open(&world, ws, &[&capability]).await;
-        let good = Chunk::sealed(&session, Variant::AudioPriority, 1 + ws as u64, 9_000);
+    for (index, carrier) in (1..).zip(Carrier::ALL) {
+        let mut capture = Capture::open(&world, carrier, &[&capability]).await;
+        let good = Chunk::sealed(&session, Variant::AudioPriority, index, 9_000);
         capture.offer(1, &good).await;
         capture.go(1).await;
         let spoil = [
@@ -307,7 +319,7 @@ async fn a_bad_offer_costs_its_chunk_alone() {
             body[member] = value;
             capture.send(frame::encode_json(kind::OFFER, &body)).await;
             let said = Told::from(capture.state(handle).await);
-            assert_eq!((said.code.as_str(), said.state), (code, None), "{member} on {ws:?}");
+            assert_eq!((said.code.as_str(), said.state), (code, None), "{member} on {carrier:?}");
         }
         // Unknown frames mean nothing.
         capture.send(frame::encode(0x3fff, b"\x00\xff")).await;
@@ -319,9 +331,13 @@ async fn a_bad_offer_costs_its_chunk_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_message_that_is_late_is_told_so() {
     let world = World::new().await;
-    let (mut one, mut two) = (Capture::raw(&world, Ws::H1).await, Capture::raw(&world, Ws::H2).await);
-    assert_eq!(one.bye().await, ("first_message_timeout".into(), 4408));
-    assert_eq!(two.bye().await, ("first_message_timeout".into(), 4408));
+    let mut all = Vec::new();
+    for carrier in Carrier::ALL {
+        all.push((carrier, Capture::raw(&world, carrier).await));
+    }
+    for (carrier, mut capture) in all {
+        assert_eq!(capture.bye().await, ("first_message_timeout".into(), carrier.close(4408)), "{carrier:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

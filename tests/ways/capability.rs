@@ -17,7 +17,7 @@ use waystation_proto::message::CaptureState;
 use waystation_proto::{ChunkState, Media, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::{put, send};
-use waystation_tests::peer::{Capture, Told, Way, bring, request};
+use waystation_tests::peer::{Capture, Carrier, Told, Way, bring, request};
 use waystation_tests::wire::{Exchange, Http, Ws, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
 
@@ -400,21 +400,20 @@ async fn a_bad_token_among_good_ones_ends_nothing() {
     let world = World::new().await;
     let (session, other) = (world.session().await, world.session().await);
     let good = session.upload_capability.clone().unwrap();
-    for ws in Ws::ALL {
-        let index = if ws == Ws::H1 { 1 } else { 2 };
-        let mut capture = Capture::open(&world, ws, &["a.b.c", &good]).await;
+    for (index, carrier) in (1..).zip(Carrier::ALL) {
+        let mut capture = Capture::open(&world, carrier, &["a.b.c", &good]).await;
         assert_eq!(refused(&capture.frame().await.unwrap()), (0, "capability_invalid".into()));
         let again = message_of(kind::CAPABILITY, &json!({ "capability": "d.e.f" }));
         capture.send(again).await;
         assert_eq!(refused(&capture.frame().await.unwrap()), (2, "capability_invalid".into()));
         let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
-        assert_eq!(capture.bring(1, &chunk).await.state, Some(ChunkState::Confirmed), "{ws:?}");
+        assert_eq!(capture.bring(1, &chunk).await.state, Some(ChunkState::Confirmed), "{carrier:?}");
         // The offer that needed a bad one hears why, and not that it is for something else.
         capture.offer(2, &Chunk::sealed(&other, Variant::AudioPriority, 1, 3_000)).await;
         assert_eq!(capture.state(2).await.error.unwrap().code, "capability_invalid");
     }
     let counted = "waystation_capture_refused_total{code=\"capability_invalid\"}";
-    world.until_metric(counted, |times| times == 6.0).await;
+    world.until_metric(counted, |times| times == 3.0 * Carrier::ALL.len() as f64).await;
 }
 
 fn message_of(kind: u64, body: &Value) -> bytes::Bytes {

@@ -7,7 +7,7 @@ use waystation_proto::frame::{self, Piece, kind};
 use waystation_proto::{ChunkState, Variant};
 use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::http::put;
-use waystation_tests::peer::{Capture, Told, Upload, Way, bring, head};
+use waystation_tests::peer::{Capture, Carrier, Told, Upload, Way, bring, head, post};
 use waystation_tests::wire::{Exchange, Http, Ws, ask, quic, soon, tls};
 use waystation_tests::{Chunk, Setup, World};
 
@@ -29,6 +29,7 @@ async fn beyond_connections_the_relay_says_that_it_is_full() {
         let told =
             Told::from(ask(&world, http, put(&chunk, &capability, 1).body(()).unwrap(), chunk.bytes.clone()).await);
         assert_eq!((told.status, told.code.as_str()), (503, "too_many_connections"), "{http:?}");
+        assert_eq!(ask(&world, http, post(), "").await.code(), "too_many_connections", "{http:?}");
     }
     assert!(world.metric("waystation_connections_refused_total{reason=\"full\"}").await >= 6.0);
     // Who was in goes on, and a place that is left is free again.
@@ -78,10 +79,10 @@ async fn unverified_requests_of_an_address_are_limited_and_verified_ones_are_not
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "too_many_requests"), "{http:?}");
         assert!(answer.headers.contains_key("retry-after"));
     }
-    for ws in Ws::ALL {
-        let mut capture = Capture::raw(&world, ws).await;
+    for carrier in Carrier::ALL {
+        let mut capture = Capture::raw(&world, carrier).await;
         capture.hello(&["a.b.c"]).await;
-        assert_eq!(capture.bye().await, ("too_many_requests".into(), 4429), "{ws:?}");
+        assert_eq!(capture.bye().await, ("too_many_requests".into(), carrier.close(4429)), "{carrier:?}");
     }
     let counted = "waystation_requests_total{route=\"chunk_put\",status=\"4xx\",code=\"too_many_requests\"}";
     world.until_metric(counted, |times| times == 3.0).await;
@@ -234,14 +235,16 @@ async fn a_message_that_takes_longer_than_the_limit_is_no_silence() {
     let world = std::sync::Arc::new(world("[limits]\nidle_timeout = \"3s\"\n").await);
     let session = world.session().await;
     let mut all = tokio::task::JoinSet::new();
-    for (index, (ws, dies)) in (1..).zip([(Ws::H1, false), (Ws::H2, false), (Ws::H1, true), (Ws::H2, true)]) {
+    let cases = Carrier::ALL.into_iter().flat_map(|carrier| [(carrier, false), (carrier, true)]);
+    for (index, (carrier, dies)) in (1..).zip(cases) {
         let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 70 * 1024);
         let (world, capability) = (world.clone(), session.upload_capability.clone().unwrap());
         all.spawn(async move {
-            let mut capture = Capture::open(&world, ws, &[&capability]).await;
+            let mut capture = Capture::open(&world, carrier, &[&capability]).await;
             capture.offer(1, &chunk).await;
             assert_eq!(capture.go(1).await.offset, 0);
-            let wire = message(&Piece::encode(kind::CAPTURE_PIECE, 1, 0, &chunk.bytes));
+            let piece = Piece::encode(kind::CAPTURE_PIECE, 1, 0, &chunk.bytes);
+            let wire = if matches!(carrier, Carrier::Ws(_)) { message(&piece) } else { piece.to_vec() };
             // All of it takes three times as long as silence may; no pong can come in between.
             for (at, part) in wire.chunks(wire.len().div_ceil(18)).enumerate() {
                 if dies && at == 9 {
@@ -252,9 +255,9 @@ async fn a_message_that_takes_longer_than_the_limit_is_no_silence() {
             }
             if dies {
                 let said = String::from_utf8_lossy(&capture.rest().await).into_owned();
-                assert!(said.contains(r#"{"reason":"body_stalled""#), "{ws:?}: {said:?}");
+                assert!(said.contains(r#"{"reason":"body_stalled""#), "{carrier:?}: {said:?}");
             } else {
-                assert_eq!(capture.ended(1).await.state, Some(ChunkState::Confirmed), "{ws:?}");
+                assert_eq!(capture.ended(1).await.state, Some(ChunkState::Confirmed), "{carrier:?}");
             }
         });
     }

@@ -4,6 +4,7 @@ mod abandoned;
 mod bad;
 mod capability;
 mod limits;
+mod post;
 mod reset;
 mod rivals;
 mod upload;

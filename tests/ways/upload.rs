@@ -35,8 +35,8 @@ async fn every_way_ends_confirmed_and_a_repeat_needs_no_body() {
         confirmed(&keys, &chunk, &told);
         assert!(matches!(told.status, 0 | 201), "{way:?}: {told:?}");
         for again in Way::ALL {
-            let told = match again {
-                Way::Http(http) => {
+            let told = match (again, again.carrier()) {
+                (Way::Http(http), _) => {
                     // Not one byte of the body is sent, and it is not ended.
                     let request = waystation_tests::http::put(&chunk, &capability, 20)
                         .header("content-length", chunk.offer.length)
@@ -46,8 +46,8 @@ async fn every_way_ends_confirmed_and_a_repeat_needs_no_body() {
                     assert_eq!(streaming.status, 200, "{way:?} then {again:?}");
                     continue;
                 }
-                Way::Ws(ws) => {
-                    let mut capture = Capture::open(&world, ws, &[&capability]).await;
+                (_, carrier) => {
+                    let mut capture = Capture::open(&world, carrier.unwrap(), &[&capability]).await;
                     capture.offer(9, &chunk).await;
                     Told::from(capture.state(9).await)
                 }

@@ -1,4 +1,5 @@
-//! `/capture`: many chunks over one WebSocket, none of which holds up another.
+//! `/capture`: many chunks over one session of frames, none of which holds up another. A WebSocket
+//! carries it, or the two bodies of a `POST`.
 
 mod chunk;
 mod lane;
@@ -15,9 +16,12 @@ use tokio::task::JoinSet;
 use self::chunk::Chunk;
 use self::lane::Lane;
 use self::tokens::Tokens;
+use super::body::RequestBody;
 use super::conn::Ctx;
+use super::duplex;
+use super::frames::{Goodbye, Outbox, Reader, Room};
 use super::respond::{self, Reply};
-use super::ws::{self, Goodbye, Outbox, Reader, Room};
+use super::ws;
 use crate::admission::Refusal;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES, Piece, kind};
 use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
@@ -36,13 +40,20 @@ const ROOM: Room = Room { read_buffer: 64 * 1024, messages: 64 };
 
 /// The upgrade of `/capture`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
-    ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, |ctx, reader, out| async move {
-        match Session::open(ctx, reader, out).await {
-            Ok(Some(session)) => session.run().await,
-            Ok(None) => Goodbye::Left,
-            Err(refusal) => told(&refusal),
-        }
-    })
+    ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, hold)
+}
+
+/// `POST /capture`: the same frames in the request's body and the answer's.
+pub(super) fn post(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Reply {
+    duplex::start(ctx, parts, body, ROOM, hold)
+}
+
+async fn hold(ctx: Ctx, reader: Reader, out: Outbox) -> Goodbye {
+    match Session::open(ctx, reader, out).await {
+        Ok(Some(session)) => session.run().await,
+        Ok(None) => Goodbye::Left,
+        Err(refusal) => told(&refusal),
+    }
 }
 
 fn told(refusal: &Refusal) -> Goodbye {

@@ -1,0 +1,207 @@
+//! A session of frames, whatever carries them: a WebSocket (`ws`) or the two bodies of one
+//! request (`duplex`).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::conn::Ctx;
+use super::{duplex, ws};
+use crate::proto::Code;
+use crate::proto::frame::Frame;
+
+/// The first message, which authenticates, must be here by then.
+pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// Small frames that wait are sent in one message up to this.
+const JOIN: usize = 32 * 1024;
+/// How long a peer may take to read the last frame.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How a session ended.
+pub(super) enum Goodbye {
+    /// The peer left.
+    Left,
+    /// What was asked for is over.
+    Done,
+    /// The relay ends it: the last frame, unless it is sent already, and the code of the close.
+    Told(Bytes, Code),
+}
+
+/// What a session may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Bytes read ahead from a socket.
+    pub(super) read_buffer: usize,
+    /// Messages that may wait to be written.
+    pub(super) messages: usize,
+}
+
+/// Holds a session to its end: `writer` is the task that empties the outbox, and says with which
+/// code it gave up if it did.
+pub(super) async fn hold<S, F>(
+    ctx: Ctx,
+    reader: Reader,
+    out: Outbox,
+    writer: AbortOnDropHandle<Option<Code>>,
+    session: S,
+) where
+    S: FnOnce(Ctx, Reader, Outbox) -> F,
+    F: Future<Output = Goodbye>,
+{
+    let (last, rest) = (out.clone(), reader.rest());
+    let goodbye = session(ctx.clone(), reader, out).await;
+    let lingers = !matches!(goodbye, Goodbye::Left);
+    let told = farewell(goodbye, last).await;
+    let written = writer.await.ok().flatten();
+    // Closing while bytes are unread resets the connection, and the last frame may be lost with
+    // them.
+    if lingers && written.is_none() {
+        let _ = ctx.within(LINGER, rest).await;
+    }
+    ctx.ticket.ended(told.or(written));
+}
+
+/// Sends the last frame and the close. Returns the code they carry.
+async fn farewell(goodbye: Goodbye, out: Outbox) -> Option<Code> {
+    let code = match goodbye {
+        Goodbye::Told(last, code) => {
+            if !last.is_empty() {
+                out.send(last).await;
+            }
+            Some(code)
+        }
+        Goodbye::Done | Goodbye::Left => None,
+    };
+    let _ = out.0.send(Out::Close(code)).await;
+    code
+}
+
+/// What goes out.
+pub(super) enum Out {
+    /// Whole frames.
+    Message(Bytes),
+    /// Messages that go out in one write.
+    Batch(Vec<Bytes>),
+    /// The end, and why if it is not in order.
+    Close(Option<Code>),
+}
+
+/// Where a session's frames go: bounded, and the peer's slowness is felt here.
+#[derive(Clone)]
+pub(super) struct Outbox(mpsc::Sender<Out>);
+
+impl Outbox {
+    /// One that holds so many messages, and the end that empties it.
+    pub(super) fn new(messages: usize) -> (Self, mpsc::Receiver<Out>) {
+        let (tx, rx) = mpsc::channel(messages);
+        (Self(tx), rx)
+    }
+
+    /// Sends a message of whole frames; `false` when the connection is gone.
+    pub(super) async fn send(&self, message: Bytes) -> bool {
+        self.0.send(Out::Message(message)).await.is_ok()
+    }
+
+    /// Waits for room for one batch; `None` when the connection is gone.
+    pub(super) async fn room(&self) -> Option<Slot<'_>> {
+        self.0.reserve().await.ok().map(Slot)
+    }
+
+    /// Ends when the connection is gone.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// Room for one batch.
+pub(super) struct Slot<'a>(mpsc::Permit<'a, Out>);
+
+impl Slot<'_> {
+    /// Sends messages of whole frames, in one write if they are small enough.
+    pub(super) fn send(self, batch: Vec<Bytes>) {
+        self.0.send(Out::Batch(batch));
+    }
+}
+
+/// Joins small messages that wait already: one message holds whole frames, however many. What
+/// comes next and can't be joined is left in `held`.
+pub(super) fn join(first: Bytes, rx: &mut mpsc::Receiver<Out>, held: &mut Option<Out>) -> Bytes {
+    let mut joined = BytesMut::new();
+    let mut len = first.len();
+    while len < JOIN {
+        match rx.try_recv() {
+            Ok(Out::Message(next)) if len + next.len() <= 2 * JOIN => {
+                if joined.is_empty() {
+                    joined.extend_from_slice(&first);
+                }
+                joined.extend_from_slice(&next);
+                len = joined.len();
+            }
+            Ok(other) => {
+                *held = Some(other);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if joined.is_empty() { first } else { joined.freeze() }
+}
+
+/// The reading half.
+pub(super) enum Reader {
+    /// Messages of a WebSocket.
+    Socket(ws::Messages),
+    /// The body of a request.
+    Body(duplex::Inflow),
+}
+
+impl Reader {
+    /// The next frames, those that came together; `None` when the peer left. Cancel-safe, and a
+    /// peer that gives no sign for `idle_timeout` is found whatever else the caller waits for.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
+        match self {
+            Self::Socket(messages) => messages.next().await,
+            Self::Body(inflow) => inflow.next().await,
+        }
+    }
+
+    /// The first frames, which must come at once and begin with one of `kind`.
+    pub(super) async fn first(&mut self, kind: u64) -> Result<Option<Vec<Frame>>, Code> {
+        let ctx = self.ctx().clone();
+        if let Self::Body(inflow) = self {
+            inflow.begins_with(kind);
+        }
+        let first = ctx.within(FIRST_MESSAGE, async {
+            loop {
+                match self.next().await {
+                    Ok(Some(frames)) if frames.is_empty() => {}
+                    other => return other,
+                }
+            }
+        });
+        match first.await {
+            None => Err(Code::FirstMessageTimeout),
+            Some(Ok(Some(frames))) if frames.first().is_none_or(|frame| frame.kind != kind) => Err(Code::ProtocolError),
+            Some(other) => other,
+        }
+    }
+
+    const fn ctx(&self) -> &Ctx {
+        match self {
+            Self::Socket(messages) => &messages.ctx,
+            Self::Body(inflow) => &inflow.ctx,
+        }
+    }
+
+    /// Ends when the peer has sent everything; what it sends until then is dropped.
+    fn rest(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        match self {
+            Self::Socket(messages) => Box::pin(messages.rest()),
+            Self::Body(inflow) => Box::pin(inflow.rest()),
+        }
+    }
+}
