@@ -21,7 +21,7 @@ use crate::race;
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
 /// sent again after three of it. On a link that is slower yet it costs a packet or two.
-const INITIAL_RTT: Duration = Duration::from_millis(200);
+const INITIAL_RTT: Duration = Duration::from_millis(120);
 /// Bytes of a packet before the path showed that it takes more: what every path with IPv6 takes.
 const INITIAL_MTU: u16 = 1232;
 /// A connection on which nothing comes back for this long is dead. Longer than outages, since a

@@ -32,6 +32,9 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// What is held for a peer until it acknowledges; small, so that what a contact is sent next is
 /// decided late.
 const SEND_WINDOW: u64 = 256 * 1024;
+/// A round trip is thought to take this long before the first is seen: a lost packet of the
+/// handshake is sent again after three of it. On a slower link that costs a packet or two.
+const INITIAL_RTT: Duration = Duration::from_millis(120);
 /// Connections whose first packets wait to be looked at.
 const MAX_INCOMING: usize = 1024;
 /// Bytes such a connection may have waiting, and all of them together.
@@ -55,6 +58,7 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
+        .initial_rtt(INITIAL_RTT)
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
         .keep_alive_interval(Some(limits.idle_timeout / 3));

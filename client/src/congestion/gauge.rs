@@ -125,11 +125,11 @@ impl Gauge {
         (state.ledger.open() > 0).then(|| state.heard.elapsed())
     }
 
-    /// Lets one packet more into flight than the window allows. After an outage the path is found
+    /// Lets two packets more into flight than the window allows. After an outage the path is found
     /// again by whatever is sent first; QUIC's own probes come ever more rarely by then.
     pub(crate) fn nudge(&self) {
         let mut state = self.state();
-        state.beyond += state.ledger.mtu;
+        state.beyond += 2 * state.ledger.mtu;
     }
 
     // === the controller's side ===

@@ -6,10 +6,13 @@
 use std::time::Duration;
 
 /// Nothing is acknowledged for this long, and twice the round trip: the path is poked.
-const QUIET: Duration = Duration::from_millis(500);
-/// Pokes come so much apart at first, twice as much each time, and no further apart than the
-/// second value.
-const POKES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+const QUIET: Duration = Duration::from_millis(300);
+/// So many pokes come soon after each other, [`SOON`] apart: a burst of losses is over after a
+/// few packets, whenever they are sent.
+const MANY: u32 = 5;
+const SOON: Duration = Duration::from_millis(200);
+/// Those after them, for a link that is away.
+const LATER: Duration = Duration::from_secs(1);
 /// Nothing is acknowledged for this long, and six round trips: the path is given up for another,
 /// unless it is heard first.
 const STALLED: Duration = Duration::from_secs(2);
@@ -55,8 +58,8 @@ impl Pulse {
         if self.due.is_some_and(|due| silence < due) {
             return Beat::Rest;
         }
-        self.due = Some(silence + (POKES.0 * (1 << self.pokes.min(4))).min(POKES.1));
         self.pokes += 1;
+        self.due = Some(silence + if self.pokes < MANY { SOON } else { LATER });
         Beat::Poke
     }
 }
@@ -75,7 +78,7 @@ mod tests {
         let beats: Vec<(u64, Beat)> =
             (0..60).map(|n| (n * 100, at(&mut pulse, n * 100))).filter(|(_, beat)| *beat != Beat::Rest).collect();
         let pokes: Vec<u64> = beats.iter().filter(|(_, beat)| *beat == Beat::Poke).map(|(at, _)| *at).collect();
-        assert_eq!(pokes, [600, 900, 1400, 2400, 3400, 4400, 5400]);
+        assert_eq!(pokes, [400, 600, 800, 1000, 1200, 2200, 3200, 4200, 5200]);
         assert_eq!(beats.iter().filter(|(_, beat)| *beat == Beat::Stalls).count(), 1);
         assert_eq!(at(&mut pulse, 0), Beat::Flows);
         assert_eq!(at(&mut pulse, 0), Beat::Rest);

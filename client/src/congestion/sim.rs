@@ -383,7 +383,8 @@ impl World {
             return;
         }
         let mut wake = now + TICK;
-        if flow.probe_due(now) | flow.is_poked(now) {
+        let (probe, poke) = (flow.probe_due(now), flow.is_poked(now));
+        for _ in 0..u32::from(probe) + 2 * u32::from(poke) {
             self.send(now, index);
         }
         loop {
