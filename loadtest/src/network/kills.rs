@@ -40,7 +40,7 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
     let runs = args.each(|seed| one(args, profile, seed)).await?;
     let sum = |of: fn(&Run) -> u64| runs.iter().map(of).sum::<u64>();
     let (kills, lost) = (sum(|run| run.kills), sum(|run| run.lost));
-    let again = sum(|run| run.received).saturating_sub(sum(|run| run.payload));
+    let again = sum(|run| run.received).saturating_sub(sum(|run| run.payload)) as f64 / kills.max(1) as f64;
     let line = Line::default()
         .word("scenario", "kills")
         .word("profile", profile.name)
@@ -49,7 +49,8 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
         .count("phone_kills", sum(|run| run.phones))
         .count("payload_bytes", sum(|run| run.payload))
         .count("wire_bytes", sum(|run| run.wire))
-        .figure("again_bytes_per_kill", again as f64 / kills.max(1) as f64)
+        .figure("again_bytes_per_kill", again)
+        .bar("again_bar", Some(again), Some(bars::again_bytes(profile)))
         .count("lost", lost);
     Ok(line.failing(lost > 0))
 }
