@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use waystation_netlab::Profile;
 use waystation_netlab::rng::Rng;
 use waystation_proto::Variant;
@@ -72,7 +73,10 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let (mut received, mut phones) = (0, 0);
     for kill in 0..args.kills {
         let pause = Duration::from_secs_f64(SHORTEST_S + rng.fraction() * (LONGEST_S - SHORTEST_S));
-        phone.until(pause, |phone| phone.ended).await?;
+        let next = Instant::now() + pause;
+        phone.until(pause, |_| false).await?;
+        // A phone that has brought everything, or failed, is gone before its time.
+        tokio::time::sleep_until(next).await;
         if PHONE_GOES_ON && kill % 2 == 1 {
             phone = phone.again(&site, &mut plan).await?;
             phones += 1;
