@@ -3,7 +3,7 @@
 //!
 //! Each run has a link of its own ([`waystation_netlab`]); relay and core run at its server's end,
 //! a capture client ([`phone`]) at the other. What is at the relay is told by the core, which
-//! stands beside it and answers at once: its list of commits has their times ([`site`]).
+//! stands beside it and answers at once: its list of commits has their times.
 
 mod bars;
 mod bulk;
