@@ -90,7 +90,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let wire = site.link.stats().up.sent_bytes;
     received += site.received().await?;
     let held = site.held(&lanes).await?;
-    let safe = held.equal.iter().filter(|key| phone.confirmed_ms.contains_key(key)).count() as u64;
     phone.kill().await?;
-    Ok(Run { kills: args.kills, phones, received, payload, wire, lost: chunks - safe + held.other })
+    let lost = held.lost(&phone.confirmed_ms, chunks);
+    Ok(Run { kills: args.kills, phones, received, payload, wire, lost })
 }

@@ -64,8 +64,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let (ended, return_s) = (ended?, return_s?);
     phone.kill().await?;
     let held = site.held(&lanes).await?;
-    let safe = held.equal.iter().filter(|key| phone.confirmed_ms.contains_key(key)).count() as u64;
-    Ok(Run { return_s, lost: chunks - safe + held.other + u64::from(!ended) })
+    Ok(Run { return_s, lost: held.lost(&phone.confirmed_ms, chunks) + u64::from(!ended) })
 }
 
 /// Makes the outage; returns the seconds from its end to the first new byte of a chunk.
