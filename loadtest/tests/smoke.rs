@@ -3,31 +3,15 @@
 
 #![allow(clippy::unwrap_used)] // a failed test says where
 
-use std::path::Path;
+mod programs;
+
 use std::process::{Command, Output};
 
+use programs::LOADTEST;
 use serde_json::Value;
 
-const LOADTEST: &str = env!("CARGO_BIN_EXE_waystation-loadtest");
-
-/// `./test` builds the programs before any test; whoever runs this test alone and has none gets
-/// them built here.
-fn programs() {
-    let beside = Path::new(LOADTEST).parent().unwrap();
-    if ["waystation", "waystation-devcore"].iter().all(|name| beside.join(name).is_file()) {
-        return;
-    }
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "-p", "waystation", "-p", "waystation-devcore", "--bins", "--target-dir"]);
-    build.arg(beside.parent().unwrap()).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    if beside.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success());
-}
-
 fn run(args: &[&str]) -> Output {
-    programs();
+    programs::build();
     Command::new(LOADTEST).args(args).output().unwrap()
 }
 

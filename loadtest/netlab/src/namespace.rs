@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Error, Side, tun};
@@ -138,13 +139,24 @@ fn remove(name: &str) {
     let _ = ip(&["netns", "del", name]);
 }
 
-/// Removes namespaces of processes that were killed.
+/// Removes namespaces of processes that were killed, with the programs left in them.
 fn sweep() {
     let Ok(entries) = std::fs::read_dir(FOLDER) else { return };
     for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         if owner(&name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            end_programs(&name);
             remove(&name);
         }
+    }
+}
+
+/// Whoever started the programs of an orphaned namespace is gone, and nobody else is in it.
+fn end_programs(name: &str) {
+    let Ok(output) = Command::new("ip").args(["netns", "pids", name]).stdin(Stdio::null()).output() else { return };
+    let pids = String::from_utf8_lossy(&output.stdout);
+    for pid in pids.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
+        // One that has ended meanwhile is what was wanted.
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 

@@ -20,7 +20,7 @@ struct Request {
 
 /// IP packets, without a header before them (`IFF_TUN | IFF_NO_PI`).
 const FLAGS: u16 = 0x0001 | 0x1000;
-/// `_IOW('T', 202, int)` of linux/if_tun.h; in spite of its name it takes an [`Request`].
+/// `_IOW('T', 202, int)` of linux/if_tun.h; in spite of its name it takes a [`Request`].
 const TUNSETIFF: rustix::ioctl::Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
 
 /// Makes the device in the network namespace of the calling thread. Reads and writes of the file

@@ -13,6 +13,9 @@ const WIRE_MORE: f64 = 0.03;
 /// What an outage may cost on top.
 const WIRE_OUTAGE: f64 = 0.07;
 
+/// What a relay may hold of a chunk before it writes it down, in bytes.
+const WRITE_BUFFER: f64 = 262_144.0;
+
 /// Seconds that `bytes` take upwards if nothing is ever idle or sent in vain.
 #[must_use]
 pub(super) fn sending_s(profile: &Profile, bytes: u64) -> f64 {
@@ -101,6 +104,12 @@ pub(super) fn mixed_s(profile: &Profile) -> Option<f64> {
     }
 }
 
+/// Bytes that may be sent again after a kill: those in flight, of which there are about two
+/// bandwidth-delay products, and what a relay holds before it writes.
+pub(super) fn again_bytes(profile: &Profile) -> f64 {
+    2.0 * profile.up.rate / 8.0 * profile.rtt().as_secs_f64() + WRITE_BUFFER
+}
+
 #[cfg(test)]
 mod tests {
     use waystation_netlab::profile::MEASURED;
@@ -140,6 +149,7 @@ mod tests {
         let wire = |name| (wire_ratio(&named(name), Transport::H3).unwrap() * 1000.0).round() / 1000.0;
         assert_eq!((wire("lossy"), wire("handover")), (1.265, 1.15));
         assert_eq!(wire_ratio(&named("lossy"), Transport::Ws), None);
+        assert_eq!(again_bytes(&named("lossy")), 100_000.0 + 262_144.0);
         assert_eq!((survival_s(&named("edge2g")), survival_s(&named("handover"))), (6.0, 8.0));
     }
 }

@@ -91,7 +91,6 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
         None => phone.kill().await?,
     }
     let (commits, held) = (site.commits().await?, site.held(&lanes).await?);
-    let safe = held.equal.iter().filter(|key| told.contains_key(key)).count() as u64;
     let since = |at_ms: f64| (at_ms - began_ms) / 1000.0;
     let at_relay = (0..CHUNKS).map(|seq| commits.get(&(LANE, seq)).map(|commit| commit.arrived_ms));
     let at_relay = at_relay.collect::<Option<Vec<f64>>>().and_then(|times| times.into_iter().reduce(f64::max));
@@ -104,7 +103,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
         held_s: at_relay.map(since),
         chunk1_s: chunk1_ms.map(since),
         wire_ratio: wire as f64 / PAYLOAD as f64,
-        lost: CHUNKS - safe + held.other,
+        lost: held.lost(&told, CHUNKS),
         curve,
     })
 }

@@ -29,8 +29,8 @@ pub(super) struct Handset {
     pub(super) held_ms: Chunks<f64>,
     /// Chunks that it could not keep.
     pub(super) refused: u64,
-    /// It said its last word.
-    pub(super) ended: bool,
+    /// It will say no more.
+    pub(super) gone: bool,
 }
 
 impl Handset {
@@ -54,7 +54,7 @@ impl Handset {
             confirmed_ms: Chunks::new(),
             held_ms: Chunks::new(),
             refused: 0,
-            ended: false,
+            gone: false,
         };
         match phone.next().await? {
             Some(Said::Began { at_ms }) => phone.began_ms = at_ms,
@@ -66,12 +66,14 @@ impl Handset {
     /// The next thing it says; none when it is gone.
     pub(super) async fn next(&mut self) -> Result<Option<Said>, Failure> {
         let line = self.lines.next_line().await.map_err(Failure::io("a phone"))?;
-        let Some(said) = line.and_then(|line| serde_json::from_str(&line).ok()) else { return Ok(None) };
+        let Some(said) = line.and_then(|line| serde_json::from_str(&line).ok()) else {
+            self.gone = true;
+            return Ok(None);
+        };
         match &said {
             Said::Cut { variant, seq, at_ms } => drop(self.cut_ms.insert((*variant, *seq), *at_ms)),
             Said::State { variant, seq, state, at_ms } => self.note((*variant, *seq), state, *at_ms),
             Said::Refused { .. } => self.refused += 1,
-            Said::Ended { .. } => self.ended = true,
             _ => {}
         }
         Ok(Some(said))
@@ -95,7 +97,7 @@ impl Handset {
             lane.from = cut.max().unwrap_or(lane.from);
         }
         let next = Self::start(site, plan).await?;
-        Ok(Self { child: next.child, lines: next.lines, ..self })
+        Ok(Self { child: next.child, lines: next.lines, gone: false, ..self })
     }
 
     /// Listens until `is_done`, at most for `limit`. False: the time was over, or the phone gone.

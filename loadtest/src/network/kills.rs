@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use waystation_netlab::Profile;
 use waystation_netlab::rng::Rng;
 use waystation_proto::Variant;
@@ -40,7 +41,7 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
     let runs = args.each(|seed| one(args, profile, seed)).await?;
     let sum = |of: fn(&Run) -> u64| runs.iter().map(of).sum::<u64>();
     let (kills, lost) = (sum(|run| run.kills), sum(|run| run.lost));
-    let again = sum(|run| run.received).saturating_sub(sum(|run| run.payload));
+    let again = sum(|run| run.received).saturating_sub(sum(|run| run.payload)) as f64 / kills.max(1) as f64;
     let line = Line::default()
         .word("scenario", "kills")
         .word("profile", profile.name)
@@ -49,7 +50,8 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
         .count("phone_kills", sum(|run| run.phones))
         .count("payload_bytes", sum(|run| run.payload))
         .count("wire_bytes", sum(|run| run.wire))
-        .figure("again_bytes_per_kill", again as f64 / kills.max(1) as f64)
+        .figure("again_bytes_per_kill", again)
+        .bar("again_bar", Some(again), Some(bars::again_bytes(profile)))
         .count("lost", lost);
     Ok(line.failing(lost > 0))
 }
@@ -71,7 +73,10 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let (mut received, mut phones) = (0, 0);
     for kill in 0..args.kills {
         let pause = Duration::from_secs_f64(SHORTEST_S + rng.fraction() * (LONGEST_S - SHORTEST_S));
-        phone.until(pause, |phone| phone.ended).await?;
+        let next = Instant::now() + pause;
+        phone.until(pause, |_| false).await?;
+        // A phone that has brought everything, or failed, is gone before its time.
+        tokio::time::sleep_until(next).await;
         if PHONE_GOES_ON && kill % 2 == 1 {
             phone = phone.again(&site, &mut plan).await?;
             phones += 1;
@@ -85,7 +90,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let wire = site.link.stats().up.sent_bytes;
     received += site.received().await?;
     let held = site.held(&lanes).await?;
-    let safe = held.equal.iter().filter(|key| phone.confirmed_ms.contains_key(key)).count() as u64;
     phone.kill().await?;
-    Ok(Run { kills: args.kills, phones, received, payload, wire, lost: chunks - safe + held.other })
+    let lost = held.lost(&phone.confirmed_ms, chunks);
+    Ok(Run { kills: args.kills, phones, received, payload, wire, lost })
 }

@@ -3,7 +3,7 @@
 //!
 //! Each run has a link of its own ([`waystation_netlab`]); relay and core run at its server's end,
 //! a capture client ([`phone`]) at the other. What is at the relay is told by the core, which
-//! stands beside it and answers at once: its list of commits has their times ([`site`]).
+//! stands beside it and answers at once: its list of commits has their times.
 
 mod bars;
 mod bulk;
@@ -90,6 +90,9 @@ pub struct Args {
     /// Where the runs' directories are made; they are removed at the end
     #[arg(long)]
     runs_dir: Option<PathBuf>,
+    /// Leave the runs' directories, with the logs of all programs
+    #[arg(long)]
+    keep: bool,
     /// One line of JSON for each profile
     #[arg(long)]
     json: bool,
@@ -132,7 +135,8 @@ impl Args {
     fn setup(&self, profile: &Profile, seed: u64) -> site::Setup {
         let congestion = self.transport.congestion().map(str::to_owned);
         let link = Options { congestion, ..Options::default() };
-        site::Setup { profile: profile.clone(), seed, link, transport: self.transport, above: self.runs_dir.clone() }
+        let (transport, above, keep) = (self.transport, self.runs_dir.clone(), self.keep);
+        site::Setup { profile: profile.clone(), seed, link, transport, above, keep }
     }
 
     /// Runs all seeds, some side by side, and returns what they found in their order.

@@ -53,8 +53,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<(Option<f64>, 
     phone.until(sending, |phone| phone.confirmed_ms.len() as u64 >= wanted).await?;
     let last = phone.confirmed_ms.values().copied().reduce(f64::max);
     let held = site.held(&lanes).await?;
-    let safe = held.equal.iter().filter(|key| phone.confirmed_ms.contains_key(key)).count() as u64;
     phone.kill().await?;
-    let all = last.filter(|_| safe == wanted).map(|last| (last - returned_ms) / 1000.0);
-    Ok((all, wanted - safe + held.other))
+    let lost = held.lost(&phone.confirmed_ms, wanted);
+    Ok((last.filter(|_| lost == 0).map(|last| (last - returned_ms) / 1000.0), lost))
 }

@@ -15,8 +15,8 @@ use waystation_proto::id::ChunkRef;
 
 use crate::Failure;
 
-/// Chunks asked about at once: more are never on their way.
-const ASKED: u64 = 16;
+/// Chunks that are not whole and are asked about: more are never on their way at once.
+const UNFINISHED: usize = 16;
 
 const BROKEN: Failure = Failure::Wire("the relay did not tell its offsets");
 
@@ -55,17 +55,17 @@ impl Offsets {
     /// Bytes of all chunks together. Chunks are brought in their order, so that only the first ones
     /// that are not whole are asked about.
     pub(super) async fn sum(&mut self) -> Result<u64, Failure> {
-        let (mut sum, mut asked) = (0, 0);
+        let (mut sum, mut unfinished) = (0, 0);
         for at in 0..self.refs.len() {
             if let Some(whole) = self.whole[at] {
                 sum += whole;
                 continue;
             }
-            if asked == ASKED {
+            if unfinished == UNFINISHED {
                 break;
             }
-            asked += 1;
             sum += self.ask(at).await?;
+            unfinished += usize::from(self.whole[at].is_none());
         }
         Ok(sum)
     }

@@ -21,7 +21,7 @@ const UPLOAD_S: f64 = 40.0;
 const BEGINS: Duration = Duration::from_secs(8);
 const LASTS: Duration = Duration::from_secs(20);
 /// Before its end the relay is asked what it has; nothing can have come since.
-const LOOK_BEFORE: Duration = Duration::from_millis(300);
+const LOOK_BEFORE: Duration = Duration::from_secs(3);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// After the return a byte must come within this, and all within ten times as long again.
@@ -64,8 +64,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let (ended, return_s) = (ended?, return_s?);
     phone.kill().await?;
     let held = site.held(&lanes).await?;
-    let safe = held.equal.iter().filter(|key| phone.confirmed_ms.contains_key(key)).count() as u64;
-    Ok(Run { return_s, lost: chunks - safe + held.other + u64::from(!ended) })
+    Ok(Run { return_s, lost: held.lost(&phone.confirmed_ms, chunks) + u64::from(!ended) })
 }
 
 /// Makes the outage; returns the seconds from its end to the first new byte of a chunk.
@@ -73,8 +72,8 @@ async fn watch(site: &Site, chunks: u64) -> Result<Option<f64>, Failure> {
     tokio::time::sleep(BEGINS).await;
     let returns = Instant::now() + LASTS;
     site.link.outage(LASTS);
-    let mut offsets = site.offsets(LANE, chunks).await?;
     tokio::time::sleep_until(returns - LOOK_BEFORE).await;
+    let mut offsets = site.offsets(LANE, chunks).await?;
     let before = offsets.sum().await?;
     tokio::time::sleep_until(returns).await;
     while returns.elapsed() < PATIENCE {

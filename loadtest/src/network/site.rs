@@ -44,6 +44,8 @@ pub(super) struct Setup {
     pub(super) transport: Transport,
     /// Where the run's directory is made.
     pub(super) above: Option<PathBuf>,
+    /// The directory stays, with the programs' logs.
+    pub(super) keep: bool,
 }
 
 /// The run's world. Programs end before the link, and the files last.
@@ -84,6 +86,14 @@ pub(super) struct Held {
     pub(super) other: u64,
 }
 
+impl Held {
+    /// Chunks of `wanted` that the phone was not told of, or that are not what was recorded.
+    pub(super) fn lost(&self, told: &Chunks<f64>, wanted: u64) -> u64 {
+        let safe = self.equal.iter().filter(|key| told.contains_key(key)).count() as u64;
+        wanted.saturating_sub(safe) + self.other
+    }
+}
+
 #[derive(Deserialize)]
 struct Stats {
     commits: Vec<Noted>,
@@ -111,9 +121,9 @@ struct Listed {
 impl Site {
     /// Starts link, core and relay, and makes a session with these lanes.
     pub(super) async fn start(setup: Setup, lanes: &[Variant]) -> Result<Self, Failure> {
-        let Setup { profile, seed, link, transport, above } = setup;
+        let Setup { profile, seed, link, transport, above, keep } = setup;
         let above = above.unwrap_or_else(std::env::temp_dir);
-        let dir = tempfile::Builder::new().prefix("waystation-net-").tempdir_in(above);
+        let dir = tempfile::Builder::new().prefix("waystation-net-").disable_cleanup(keep).tempdir_in(above);
         let dir = dir.map_err(Failure::io("the run's directory"))?;
         let started = tokio::task::spawn_blocking(move || Link::start(&profile, seed, &link)).await;
         let link = started.map_err(|_| Failure::Wire("the link could not be started"))??;
@@ -358,6 +368,16 @@ async fn session(link: &Link, core_url: &str, token: &Path, lanes: &[Variant]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chunk_is_safe_if_the_core_has_it_and_the_phone_knows() {
+        let key = |seq| (Variant::AudioPriority, seq);
+        let told = Chunks::from([(key(0), 1.0), (key(1), 1.0), (key(2), 1.0)]);
+        let held = |equal: &[u64], other| Held { equal: equal.iter().map(|seq| key(*seq)).collect(), other };
+        assert_eq!(held(&[0, 1, 2], 0).lost(&told, 3), 0);
+        assert_eq!(held(&[0, 1], 1).lost(&told, 3), 2, "one is missing, and something is there instead");
+        assert_eq!(held(&[0, 1, 2, 3], 0).lost(&told, 4), 1, "the phone never knew of one");
+    }
 
     #[test]
     fn samples_are_of_one_metric() {
