@@ -41,6 +41,8 @@ pub enum Transport {
 #[derive(Clone)]
 pub struct Trust {
     config: Arc<ClientConfig>,
+    /// The same with a first flight that fits one packet; see [`Trust::brief`].
+    brief: Arc<ClientConfig>,
 }
 
 /// An address with what it takes to connect to it.
@@ -86,8 +88,11 @@ impl Trust {
     /// # Errors
     /// [`ConnectError::Certificate`] if the system has none.
     pub fn system() -> Result<Self, ConnectError> {
-        let config = builder()?.with_native_roots().map_err(|_| ConnectError::Certificate)?.with_no_client_auth();
-        Ok(Self { config: Arc::new(config) })
+        let native = |provider: CryptoProvider| {
+            let builder = builder(provider.into())?.with_native_roots().map_err(|_| ConnectError::Certificate)?;
+            Ok(Arc::new(builder.with_no_client_auth()))
+        };
+        Ok(Self { config: native(provider())?, brief: native(brief())? })
     }
 
     /// Exactly the certificates of a PEM or DER file: each both as the other end's own
@@ -112,19 +117,20 @@ impl Trust {
     pub fn certificates(list: Vec<CertificateDer<'static>>) -> Result<Self, ConnectError> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(list.iter().cloned());
-        let provider = provider();
+        let provider = Arc::new(provider());
         let issued = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-        let verifier = Pinned { list, issued: issued.build().ok(), provider };
-        let config = builder()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
-        Ok(Self { config: Arc::new(config) })
+        let verifier = Arc::new(Pinned { list, issued: issued.build().ok(), provider: provider.clone() });
+        let pinned = |provider: Arc<CryptoProvider>| {
+            let builder = builder(provider)?.dangerous().with_custom_certificate_verifier(verifier.clone());
+            Ok(Arc::new(builder.with_no_client_auth()))
+        };
+        Ok(Self { config: pinned(provider)?, brief: pinned(brief().into())? })
     }
 
     /// A TLS configuration that offers these protocols.
     #[must_use]
     pub fn tls(&self, alpn: &[&[u8]]) -> ClientConfig {
-        let mut config = (*self.config).clone();
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        config
+        with_alpn(&self.config, alpn)
     }
 }
 
@@ -132,9 +138,15 @@ impl Trust {
     /// For QUIC. A relay that is known from before may be sent something at once (0-RTT): it does
     /// nothing with it before the handshake is complete, so a copy of it changes nothing.
     pub(crate) fn quic(&self) -> ClientConfig {
-        let mut config = self.tls(&[b"h3"]);
+        let mut config = self.brief(&[b"h3"]);
         config.enable_early_data = true;
         config
+    }
+
+    /// For capture: without the key shares of post-quantum groups, so that a first flight is one
+    /// packet and not two, each of which a bad link may lose. `docs/decisions/0014` weighs it.
+    pub(crate) fn brief(&self, alpn: &[&[u8]]) -> ClientConfig {
+        with_alpn(&self.brief, alpn)
     }
 }
 
@@ -213,7 +225,7 @@ impl Endpoint {
 
     async fn handshake(&self, stream: TcpStream) -> Result<Box<dyn Stream>, ConnectError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| ConnectError::Url)?;
-        let config = Arc::new(self.trust.tls(&[b"http/1.1"]));
+        let config = Arc::new(self.trust.brief(&[b"http/1.1"]));
         match tokio_rustls::TlsConnector::from(config).connect(name, stream).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) if is_certificate(&error) => Err(ConnectError::Untrusted),
@@ -263,12 +275,25 @@ fn is_certificate(error: &std::io::Error) -> bool {
     matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+fn with_alpn(config: &ClientConfig, alpn: &[&[u8]]) -> ClientConfig {
+    let mut config = config.clone();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config
 }
 
-fn builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, ConnectError> {
-    ClientConfig::builder_with_provider(provider())
+fn provider() -> CryptoProvider {
+    rustls::crypto::aws_lc_rs::default_provider()
+}
+
+fn brief() -> CryptoProvider {
+    use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, X25519};
+    CryptoProvider { kx_groups: vec![X25519, SECP256R1], ..provider() }
+}
+
+fn builder(
+    provider: Arc<CryptoProvider>,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, ConnectError> {
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|_| ConnectError::Certificate)
 }

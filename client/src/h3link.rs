@@ -10,7 +10,7 @@ use h3::error::Code;
 use http::{Request, Response};
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio_util::task::AbortOnDropHandle;
-use waystation_h3::Opener;
+use waystation_h3::{Opener, Priority};
 
 use crate::congestion::{self, Gauge};
 use crate::connect::{ConnectError, Endpoint};
@@ -37,12 +37,16 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Bytes of all answers that may be under way, and so memory this connection may cost.
 const RECEIVE_WINDOW: u32 = 4 * 1024 * 1024;
 
+/// The priority of what is small and waited for.
+pub(crate) const FIRST: i32 = i32::MAX;
+
 type SendHalf = RequestStream<waystation_h3::SendStream, Bytes>;
 type ReceiveHalf = RequestStream<waystation_h3::RecvStream, Bytes>;
 
 /// An HTTP/3 connection. Closed when dropped.
 pub(crate) struct H3 {
     requests: SendRequest<Opener, Bytes>,
+    priority: tokio::sync::Mutex<Priority>,
     connection: quinn::Connection,
     gauge: Arc<Gauge>,
     authority: String,
@@ -106,17 +110,19 @@ impl H3 {
         connection: quinn::Connection,
         gauge: Arc<Gauge>,
     ) -> Result<Self, ConnectError> {
+        let quic = waystation_h3::Connection::new(connection.clone());
+        let priority = tokio::sync::Mutex::new(quic.priority());
         let (mut driver, requests) = h3::client::builder()
             .max_field_section_size(waystation_h3::MAX_FRAME)
             .send_grease(false)
-            .build(waystation_h3::Connection::new(connection.clone()))
+            .build(quic)
             .await
             .map_err(|_| ConnectError::Unreachable)?;
         let driver = tokio::spawn(async move {
             let _ = driver.wait_idle().await;
         });
         let authority = endpoint.authority();
-        Ok(Self { requests, connection, gauge, authority, _driver: AbortOnDropHandle::new(driver), socket })
+        Ok(Self { requests, priority, connection, gauge, authority, _driver: AbortOnDropHandle::new(driver), socket })
     }
 
     /// Waits until the connection is gone.
@@ -143,33 +149,36 @@ impl H3 {
         }
     }
 
-    /// Begins a request.
-    pub(crate) async fn begin(&self, request: Request<()>) -> Result<(Sending, Receiving), Broken> {
-        let (send, receive) = self.start(request).await?;
+    /// Begins a request. The higher `priority` goes first, also with what was lost.
+    pub(crate) async fn begin(&self, request: Request<()>, priority: i32) -> Result<(Sending, Receiving), Broken> {
+        let (send, receive) = self.start(request, priority).await?;
         Ok((Sending { half: send, gauge: Arc::clone(&self.gauge), finished: false }, Receiving(receive)))
     }
 
     /// One request without a body, and its whole answer.
     pub(crate) async fn ask(&self, request: Request<()>) -> Result<Reply, Broken> {
-        let (mut sending, receiving) = self.begin(request).await?;
+        let (mut sending, receiving) = self.begin(request, FIRST).await?;
         sending.finish().await?;
         receiving.reply().await
     }
 
     /// One request without a body; the answer is read as it comes.
     pub(crate) async fn open(&self, request: Request<()>) -> Result<(Response<()>, H3Body), Broken> {
-        let (mut send, mut half) = self.start(request).await?;
+        let (mut send, mut half) = self.start(request, FIRST).await?;
         send.finish().await.map_err(|_| Broken)?;
         let answer = half.recv_response().await.map_err(|_| Broken)?;
         Ok((answer, H3Body { half }))
     }
 
-    async fn start(&self, request: Request<()>) -> Result<(SendHalf, ReceiveHalf), Broken> {
+    async fn start(&self, request: Request<()>, priority: i32) -> Result<(SendHalf, ReceiveHalf), Broken> {
         let (mut parts, ()) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         parts.uri = format!("https://{}{path}", self.authority).parse().map_err(|_| Broken)?;
         let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         let mut requests = self.requests.clone();
+        // Held until the stream is open: the next one has another.
+        let next = self.priority.lock().await;
+        next.set(priority);
         let stream = requests.send_request(Request::from_parts(parts, ())).await.map_err(|_| Broken)?;
         self.gauge.written(head);
         Ok(stream.split())

@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -36,9 +37,22 @@ pub struct Connection {
     accepting_uni: Pending<Result<quinn::RecvStream, ConnectionError>>,
 }
 
+/// The priority of the streams that an [`Opener`] and its clones open next: the higher goes first,
+/// with what is new as with what was lost. 0 at first.
+#[derive(Clone, Default)]
+pub struct Priority(Arc<AtomicI32>);
+
+impl Priority {
+    /// Sets it.
+    pub fn set(&self, priority: i32) {
+        self.0.store(priority, Ordering::Relaxed);
+    }
+}
+
 /// Opens streams towards the peer.
 pub struct Opener {
     quic: quinn::Connection,
+    priority: Priority,
     opening_bi: Pending<Opened>,
     opening_uni: Pending<Result<quinn::SendStream, ConnectionError>>,
 }
@@ -46,20 +60,26 @@ pub struct Opener {
 impl Connection {
     /// Streams over this connection.
     pub fn new(quic: quinn::Connection) -> Self {
-        Self { opener: Opener::new(quic), accepting_bi: None, accepting_uni: None }
+        let opener = Opener::new(quic, Priority::default());
+        Self { opener, accepting_bi: None, accepting_uni: None }
+    }
+
+    /// What the priority of requests is set with.
+    pub fn priority(&self) -> Priority {
+        self.opener.priority.clone()
     }
 }
 
 impl Clone for Opener {
     /// Another opener; what this one is waiting for stays with it.
     fn clone(&self) -> Self {
-        Self::new(self.quic.clone())
+        Self::new(self.quic.clone(), self.priority.clone())
     }
 }
 
 impl Opener {
-    fn new(quic: quinn::Connection) -> Self {
-        Self { quic, opening_bi: None, opening_uni: None }
+    fn new(quic: quinn::Connection, priority: Priority) -> Self {
+        Self { quic, priority, opening_bi: None, opening_uni: None }
     }
 }
 
@@ -102,7 +122,7 @@ impl quic::Connection<Bytes> for Connection {
     }
 
     fn opener(&self) -> Opener {
-        Opener::new(self.opener.quic.clone())
+        self.opener.clone()
     }
 }
 
@@ -117,6 +137,10 @@ impl quic::OpenStreams<Bytes> for Opener {
             async move { quic.open_bi().await }
         };
         let stream = ready!(poll_slot(&mut self.opening_bi, cx, make));
+        if let Ok((send, _)) = &stream {
+            // A stream that is closed already has nothing to order.
+            let _ = send.set_priority(self.priority.0.load(Ordering::Relaxed));
+        }
         Poll::Ready(stream.map(|stream| BidiStream::new(stream, self.quic.clone())).map_err(lost))
     }
 

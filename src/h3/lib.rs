@@ -4,5 +4,5 @@
 mod adapter;
 mod frames;
 
-pub use adapter::{BidiStream, Connection, Opener, RecvStream, SendStream};
+pub use adapter::{BidiStream, Connection, Opener, Priority, RecvStream, SendStream};
 pub use frames::MAX_FRAME;

@@ -13,7 +13,7 @@ use waystation_proto::{PROTOCOL, message};
 
 use super::h3::Shared;
 use super::link::FromLink;
-use crate::h3link::{H3Body, Sending};
+use crate::h3link::{FIRST, H3Body, Sending};
 use crate::http::Broken;
 use crate::token::Token;
 
@@ -48,7 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut tokens: Vec<Token>, mut say: mp
 /// One stream. True: all is said.
 async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
     let request = Request::builder().method(Method::POST).uri("/capture").body(()).map_err(|_| Broken)?;
-    let (mut sending, receiving) = shared.connection.begin(request).await?;
+    let (mut sending, receiving) = shared.connection.begin(request, FIRST).await?;
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
     let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
     sending.send(frame::encode_json(kind::HELLO, &hello)).await?;

@@ -93,7 +93,8 @@ async fn run(
         news: news.clone(),
     });
     let (say, sayings) = mpsc::channel(control::SAYINGS);
-    let mut control = AbortOnDropHandle::new(tokio::spawn(control::run(Arc::clone(&shared), dial.tokens.clone(), sayings)));
+    let mut control =
+        AbortOnDropHandle::new(tokio::spawn(control::run(Arc::clone(&shared), dial.tokens.clone(), sayings)));
     let _writer = AbortOnDropHandle::new(tokio::spawn(write(Arc::clone(&shared))));
     let mut running = JoinSet::new();
     let (mut pulse, mut beside) = (Pulse::default(), Beside::default());
@@ -139,7 +140,7 @@ async fn refused(early: Option<Early>) {
 /// Looks whether the connection is alive, and helps it.
 fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
-    match pulse.look(gauge.silence(), gauge.path().least_rtt) {
+    match pulse.look(gauge.silence(), gauge.path().rtt) {
         Beat::Rest => {}
         Beat::Poke => shared.connection.nudge(),
         Beat::Stalls => {
@@ -319,7 +320,8 @@ impl Shared {
             Some((Arc::clone(&entry.job), entry.offset, entry.begun.take()?))
         });
         let (job, offset, begun) = found.ok_or(Broken)?;
-        let (sending, receiving) = self.connection.begin(native::put(&job, offset, self.wait_s)?).await?;
+        let (sending, receiving) =
+            self.connection.begin(native::put(&job, offset, self.wait_s)?, job.rank.priority()).await?;
         begun.send(receiving).map_err(|_| Broken)?;
         let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
         let _ = self.news.send(FromLink::Verdict { id, attempt: job.offer.attempt, verdict }).await;

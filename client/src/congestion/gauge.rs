@@ -62,8 +62,8 @@ impl Ledger {
 pub(crate) struct Path {
     /// Bytes a second that arrive at best; 0 before anything is known.
     pub(crate) rate: u64,
-    /// Least round trip.
-    pub(crate) least_rtt: Duration,
+    /// The round trip of late, queues included.
+    pub(crate) rtt: Duration,
 }
 
 #[derive(Debug)]

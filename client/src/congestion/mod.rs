@@ -44,7 +44,7 @@ struct PathController {
 
 impl PathController {
     fn path(&self) -> Path {
-        Path { rate: self.model.rate() as u64, least_rtt: Duration::from_micros(self.model.least_rtt().unwrap_or(0)) }
+        Path { rate: self.model.rate() as u64, rtt: Duration::from_micros(self.model.recent_rtt()) }
     }
 
     fn micros(&self, at: Instant) -> Micros {

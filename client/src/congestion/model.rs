@@ -301,7 +301,8 @@ impl Model {
         window.max(LEAST_PACKETS * self.mtu)
     }
 
-    fn recent_rtt(&self) -> Micros {
+    /// The least round trip of the last few rounds, queues included; 0 before the first.
+    pub(super) fn recent_rtt(&self) -> Micros {
         self.recent_rtts.iter().min().copied().unwrap_or(0)
     }
 

@@ -45,8 +45,8 @@ impl Pulse {
         self.stalled
     }
 
-    /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the least
-    /// round trip.
+    /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the round
+    /// trip of late.
     pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration) -> Beat {
         let Some(silence) = silence.filter(|silence| *silence > QUIET.max(2 * rtt)) else {
             return if std::mem::take(self).stalled { Beat::Flows } else { Beat::Rest };

@@ -248,7 +248,7 @@ impl Flow {
     /// What the client's own pulse says.
     fn is_poked(&mut self, now: Micros) -> bool {
         let Control::Ours(model) = &self.control else { return false };
-        let rtt = Duration::from_micros(model.least_rtt().unwrap_or(0));
+        let rtt = Duration::from_micros(model.recent_rtt());
         let silence = (self.in_flight > 0).then(|| Duration::from_micros(now - self.heard));
         matches!(self.pulse.look(silence, rtt), Beat::Poke | Beat::Stalls)
     }
