@@ -259,9 +259,9 @@ impl Model {
         } else {
             self.stuck.rounds += 1;
         }
-        // A queue nearly as long as the path says the same earlier.
+        // A queue says the same earlier.
         let least = self.least_rtt().unwrap_or(0);
-        let queued = ended.least_rtt.is_some_and(|rtt| rtt > least * 7 / 4 + 20_000);
+        let queued = ended.least_rtt.is_some_and(|rtt| rtt > least * 5 / 4 + 10_000);
         self.stuck.rounds >= STARTUP_PATIENCE || (queued && self.round.number > 2) || self.overloaded()
     }
 
