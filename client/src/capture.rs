@@ -10,6 +10,7 @@
 mod book;
 mod bundle;
 mod control;
+mod ear;
 mod engine;
 mod event;
 mod h3;

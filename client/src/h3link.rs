@@ -17,8 +17,6 @@ use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, gather};
 use crate::race;
 
-/// A try to connect is given up after this long.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
 /// sent again after three of it. On a link that is slower yet it costs a packet or two.
 const INITIAL_RTT: Duration = Duration::from_millis(120);
@@ -77,7 +75,14 @@ pub(crate) type Early = quinn::ZeroRttAccepted;
 impl H3 {
     /// Connects and completes the handshake.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        tokio::time::timeout(CONNECT_LIMIT, Self::dial(endpoint)).await.map_err(|_| ConnectError::Unreachable)?
+        let addresses = endpoint.addresses().await?;
+        let mut dialers = Vec::new();
+        for address in addresses {
+            dialers.push(Dialer::new(endpoint, address)?);
+        }
+        let through = race::staggered(|n| dialers[n % dialers.len()].attempt());
+        let (socket, connection, gauge) = through.await?;
+        Self::over(endpoint, socket, connection, gauge).await
     }
 
     /// The same, but requests may be made at once where the relay is known from before (0-RTT).
@@ -91,17 +96,6 @@ impl H3 {
         };
         let over = Self::over(endpoint, dialer.socket, connection, gauge);
         Ok((over.await?, Some(early)))
-    }
-
-    async fn dial(endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let addresses = endpoint.addresses().await?;
-        let mut dialers = Vec::new();
-        for address in addresses {
-            dialers.push(Dialer::new(endpoint, address)?);
-        }
-        let through = race::staggered(|n| dialers[n % dialers.len()].attempt());
-        let (socket, connection, gauge) = through.await?;
-        Self::over(endpoint, socket, connection, gauge).await
     }
 
     async fn over(

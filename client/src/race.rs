@@ -10,17 +10,20 @@ use crate::connect::ConnectError;
 /// Another try is begun beside the ones that wait: what starts right after a link is back does not
 /// suffer from the back-off of what started before.
 const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
+/// All tries together are given up after this long.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Tries at once.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Makes a try now and another every second, until one is through or the other end is there and
-/// refuses. A try that can't reach it is followed by the next in its time.
+/// Makes a try now and another every second beside those that wait, until one is through, the
+/// other end is there and refuses, or all have failed.
 pub(crate) async fn staggered<T, F>(mut attempt: impl FnMut(usize) -> F) -> Result<T, ConnectError>
 where
     F: Future<Output = Result<T, ConnectError>>,
 {
     let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
     let mut tick = tokio::time::interval(ATTEMPT_EVERY);
+    let mut limit = std::pin::pin!(tokio::time::sleep(CONNECT_LIMIT));
     loop {
         tokio::select! {
             _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS => {
@@ -28,9 +31,10 @@ where
                 begun += 1;
             }
             Some(done) = attempts.next(), if !attempts.is_empty() => match done {
-                Err(ConnectError::Unreachable) => {}
+                Err(ConnectError::Unreachable) if !attempts.is_empty() => {}
                 done => return done,
             },
+            () = &mut limit => return Err(ConnectError::Unreachable),
         }
     }
 }
@@ -94,8 +98,12 @@ mod tests {
             begun += 1;
             std::future::pending::<Result<(), _>>()
         });
-        assert!(tokio::time::timeout(Duration::from_secs(60), hanging).await.is_err());
+        assert!(matches!(hanging.await, Err(ConnectError::Unreachable)));
         assert_eq!(begun, MAX_ATTEMPTS);
+        let gone = staggered(|_| async { Err::<(), _>(ConnectError::Unreachable) });
+        let begun = tokio::time::Instant::now();
+        assert!(matches!(gone.await, Err(ConnectError::Unreachable)));
+        assert_eq!(begun.elapsed(), Duration::ZERO, "whoever asks knows best when to ask again");
     }
 
     #[tokio::test(start_paused = true)]

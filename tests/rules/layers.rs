@@ -7,6 +7,7 @@ use crate::source::{self, Source, has_word};
 /// A module of the relay and what of ours it may import; `src/lib.rs` shows it as a picture.
 const LAYERS: &[(&str, &[&str])] = &[
     ("proto", &[]),
+    ("h3", &["proto"]),
     ("clock", &[]),
     ("config", &["proto"]),
     ("telemetry", &["proto"]),

@@ -94,9 +94,9 @@ impl Link {
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.
     fn looking_for(self, quic: Dial) -> Self {
-        let (room, mut inner) = (self.room, self);
+        let Self { jobs, mut news, room, task } = self;
         let mut outer = Self::spawn(usize::MAX, move |mut asked, tell| async move {
-            let mut quic = quic;
+            let (mut quic, _task) = (quic, task);
             let mut look: BoxFuture<'static, Link> = Box::pin(look(quic.clone()));
             loop {
                 tokio::select! {
@@ -105,13 +105,13 @@ impl Link {
                         if let ToLink::Capability(token) = &job {
                             quic.add(token.clone());
                         }
-                        if inner.jobs.send(job).await.is_err() {
+                        if jobs.send(job).await.is_err() {
                             return;
                         }
                     }
-                    news = inner.news.recv() => {
-                        let Some(news) = news else { return };
-                        if tell.send(news).await.is_err() {
+                    told = news.recv() => {
+                        let Some(told) = told else { return };
+                        if tell.send(told).await.is_err() {
                             return;
                         }
                     }

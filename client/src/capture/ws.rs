@@ -16,6 +16,7 @@ use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hin
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::book::Verdict;
+use super::ear::Ear;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::plan::Plan;
 use crate::connect::{ConnectError, Endpoint};
@@ -25,18 +26,6 @@ use crate::wsio::{self, GREETING_LIMIT, Socket};
 
 /// `ALIVE` is sent when nothing else was for this long.
 const ALIVE_AFTER: Duration = Duration::from_secs(5);
-/// While bytes wait, an answer is asked for after so much silence; it is the round trip through
-/// everything that lies in queues.
-const ASK_AFTER: Duration = Duration::from_secs(1);
-/// The same while none wait: a NAT or a peer that forgot the connection is found out.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Nothing comes for this long, and three times as long as answers took: another connection is
-/// tried beside this one, which goes on if it is heard first.
-const STALLED: Duration = Duration::from_millis(2500);
-/// Before the first answer they are thought to take this long.
-const FIRST_ANSWER: Duration = Duration::from_millis(1500);
-/// Nothing comes for this long: the connection is dead.
-const DEAD: Duration = Duration::from_secs(40);
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.
@@ -248,48 +237,6 @@ struct Reader {
     retry_after_s: Option<u64>,
 }
 
-/// What is heard of the relay, and what is owed.
-struct Ear {
-    last: Instant,
-    /// An answer is awaited since.
-    asked: Option<Instant>,
-    /// How long answers take; the longest counts, and fades.
-    takes: Duration,
-}
-
-impl Default for Ear {
-    fn default() -> Self {
-        Self { last: Instant::now(), asked: None, takes: FIRST_ANSWER }
-    }
-}
-
-impl Ear {
-    fn heard(&mut self) {
-        self.last = Instant::now();
-    }
-
-    /// The answer that was asked for.
-    fn answered(&mut self) {
-        if let Some(asked) = self.asked.take() {
-            self.takes = asked.elapsed().max(self.takes * 7 / 8);
-        }
-    }
-
-    /// Whether an answer is to be asked for now.
-    fn asks(&mut self, bytes_wait: bool) -> bool {
-        let after = if bytes_wait { ASK_AFTER } else { KEEP_ALIVE };
-        let due = self.asked.is_none() && self.last.elapsed() >= after;
-        if due {
-            self.asked = Some(Instant::now());
-        }
-        due
-    }
-
-    fn stalls(&self) -> bool {
-        self.asked.is_some() && self.last.elapsed() > STALLED.max(3 * self.takes)
-    }
-}
-
 impl Reader {
     fn asked(&mut self, job: ToLink) -> bool {
         match job {
@@ -334,7 +281,7 @@ impl Reader {
         if self.ear.asks(bytes_wait) {
             self.shared.with(|out| out.pings = 1);
         }
-        self.ear.last.elapsed() < DEAD
+        !self.ear.is_dead()
     }
 
     async fn message(&mut self, message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>) -> bool {

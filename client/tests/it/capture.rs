@@ -16,7 +16,7 @@ use super::support::authority::TestAuthority;
 use super::support::relay::Relay;
 use super::support::{AUDIO, LIMIT, MASTER, config, group_key, incident, until};
 
-const ALL: [Transport; 3] = [Transport::Ws, Transport::H1, Transport::H3];
+const ALL: [Transport; 4] = [Transport::Ws, Transport::WsPlain, Transport::H1, Transport::H3];
 
 fn authority() -> Arc<TestAuthority> {
     Arc::new(TestAuthority::new(300, 64))
@@ -278,6 +278,35 @@ async fn exactly_the_given_certificate_is_believed() {
         let first = until(&mut events, |e| matches!(e, Event::Connected { .. } | Event::Disconnected { .. })).await;
         assert_eq!(matches!(first, Event::Connected { .. }), believed, "{first:?}");
     }
+}
+
+#[tokio::test]
+async fn where_udp_does_not_get_through_a_websocket_does() {
+    let relay = Relay::start().await;
+    let trust = Trust::certificates(vec![relay.certificate().to_vec().into()]).unwrap();
+    let mut config = config(&relay, Transport::Auto, &[AUDIO]);
+    // TLS over TCP is served there, and nothing listens for QUIC.
+    config.relay = relay.secure_endpoint(trust);
+    let (capture, _events) = Capture::start(config, authority()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
+    let summary = finish(capture).await;
+    assert_eq!((summary.confirmed, summary.reconnects), (1, 0));
+}
+
+#[tokio::test]
+async fn several_chunks_make_several_plain_websockets() {
+    let relay = Relay::start().await;
+    relay.with(|state| state.knobs.hold = true);
+    let config = config(&relay, Transport::WsPlain, &[MASTER]);
+    let (capture, mut events) = Capture::start(config, authority()).await.unwrap();
+    for n in 0..12 {
+        capture.chunk(Variant::EvidenceMaster, vec![n as u8; 40_000], n * 2000, n * 2000 + 2000).await.unwrap();
+    }
+    relay.until(|state| state.whole.len() == 12).await;
+    relay.with(|state| state.knobs.hold = false);
+    drop(until(&mut events, |event| matches!(event, Event::State { state: ChunkState::Staged, .. })).await);
+    let summary = capture.finish(Duration::from_millis(100), "stopped").await;
+    assert_eq!((summary.chunks, summary.reconnects), (12, 0));
 }
 
 #[tokio::test]
