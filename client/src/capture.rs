@@ -13,6 +13,7 @@ mod event;
 pub mod lane;
 mod link;
 pub mod plan;
+pub mod policy;
 mod put;
 pub mod queue;
 mod rate;
