@@ -7,7 +7,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::Method;
 use tokio_tungstenite::tungstenite::Message;
 use waystation_proto::frame::{self, Decoder, Frame, Piece, kind, split_message};
-use waystation_proto::message::{Bye, CaptureState, Hello, OfferBody, Send as Go};
+use waystation_proto::message::{Bye, CaptureState, Hello, Hint, OfferBody, Send as Go};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use crate::Chunk;
@@ -233,6 +233,8 @@ pub fn post() -> http::Request<()> {
 pub struct Capture {
     line: Line,
     waiting: VecDeque<Frame>,
+    /// The last hint.
+    pub hint: Hint,
     /// The close code, when it came; 0 for an answer of HTTP that ended in order.
     pub close: Option<u16>,
 }
@@ -247,14 +249,18 @@ impl Capture {
                 return Self::over(Exchange::open(world, http, post()).await).await;
             }
         };
-        Self { line, waiting: VecDeque::new(), close: None }
+        Self::on(line)
+    }
+
+    fn on(line: Line) -> Self {
+        Self { line, waiting: VecDeque::new(), hint: Hint::default(), close: None }
     }
 
     /// The same over a `POST` that is open.
     pub async fn over(exchange: Exchange) -> Self {
         let streaming = exchange.head().await;
         assert_eq!(streaming.status, 200);
-        Self { line: Line::Post(streaming, Decoder::default()), waiting: VecDeque::new(), close: None }
+        Self::on(Line::Post(streaming, Decoder::default()))
     }
 
     /// Connects and is welcomed.
@@ -341,12 +347,32 @@ impl Capture {
         soon("a frame", self.next()).await
     }
 
+    /// Waits for a hint that `is` it; what else comes is dropped.
+    pub async fn until_hint(&mut self, is: impl Fn(&Hint) -> bool) {
+        let waiting = async {
+            while !is(&self.hint) {
+                self.any().await.expect("a hint");
+            }
+        };
+        soon("the hint", waiting).await;
+    }
+
     async fn next(&mut self) -> Option<Frame> {
         loop {
-            while let Some(frame) = self.waiting.pop_front() {
-                if frame.kind != kind::HINT {
-                    return Some(frame);
+            let frame = self.any().await?;
+            if frame.kind != kind::HINT {
+                return Some(frame);
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.waiting.pop_front() {
+                if frame.kind == kind::HINT {
+                    self.hint = frame::control(&frame).unwrap();
                 }
+                return Some(frame);
             }
             match &mut self.line {
                 Line::Ws(socket) => match socket.stream.next().await?.ok()? {

@@ -18,6 +18,7 @@ pub mod lane;
 mod link;
 mod native;
 pub mod plan;
+pub mod policy;
 mod put;
 pub mod queue;
 mod rate;

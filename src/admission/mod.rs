@@ -23,6 +23,7 @@ mod follow;
 mod hidden;
 mod names;
 mod offer;
+mod pace;
 mod present;
 mod receiving;
 mod vouch;
@@ -36,6 +37,7 @@ pub use watch::Revocation;
 
 use clients::Clients;
 use hidden::Hidden;
+use pace::Paces;
 use vouch::Vouched;
 
 /// Why something is refused, with everything an adapter needs to say so on its transport.
@@ -83,6 +85,7 @@ struct Inner {
     vouched: Vouched,
     drop_ins: drop_in::InProgress,
     hidden: Hidden,
+    paces: Paces,
     max_chunk: u64,
     max_shown: u64,
     allow_unlabelled: bool,
@@ -107,6 +110,7 @@ impl Admission {
             vouched: Vouched::new(&parts.clock),
             drop_ins: drop_in::InProgress::new(&config.limits),
             hidden: Hidden::default(),
+            paces: Paces::new(&parts.clock),
             max_chunk: config.staging.max_chunk,
             max_shown: config.fanout.max_chunk,
             allow_unlabelled: config.fanout.allow_unlabelled,
@@ -182,9 +186,8 @@ impl Admission {
         if sound && !self.0.parts.verifier.is_revoked(grant) { groups(grant) } else { Vec::new() }
     }
 
-    /// What a capture client should know now: how full the room is, whether the core is away.
-    #[must_use]
-    pub fn hint(&self) -> Hint {
+    /// What every capture client should know now: how full the room is, whether the core is away.
+    fn hint_for_all(&self) -> Hint {
         let core = self.0.parts.core.as_ref();
         // Where the core vouches for each offer, a pause of preflights is one of uploads.
         let pauses = |core: &CoreApi| Limiter::ALL.iter().filter_map(|limiter| core.limited_for(*limiter)).max();
@@ -193,6 +196,7 @@ impl Admission {
             core_limited_s: limited.map(|time| time.as_secs().max(1)),
             core_away: core.and_then(CoreApi::away_for).map(|_| true),
             pressure: Some(self.0.parts.staging.pressure()),
+            ..Hint::default()
         }
     }
 

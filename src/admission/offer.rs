@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::clients::InFlight;
-use super::receiving::{Admitted, Receiving};
+use super::pace::Stretch;
+use super::receiving::{Admitted, Receiving, Unshown};
 use super::{Admission, Refusal};
 use crate::capability::{self, Capability, Trust};
 use crate::core::{ChunkFields, CoreApi};
@@ -37,11 +38,13 @@ impl Admission {
         self.0.parts.staging.present_for(capability, &offer.stream).await;
         let shown = self.shown(&offer, variant, capability);
         let chunk = offer.chunk_ref();
+        let stretch = Stretch::of(&offer, variant);
         match self.0.parts.staging.offer(offer, variant, capability).await {
             Ok(Offered::Have(standing)) => Ok(Admitted::Have(standing)),
             Ok(Offered::Receive(incoming)) => {
                 let publication = self.publish(chunk, shown, &incoming).await;
-                Ok(Admitted::Receive(Receiving::new(incoming, publication, in_flight)))
+                let coming = self.0.paces.begin(&capability.grant.session, stretch);
+                Ok(Admitted::Receive(Receiving::new(incoming, publication, in_flight, coming)))
             }
             Err(code) => {
                 let mut refusal = Refusal::from(code);
@@ -126,12 +129,14 @@ impl Admission {
         chunk: ChunkRef,
         shown: (GroupKey, Option<ChunkMeta>),
         incoming: &Incoming,
-    ) -> Option<Publication> {
+    ) -> (Option<Publication>, Option<Unshown>) {
         let (group, meta) = shown;
         let Some(meta) = meta else {
-            self.0.parts.hub.alive(&group);
+            let (hub, clock) = (self.0.parts.hub.clone(), self.0.parts.clock.clone());
+            hub.seen(&group);
             self.0.hidden.remember(chunk, &group);
-            return None;
+            let told_ms = clock.now_ms();
+            return (None, Some(Unshown { hub, group, clock, told_ms }));
         };
         let small = meta.length <= self.0.max_shown;
         let publication = self.0.parts.hub.publish(&group, meta);
@@ -141,7 +146,7 @@ impl Admission {
         {
             publication.push(0, &bytes);
         }
-        Some(publication)
+        (Some(publication), None)
     }
 }
 

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::clients::InFlight;
+use super::pace::Coming;
 use super::{Refusal, Standing};
-use crate::fanout::Publication;
+use crate::clock::Clock;
+use crate::fanout::{GroupKey, Hub, Publication};
 use crate::proto::Code;
 use crate::proto::message::WithdrawnReason;
 use crate::staging::Incoming;
+
+/// How often bytes of a chunk that no contact sees are told as a sign of life.
+const SIGN_EVERY_MS: u64 = 1_000;
 
 /// What became of an offer.
 pub enum Admitted {
@@ -19,15 +24,41 @@ pub enum Admitted {
     Have(Standing),
 }
 
+/// A chunk that no contact sees: its bytes are still a sign of life.
+pub(super) struct Unshown {
+    pub(super) hub: Hub,
+    pub(super) group: GroupKey,
+    pub(super) clock: Clock,
+    pub(super) told_ms: u64,
+}
+
+impl Unshown {
+    /// Bytes came; told once a second.
+    fn came(&mut self) {
+        let now = self.clock.now_ms();
+        if now.saturating_sub(self.told_ms) >= SIGN_EVERY_MS {
+            self.told_ms = now;
+            self.hub.seen(&self.group);
+        }
+    }
+}
+
 /// One attempt to bring a chunk's bytes. Dropping it ends the attempt and keeps what came.
 pub struct Receiving {
     incoming: Incoming,
     publication: Option<Arc<Publication>>,
+    unshown: Option<Unshown>,
+    coming: Option<Coming>,
     _in_flight: Option<InFlight>,
 }
 
 impl Receiving {
-    pub(super) fn new(mut incoming: Incoming, publication: Option<Publication>, in_flight: Option<InFlight>) -> Self {
+    pub(super) fn new(
+        mut incoming: Incoming,
+        (publication, unshown): (Option<Publication>, Option<Unshown>),
+        in_flight: Option<InFlight>,
+        coming: Option<Coming>,
+    ) -> Self {
         let publication = publication.map(Arc::new);
         if let Some(publication) = publication.clone() {
             incoming.on_hashed(Box::new(move |agrees| {
@@ -38,7 +69,7 @@ impl Receiving {
                 }
             }));
         }
-        Self { incoming, publication, _in_flight: in_flight }
+        Self { incoming, publication, unshown, coming, _in_flight: in_flight }
     }
 
     /// Where the client goes on.
@@ -63,6 +94,12 @@ impl Receiving {
         if bytes.len() as u64 > self.length() - offset {
             return Err(Code::BodyTooLong.into());
         }
+        if let Some(coming) = &self.coming {
+            coming.came(bytes.len());
+        }
+        if let Some(unshown) = &mut self.unshown {
+            unshown.came();
+        }
         if let Some(publication) = &self.publication {
             publication.push(offset, &bytes);
         }
@@ -77,7 +114,9 @@ impl Receiving {
     ///
     /// # Errors
     /// `BodyIncomplete` (what came is kept), `HashMismatch`, `StagingFailed`, `AttemptSuperseded`.
-    pub async fn finish(self) -> Result<Standing, Refusal> {
+    pub async fn finish(mut self) -> Result<Standing, Refusal> {
+        // What the disk takes is none of the link's time.
+        self.coming = None;
         Ok(self.incoming.finish().await?)
     }
 

@@ -54,6 +54,7 @@ pub(super) const KEYS: &[(&str, &[(&str, Kind)])] = &[
             ("memory_per_session", Text),
             ("max_chunk", Text),
             ("allow_unlabelled", Flag),
+            ("silent_after", Text),
             ("reauthorize_every", Text),
         ],
     ),

@@ -359,6 +359,7 @@ impl Raw {
             memory_per_session: self.size("fanout", "memory_per_session", d.memory_per_session),
             max_chunk: self.size("fanout", "max_chunk", d.max_chunk),
             allow_unlabelled: self.flag("fanout", "allow_unlabelled", d.allow_unlabelled),
+            silent_after: self.duration("fanout", "silent_after", d.silent_after),
             reauthorize_every: self.duration("fanout", "reauthorize_every", d.reauthorize_every),
         };
         if fanout.max_chunk > fanout.memory_per_session || fanout.memory_per_session > fanout.memory {

@@ -144,6 +144,8 @@ pub struct Fanout {
     pub max_chunk: u64,
     /// Whether a capability without roles is shown by media type.
     pub allow_unlabelled: bool,
+    /// Without media and `ALIVE` for so long a capture device counts as silent.
+    pub silent_after: Duration,
     /// How often contacts without an own expiry proof are authorised again.
     pub reauthorize_every: Duration,
 }
@@ -179,6 +181,7 @@ impl Default for Fanout {
             memory_per_session: 32 << 20,
             max_chunk: 8 << 20,
             allow_unlabelled: true,
+            silent_after: Duration::from_secs(15),
             reauthorize_every: Duration::from_secs(30),
         }
     }

@@ -53,6 +53,7 @@ impl Hub {
         let rules = Rules {
             window_ms: i64::try_from(config.window.as_millis()).unwrap_or(i64::MAX),
             max_chunk: config.max_chunk,
+            silent_ms: u64::try_from(config.silent_after.as_millis()).unwrap_or(u64::MAX),
             patience_ms: u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX),
             node: node.into(),
         };
@@ -122,6 +123,11 @@ impl Hub {
     /// The capture device gave a sign of life.
     pub fn alive(&self, group: &GroupKey) {
         self.0.sign(group, Window::alive);
+    }
+
+    /// Media came that is not shown.
+    pub fn seen(&self, group: &GroupKey) {
+        self.0.sign(group, Window::seen);
     }
 
     /// The capture device said that the recording is over.

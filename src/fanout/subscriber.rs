@@ -192,7 +192,7 @@ impl Subscription {
     fn due(&self, window: &Window, now: u64) -> u64 {
         let cursor = self.cursor_at.filter(|_| self.moved).map(|at| at.saturating_add(CURSOR_EVERY_MS));
         let settles = self.contact.settles_at(window);
-        [cursor, settles, window.silent_at(), window.abandoned_at()]
+        [cursor, settles, window.silent_at(), self.contact.sign_due(window), window.abandoned_at()]
             .into_iter()
             .flatten()
             .min()

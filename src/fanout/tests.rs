@@ -413,7 +413,8 @@ async fn silence_is_told_once_and_so_is_its_end() {
     world.whole(audio(1, 10));
     drain(&mut contact).await;
     world.clock.advance(Duration::from_secs(14));
-    assert!(drain(&mut contact).await.is_empty());
+    let quiet: Vec<message::Sign> = all(&drain(&mut contact).await, kind::SIGN);
+    assert_eq!(quiet, [message::Sign { last_sign: 14 }]);
     world.clock.advance(Duration::from_secs(1));
     let capture: Vec<message::CaptureEvent> = all(&drain(&mut contact).await, kind::CAPTURE);
     assert_eq!((capture.len(), capture[0].event, capture[0].last_sign), (1, CaptureWord::Silent, 15));

@@ -14,7 +14,8 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
     "Authorization, Content-Type, Prefer, Repr-Digest, Upload-Offset, Waystation-Chunk, Waystation-Watch",
 );
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "Preference-Applied, Repr-Digest, Retry-After, Upload-Complete, Upload-Offset, Waystation-Node, Waystation-State",
+    "Preference-Applied, Repr-Digest, Retry-After, Upload-Complete, Upload-Offset, Waystation-Hint, Waystation-Node, \
+     Waystation-State",
 );
 /// How long a browser may keep a preflight's answer, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

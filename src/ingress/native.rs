@@ -138,7 +138,11 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
 
 /// The bearer's capability.
 pub(super) async fn capability(ctx: &Ctx, headers: &HeaderMap) -> Result<Capability, Refusal> {
-    ctx.shared.admission.capability(bearer(headers)?, ctx.client).await
+    let capability = ctx.shared.admission.capability(bearer(headers)?, ctx.client).await?;
+    if let Some(session) = ctx.shared.admission.hinted(&capability) {
+        ctx.ticket.hint_to(session);
+    }
+    Ok(capability)
 }
 
 /// The one token of `Authorization: Bearer`.

@@ -24,6 +24,8 @@ const DEFAULT_RETRY_S: u64 = 5;
 
 /// `Waystation-Node`
 pub(super) const NODE: HeaderName = HeaderName::from_static("waystation-node");
+/// `Waystation-Hint`
+pub(super) const HINT: HeaderName = HeaderName::from_static("waystation-hint");
 /// `Waystation-State`
 pub(super) const STATE: HeaderName = HeaderName::from_static("waystation-state");
 /// `Upload-Offset`

@@ -13,7 +13,7 @@ use super::conn::{Conn, Ctx, Listener};
 use super::respond::{self, MAX_FIELDS, MAX_HEADER_BYTES, Reply, Shape};
 use super::ticket::Ticket;
 use super::{capture, cors, dropin, health, native, watch, ws};
-use crate::proto::Code;
+use crate::proto::{Code, dictionary};
 use crate::telemetry::names::{Route, Transport};
 
 /// What a path names. Everything else, a trailing slash too, is not found (contract B.1).
@@ -203,6 +203,11 @@ fn dress(ctx: &Ctx, target: Target<'_>, parts: &Parts, reply: &mut Reply) {
     }
     if target.native() {
         headers.insert(respond::NODE, ctx.node.clone());
+        if let Some(session) = ctx.ticket.hinted()
+            && let Ok(hint) = HeaderValue::from_str(&dictionary::write_hint(&ctx.shared.admission.hint(Some(session))))
+        {
+            headers.insert(respond::HINT, hint);
+        }
         cors::dress(ctx, &parts.headers, headers);
     }
 }

@@ -1,10 +1,10 @@
 //! What is written down of a request: one log line and one count, when its last part is done.
 
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::conn::{Busy, Conn};
-use crate::proto::Code;
+use crate::proto::{Code, SessionId};
 use crate::telemetry::ingress::{ByOutcome, CodeLabel};
 use crate::telemetry::names::{Route, StatusClass, Transport};
 
@@ -16,6 +16,8 @@ pub(super) struct Ticket {
     started_ms: u64,
     status: AtomicU16,
     code: Mutex<Option<Code>>,
+    /// Whose hints the answer carries.
+    hinted: OnceLock<SessionId>,
     _busy: Busy,
 }
 
@@ -27,6 +29,7 @@ impl Ticket {
             started_ms: conn.service.shared.clock.now_ms(),
             status: AtomicU16::new(0),
             code: Mutex::new(None),
+            hinted: OnceLock::new(),
             _busy: conn.busy(),
             conn: Arc::clone(conn),
         })
@@ -42,6 +45,17 @@ impl Ticket {
     pub(super) fn ended(&self, code: Option<Code>) {
         let mut held = self.code.lock().unwrap_or_else(PoisonError::into_inner);
         *held = held.or(code);
+    }
+
+    /// The bearer is this session's capture client: the answer carries its hints.
+    pub(super) fn hint_to(&self, session: SessionId) {
+        // One request has one bearer.
+        let _ = self.hinted.set(session);
+    }
+
+    /// Whose hints the answer carries.
+    pub(super) fn hinted(&self) -> Option<&SessionId> {
+        self.hinted.get()
     }
 
     /// Why it ended so far.

@@ -1,11 +1,12 @@
-//! The headers `Waystation-Chunk`, `Repr-Digest` and `Waystation-Watch` as RFC 9651 dictionaries.
+//! The headers `Waystation-Chunk`, `Repr-Digest`, `Waystation-Watch` and `Waystation-Hint` as RFC 9651
+//! dictionaries.
 
 use sfv::{BareItem, DictSerializer, Dictionary, KeyRef, ListEntry, Parser, RefBareItem, StringRef};
 
 use crate::code::Code;
 use crate::id::{Digest, GroupId, IncidentId, StreamId};
 use crate::media::{Media, Priority, Profile, Variant};
-use crate::message::{StartAt, StartWord};
+use crate::message::{Hint, StartAt, StartWord};
 use crate::offer::{Offer, Timestamp, parse_role};
 
 /// Longest header value read, in bytes.
@@ -119,6 +120,30 @@ pub fn parse_digest(header: &str) -> Result<Digest, Code> {
 pub fn write_digest(digest: &Digest) -> String {
     use base64::Engine as _;
     format!("sha-256=:{}:", base64::engine::general_purpose::STANDARD.encode(digest.0))
+}
+
+/// Writes `Waystation-Hint`: the members of `HINT` (`protocol.md`, 7.2), shares of room with two
+/// decimals.
+#[must_use]
+pub fn write_hint(hint: &Hint) -> String {
+    let mut members = Vec::new();
+    let numbers = [("core_limited_s", hint.core_limited_s), ("rate", hint.rate), ("chunk_ms", hint.chunk_ms)];
+    for (key, value) in numbers {
+        // An RFC 9651 integer has at most 15 digits.
+        members.extend(value.map(|value| format!("{key}={}", value.min(999_999_999_999_999))));
+    }
+    if hint.core_away == Some(true) {
+        members.push("core_away".into());
+    }
+    if let Some(pressure) = hint.pressure {
+        let shares = pressure.map(|share| format!("{:.2}", share.clamp(0.0, 1.0)));
+        members.push(format!("pressure=({})", shares.join(" ")));
+    }
+    if let Some(lanes) = &hint.lanes {
+        let lanes: Vec<_> = lanes.iter().map(|lane| format!("\"{lane}\"")).collect();
+        members.push(format!("lanes=({})", lanes.join(" ")));
+    }
+    members.join(", ")
 }
 
 /// What `Waystation-Watch` says.
@@ -269,6 +294,26 @@ mod tests {
         for (header, code) in cases {
             assert_eq!(parse_offer(&header, sha(), Some(1)), Err(code), "{header}");
         }
+    }
+
+    #[test]
+    fn a_hint_is_a_dictionary() {
+        let hint = Hint {
+            core_limited_s: Some(60),
+            core_away: Some(true),
+            pressure: Some([0.0, 0.125, 1.5, f32::NAN]),
+            rate: Some(u64::MAX),
+            lanes: Some(vec![Variant::AudioPriority, Variant::LivePreview]),
+            chunk_ms: Some(4000),
+        };
+        let text = write_hint(&hint);
+        let read: Dictionary = Parser::new(&text).parse().unwrap();
+        assert_eq!(read.keys().count(), 6);
+        let Some(ListEntry::InnerList(lanes)) = read.get("lanes") else { panic!("{text}") };
+        assert_eq!(lanes.items.len(), 2);
+        let calm = Hint { core_away: Some(false), ..Hint::default() };
+        assert_eq!(write_hint(&calm), "");
+        assert_eq!(write_hint(&Hint { pressure: Some([0.0; 4]), ..calm }), "pressure=(0.00 0.00 0.00 0.00)");
     }
 
     #[test]

@@ -82,6 +82,8 @@ kinds! {
     ENDING = 0x3a,
     /// To the contact: where it is.
     CURSOR = 0x3b,
+    /// To the contact: how long ago the capture device gave a sign of life.
+    SIGN = 0x3c,
 }
 
 /// One frame as it is on the wire, its body not yet looked into.

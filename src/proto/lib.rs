@@ -16,6 +16,7 @@ pub mod code;
 pub mod cursor;
 pub mod dictionary;
 pub mod frame;
+pub mod hint;
 pub mod id;
 pub mod ledger;
 pub mod media;

@@ -292,6 +292,15 @@ pub struct Hint {
     /// How full the room for each class is, 0 to 1, in the order of mercy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pressure: Option<[f32; 4]>,
+    /// The measured rate of the session's uplink, in bytes per second.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rate: Option<u64>,
+    /// Keep only these lanes for now; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lanes: Option<Vec<Variant>>,
+    /// Cut chunks so long, in milliseconds of recording; absent: as usual.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub chunk_ms: Option<u64>,
 }
 
 /// `0x16 BYE`.
@@ -506,6 +515,13 @@ pub enum CaptureWord {
     Back,
     /// The device said so.
     Ended,
+}
+
+/// `0x3c SIGN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sign {
+    /// Seconds since the last sign of life; 0: there is one again.
+    pub last_sign: u64,
 }
 
 /// `0x39 STREAM`.

@@ -21,6 +21,8 @@ use crate::state::ContactState;
 
 mod body;
 mod capture;
+#[cfg(test)]
+mod capture_tests;
 mod contact;
 mod delivery;
 mod entry;
@@ -34,7 +36,7 @@ mod pieces;
 mod tests;
 
 pub use body::{FRAME_OVERHEAD, FRAME_PAYLOAD};
-pub use capture::SILENT_MS;
+pub use capture::QUIET_MS;
 pub use contact::{Contact, MAX_FETCHES, MAX_OPEN, View};
 pub use entry::Trouble;
 pub use events::{MAX_EVENTS, Place};
@@ -93,6 +95,8 @@ pub struct Rules {
     pub window_ms: i64,
     /// Largest chunk shown, in bytes.
     pub max_chunk: u64,
+    /// Without a sign of life for so long the capture device counts as silent, in milliseconds.
+    pub silent_ms: u64,
     /// How long a chunk may be without an attempt at it before it is withdrawn, in milliseconds.
     pub patience_ms: u64,
     /// This relay's opaque id, for `WATCHING`.

@@ -3,9 +3,11 @@
 mod abandoned;
 mod bad;
 mod capability;
+mod hint;
 mod limits;
 mod post;
 mod reset;
 mod rivals;
+mod signs;
 mod upload;
 mod watch;

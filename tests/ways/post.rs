@@ -1,6 +1,7 @@
 //! `POST /capture`: what a request's bodies have of their own. What they share with a WebSocket is
 //! tested on every carrier, in the other files.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use waystation_proto::frame::{self, Piece, kind};
@@ -10,45 +11,44 @@ use waystation_tests::peer::{Capture, Carrier, Told, post};
 use waystation_tests::wire::{Exchange, Http, Joint, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
 
-const BOTH: [Http; 2] = [Http::H2, Http::H3];
-
-fn alive() -> bytes::Bytes {
-    frame::encode(kind::ALIVE, b"{}")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_stream_lives_by_what_is_put_beside_it_and_by_its_own_signs() {
-    let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
-    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let toml = "[limits]\nidle_timeout = \"6s\"\n".into();
+    let world = Arc::new(World::with(Setup { toml, ..Setup::default() }).await);
     let session = world.session().await;
-    let capability = session.upload_capability.clone().unwrap();
-    for (index, http) in (1..).step_by(2).zip(BOTH) {
-        let mut joint = Joint::open(&world, http).await;
-        let mut capture = Capture::over(joint.ask(post()).await).await;
-        capture.greet(&[&capability]).await;
-        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 3_000);
-        let request = put(&chunk, &capability, 20).header("content-length", chunk.offer.length);
-        let mut upload = joint.ask(request.body(()).unwrap()).await;
-        // Three times as long as silence may be: first media alone, then `ALIVE` alone.
-        for at in 0..12 {
-            upload.send(chunk.bytes.slice(at * 10..at * 10 + 10)).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        upload.send(chunk.bytes.slice(120..)).await;
-        upload.end().await;
-        assert_eq!(Told::from(upload.answer().await).state, Some(ChunkState::Confirmed), "{http:?}");
-        capture.offer(1, &chunk).await;
-        let told = capture.told(1).await;
-        assert_eq!(told.state, Some(ChunkState::Confirmed), "{http:?}: bytes beside it are a sign: {told:?}");
-        for _ in 0..12 {
-            capture.send(alive()).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        let other = Chunk::sealed(&session, Variant::AudioPriority, index + 1, 3_000);
-        assert_eq!(capture.bring(2, &other).await.state, Some(ChunkState::Confirmed), "{http:?}");
-        // Neither.
-        assert_eq!(capture.bye().await, ("body_stalled".into(), 0), "{http:?}");
+    let mut both = tokio::task::JoinSet::new();
+    for (index, http) in (1..).step_by(2).zip([Http::H2, Http::H3]) {
+        let chunks = [index, index + 1].map(|index| Chunk::sealed(&session, Variant::AudioPriority, index, 3_000));
+        both.spawn(control_stream(Arc::clone(&world), http, chunks, session.upload_capability.clone().unwrap()));
     }
+    while let Some(done) = both.join_next().await {
+        done.unwrap();
+    }
+}
+
+/// One and a half times as long as silence may be: first media alone, then `ALIVE` alone; then neither.
+async fn control_stream(world: Arc<World>, http: Http, chunks: [Chunk; 2], capability: String) {
+    let mut joint = Joint::open(&world, http).await;
+    let mut capture = Capture::over(joint.ask(post()).await).await;
+    capture.greet(&[&capability]).await;
+    let request = put(&chunks[0], &capability, 20).header("content-length", chunks[0].offer.length);
+    let mut upload = joint.ask(request.body(()).unwrap()).await;
+    for at in 0..18 {
+        upload.send(chunks[0].bytes.slice(at * 10..at * 10 + 10)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    upload.send(chunks[0].bytes.slice(180..)).await;
+    upload.end().await;
+    assert_eq!(Told::from(upload.answer().await).state, Some(ChunkState::Confirmed), "{http:?}");
+    capture.offer(1, &chunks[0]).await;
+    let told = capture.told(1).await;
+    assert_eq!(told.state, Some(ChunkState::Confirmed), "{http:?}: bytes beside it are a sign: {told:?}");
+    for _ in 0..18 {
+        capture.send(frame::encode(kind::ALIVE, b"{}")).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(capture.bring(2, &chunks[1]).await.state, Some(ChunkState::Confirmed), "{http:?}");
+    assert_eq!(capture.bye().await, ("body_stalled".into(), 0), "{http:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

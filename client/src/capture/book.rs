@@ -8,6 +8,7 @@ use waystation_proto::message::Error;
 use waystation_proto::{ChunkState, Class, Offer, Retry};
 
 use super::event::Label;
+use super::policy::Turn;
 use super::queue::{Moving, Queue, Rank, Room, Waiting};
 use super::rate::Rate;
 use crate::receipt::{Jwks, Keys, Proof};
@@ -123,6 +124,11 @@ impl Book {
         self.entries.insert(id, entry);
         self.chunks += 1;
         self.wait(id, now_ms);
+    }
+
+    /// When chunks of each class may go.
+    pub(crate) const fn hold(&mut self, turns: [Turn; Class::COUNT]) {
+        self.queue.hold(turns);
     }
 
     /// The next chunk to offer.

@@ -18,6 +18,7 @@ use super::book::{Book, Effect};
 use super::event::{Event, Summary};
 use super::lane::Lane;
 use super::link::{Dial, FromLink, Link, ToLink};
+use super::policy::{Change, Policy};
 use super::store::Store;
 use super::wallet::Wallet;
 use super::{Command, Config};
@@ -85,6 +86,7 @@ pub(crate) struct Engine {
     unsealed: VecDeque<Unsealed>,
     unsealed_bytes: usize,
     book: Book,
+    policy: Policy,
     wallet: Wallet,
     next_id: u64,
     link: Option<Link>,
@@ -124,6 +126,7 @@ impl Engine {
             unsealed: VecDeque::new(),
             unsealed_bytes: 0,
             book: Book::default(),
+            policy: Policy::default(),
             wallet: Wallet::default(),
             next_id: 0,
             link: None,
@@ -235,6 +238,8 @@ impl Engine {
         match result {
             Ok(link) => {
                 self.link = Some(link);
+                let changes = self.policy.connected();
+                self.advised(changes);
                 self.connected_at = Instant::now();
                 self.emit(Event::Connected { earlier: self.connections });
                 self.summary.reconnects += u64::from(self.connections > 0);
@@ -284,13 +289,24 @@ impl Engine {
                 self.summary.reconnects += 1;
                 self.book.broken(id, attempt, now_ms);
             }
-            Some(FromLink::Hint(hint)) => self.emit(Event::Hint(hint)),
+            Some(FromLink::Hint(hint)) => {
+                let changes = self.policy.heard(&hint, now_ms);
+                self.emit(Event::Hint(hint));
+                self.advised(changes);
+            }
             Some(FromLink::Better(link)) => {
                 self.disconnected(None, None);
                 self.connected(Ok(*link));
             }
             Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
             None => self.disconnected(None, None),
+        }
+    }
+
+    /// Tells the recorder what follows from the relay's advice.
+    fn advised(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.emit(Event::Advice(change));
         }
     }
 

@@ -3,6 +3,7 @@
 use waystation_proto::message::Hint;
 use waystation_proto::{ChunkState, Variant};
 
+use super::policy::Change;
 use crate::receipt::Proof;
 
 /// Which chunk, without an identifier of incident, group or stream.
@@ -71,8 +72,10 @@ pub enum Event {
         /// Why.
         error: String,
     },
-    /// Advice of the relay.
+    /// Advice of the relay, as it came.
     Hint(Hint),
+    /// What follows from it for the recorder.
+    Advice(Change),
 }
 
 /// How a session ended.

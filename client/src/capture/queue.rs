@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 use waystation_proto::Class;
 
+use super::policy::Turn;
+
 /// A master's first chunk keeps its early place if it takes less than this.
 const FIRST_MASTER_LIMIT_MS: u64 = 2000;
 
@@ -84,6 +86,7 @@ pub struct Room {
 #[derive(Debug, Default)]
 pub struct Queue {
     items: BTreeMap<u64, Waiting>,
+    turns: [Turn; Class::COUNT],
 }
 
 impl Queue {
@@ -102,6 +105,22 @@ impl Queue {
         for item in self.items.values_mut() {
             item.due_ms = item.due_ms.min(now_ms);
         }
+    }
+
+    /// From now on chunks of each class go when this says, but for first ones and what the relay
+    /// holds.
+    pub const fn hold(&mut self, turns: [Turn; Class::COUNT]) {
+        self.turns = turns;
+    }
+
+    fn in_turn(&self, item: &Waiting, moving: Moving) -> bool {
+        item.first
+            || item.held
+            || match self.turns[item.class.rank()] {
+                Turn::Now => true,
+                Turn::Idle => moving == Moving { probes: moving.probes, ..Moving::default() },
+                Turn::Later => false,
+            }
     }
 
     /// How many wait.
@@ -125,7 +144,8 @@ impl Queue {
     /// Takes out the chunk to offer now, if there is one and room for it. `rate` is the measured
     /// upload rate in bytes per second, if there is one.
     pub fn take(&mut self, now_ms: u64, rate: Option<u64>, moving: Moving, room: Room) -> Option<(Waiting, Rank)> {
-        let open = |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, moving);
+        let open =
+            |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, moving) && self.in_turn(item, moving);
         let best = self.items.values().filter(open).map(|item| (rank(item, rate), item.id)).min()?;
         let item = self.items.remove(&best.1)?;
         Some((item, best.0))
@@ -162,6 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     const WIDE: Room = Room { bodies: 100, probes: 100 };
+    const BUSY: usize = 1;
 
     fn item(id: u64, class: Class, first: bool) -> Waiting {
         Waiting { id, class, first, started_ms: id as i64, length: 1000, held: false, due_ms: 0 }
@@ -219,6 +240,22 @@ mod tests {
         queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
         let moving = Moving { bodies: 9, masters: 9, probes: 0 };
         assert!(queue.take(0, None, moving, Room { bodies: 4, probes: 1 }).is_some());
+    }
+
+    #[test]
+    fn what_is_held_back_waits_and_is_there_later() {
+        let one_moves = Moving { bodies: BUSY, ..Moving::default() };
+        let mut queue = Queue::default();
+        queue.put(item(1, Class::Preview, false));
+        queue.put(item(2, Class::Master, false));
+        queue.hold([Turn::Now, Turn::Idle, Turn::Now, Turn::Later]);
+        assert!(queue.take(0, None, one_moves, WIDE).is_none(), "something moves");
+        assert_eq!(queue.take(0, None, Moving::default(), WIDE).unwrap().0.id, 1, "the link is never idle");
+        assert!(queue.take(0, None, Moving::default(), WIDE).is_none(), "there is no room for it");
+        queue.put(item(3, Class::Master, true));
+        assert_eq!(queue.take(0, None, one_moves, WIDE).unwrap().0.id, 3, "the first chunk of a lane goes");
+        queue.hold([Turn::Now; 4]);
+        assert_eq!(queue.take(0, None, one_moves, WIDE).unwrap().0.id, 2, "nothing was dropped");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use waystation_proto::{ChunkState, Variant};
 
 use super::output::Output;
 use super::{CaptureArgs, CliError};
+use crate::capture::policy::Change;
 use crate::capture::{Capture, ChunkError, Config, Event, Label, LaneSpec, Summary};
 use crate::clock;
 use crate::keys::{ClientKey, GroupKey};
@@ -135,6 +136,10 @@ fn event_json(event: &Event) -> Option<serde_json::Value> {
         }
         Event::Authority { error } => json!({"event": "authority", "error": error, "at_ms": at_ms}),
         Event::Hint(hint) => json!({"event": "hint", "hint": hint, "at_ms": at_ms}),
+        Event::Advice(Change::Lanes(kept)) => json!({"event": "lanes", "kept": kept, "at_ms": at_ms}),
+        Event::Advice(Change::ChunkLength(length)) => {
+            json!({"event": "chunk_length", "chunk_ms": length, "at_ms": at_ms})
+        }
     })
 }
 

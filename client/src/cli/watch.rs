@@ -331,6 +331,7 @@ fn event_json(event: &Event) -> Option<serde_json::Value> {
         Event::Capture { event, last_sign_s } => {
             json!({"event": "capture", "capture": event, "last_sign_s": last_sign_s, "at_ms": at_ms})
         }
+        Event::Sign { last_sign_s } => json!({"event": "sign", "last_sign_s": last_sign_s, "at_ms": at_ms}),
         Event::Disconnected { code } => json!({"event": "disconnected", "code": code, "at_ms": at_ms}),
         Event::Renewed => json!({"event": "renewed", "at_ms": at_ms}),
         Event::Ending { reason } => json!({"event": "ending", "reason": reason, "at_ms": at_ms}),

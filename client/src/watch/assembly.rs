@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use waystation_proto::frame::{self, Frame, Piece, kind};
 use waystation_proto::id::{Digest, IncidentId, StreamId};
 use waystation_proto::message::{
-    CaptureEvent, ChunkBegins, Complete, ContactChunkState, Cursor, Ending, Omitted, StreamJoins, Watching, Withdrawn,
+    CaptureEvent, ChunkBegins, Complete, ContactChunkState, Cursor, Ending, Omitted, Sign, StreamJoins, Watching,
+    Withdrawn,
 };
 use waystation_proto::{Code, ContactState, Variant};
 
@@ -121,6 +122,10 @@ impl Assembly {
             kind::CAPTURE => {
                 let told: CaptureEvent = frame::control(frame)?;
                 Some(Event::Capture { event: told.event, last_sign_s: told.last_sign })
+            }
+            kind::SIGN => {
+                let told: Sign = frame::control(frame)?;
+                Some(Event::Sign { last_sign_s: told.last_sign })
             }
             kind::STREAM => self.joins(frame::control(frame)?),
             kind::ENDING => {

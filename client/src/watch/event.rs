@@ -136,6 +136,12 @@ pub enum Event {
         /// Seconds since its last sign of life.
         last_sign_s: u64,
     },
+    /// How long the capture device has been quiet, from five seconds on; 0: there is a sign again.
+    /// Whoever shows it counts on by itself until the next one.
+    Sign {
+        /// Seconds since its last sign of life.
+        last_sign_s: u64,
+    },
     /// Where this contact is; for a later subscription. Opaque.
     Cursor(String),
     /// The relay is not reached, or broke off; the next try is being made.

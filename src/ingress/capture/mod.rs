@@ -249,7 +249,13 @@ impl Session {
     }
 
     async fn hint(&self, last: &mut Hint) {
-        let now = self.ctx.shared.admission.hint();
+        let admission = &self.ctx.shared.admission;
+        let mut sessions = Vec::new();
+        self.tokens.each(|one| sessions.extend(admission.hinted(one)));
+        sessions.dedup();
+        // One recording has one session, but for a core that gives each stream its own.
+        let hints = sessions.iter().map(|session| admission.hint(Some(session)));
+        let now = hints.max_by_key(|hint| hint.rate).unwrap_or_else(|| admission.hint(None));
         if material(last, &now) {
             self.out.send(frame::encode_json(kind::HINT, &now)).await;
             *last = now;
@@ -257,12 +263,18 @@ impl Session {
     }
 }
 
-/// Whether a hint says something new: the core came or went, or a class's room moved by a tenth.
+/// Whether a hint says something new: the core came or went, a class's room moved by a tenth, the
+/// rate by a quarter, or there is other advice.
 fn material(last: &Hint, now: &Hint) -> bool {
     let away = last.core_away.unwrap_or_default() != now.core_away.unwrap_or_default();
     let limited = last.core_limited_s.is_some() != now.core_limited_s.is_some();
     let (before, after) = (last.pressure.unwrap_or_default(), now.pressure.unwrap_or_default());
-    away || limited || before.iter().zip(after).any(|(before, after)| (before - after).abs() >= 0.1)
+    let rate = match (last.rate, now.rate) {
+        (Some(last), Some(now)) => last.abs_diff(now) > last / 4,
+        (last, now) => last != now,
+    };
+    let advice = (&last.lanes, last.chunk_ms) != (&now.lanes, now.chunk_ms);
+    away || limited || rate || advice || before.iter().zip(after).any(|(before, after)| (before - after).abs() >= 0.1)
 }
 
 /// An offer's handle, and the offer or what is wrong with it. Without a handle nothing can be
@@ -346,6 +358,11 @@ mod tests {
         assert!(!material(&full(0.5), &full(0.55)));
         assert!(material(&calm, &Hint { core_away: Some(true), ..Hint::default() }));
         assert!(!material(&calm, &Hint { core_away: Some(false), ..Hint::default() }));
+        let fast = |rate| Hint { rate: Some(rate), ..Hint::default() };
+        assert!(material(&calm, &fast(1000)) && material(&fast(1000), &fast(700)));
+        assert!(!material(&fast(1000), &fast(1200)));
+        assert!(material(&calm, &Hint { lanes: Some(Vec::new()), ..Hint::default() }));
+        assert!(material(&calm, &Hint { chunk_ms: Some(4000), ..Hint::default() }));
     }
 
     proptest! {

@@ -4,14 +4,16 @@ use super::Window;
 use super::events::Event;
 use crate::message::CaptureWord;
 
-/// The capture device is silent after this long without media and without `ALIVE`.
-pub const SILENT_MS: u64 = 15_000;
+/// From so long without media and without `ALIVE` on contacts hear how long ago the last sign was,
+/// and again each time that has passed, until the device counts as silent.
+pub const QUIET_MS: u64 = 5_000;
 
 impl Window {
     /// The capture device gave a sign of life.
     pub fn alive(&mut self, now: u64) {
         self.sign(Some(now));
         if self.capture == Some(CaptureWord::Ended) {
+            self.last_sign = Some(now);
             self.capture = None;
             self.tell(Event::Capture(CaptureWord::Back, 0));
         }
@@ -41,12 +43,28 @@ impl Window {
     #[must_use]
     pub fn silent_at(&self) -> Option<u64> {
         let since = self.last_sign().filter(|_| self.capture.is_none())?;
-        Some(since.saturating_add(SILENT_MS))
+        Some(since.saturating_add(self.rules.silent_ms))
     }
 
-    /// Media of a lane that is not shown came: a sign of life as any other.
+    /// Media of a lane that is not shown came: a sign of life as any other. After the recording's
+    /// end it is what was left to send, and says nothing of the device.
     pub fn seen(&mut self, now: u64) {
-        self.sign(Some(now));
+        if self.capture != Some(CaptureWord::Ended) {
+            self.sign(Some(now));
+        }
+    }
+
+    /// How long the device has been quiet, in steps of [`QUIET_MS`]: 0 while there are signs, or
+    /// while it counts as silent or done.
+    pub(super) fn quiet_steps(&self, now: u64) -> u64 {
+        let quiet = self.last_sign.filter(|_| self.capture.is_none()).map(|sign| now.saturating_sub(sign));
+        quiet.unwrap_or(0) / QUIET_MS
+    }
+
+    /// When it will have been quiet for so many steps.
+    pub(super) fn quiet_at(&self, steps: u64) -> Option<u64> {
+        let sign = self.last_sign.filter(|_| self.capture.is_none())?;
+        Some(sign.saturating_add(steps.saturating_mul(QUIET_MS)))
     }
 
     /// An earlier process had a sign of life `age` ms ago. It is none now: unless one comes, the
@@ -63,6 +81,10 @@ impl Window {
 
     pub(super) fn sign(&mut self, now: Option<u64>) {
         let Some(now) = now else { return };
+        if self.quiet_steps(now) > 0 {
+            // Contacts of every lane were told of the pause, and are told of its end.
+            self.captures += 1;
+        }
         self.last_sign = Some(now);
         if self.capture == Some(CaptureWord::Silent) {
             self.capture = None;

@@ -16,7 +16,7 @@ use crate::code::Code;
 use crate::cursor::{self, Cursor, MAX_UNFINISHED};
 use crate::frame::{encode_json, kind};
 use crate::id::{ChunkRef, StreamId};
-use crate::message::{CaptureEvent, CaptureWord, Fetch, Omitted, OmittedReason};
+use crate::message::{CaptureEvent, CaptureWord, Fetch, Omitted, OmittedReason, Sign};
 
 /// Chunks of a lane that a contact has begun and not finished.
 pub const MAX_OPEN: usize = MAX_UNFINISHED;
@@ -51,6 +51,8 @@ pub struct Contact {
     pub(super) view: View,
     pub(super) lanes: [Position; 2],
     pub(super) event: u64,
+    /// How long the device was quiet when this contact last heard of it, in steps.
+    pub(super) quiet: u64,
     pub(super) fetches: VecDeque<Open>,
     /// Answers that wait for the next poll.
     pub(super) pending: Vec<Bytes>,
@@ -112,6 +114,7 @@ impl Contact {
     pub fn poll(&mut self, window: &mut Window, now: u64, out: &mut Out) {
         out.frames.append(&mut self.pending);
         self.read_events(window, now, out);
+        self.tell_sign(window, now, out);
         for lane in 0..LANES.len() {
             if self.view.lanes[lane] && !out.control_only {
                 self.fill(lane, window, out);
@@ -268,6 +271,22 @@ impl Contact {
             self.fetches.retain(|open| open.place != place);
         }
         out.frames.push(frame);
+    }
+
+    /// When there will be something to say of the device's quiet.
+    #[must_use]
+    pub fn sign_due(&self, window: &Window) -> Option<u64> {
+        window.quiet_at(self.quiet + 1)
+    }
+
+    /// `SIGN`, when the device has been quiet for one more step, or is no longer. Silence and the end
+    /// are told by `CAPTURE`.
+    fn tell_sign(&mut self, window: &Window, now: u64, out: &mut Out) {
+        let steps = window.quiet_steps(now);
+        if steps != self.quiet && window.capture.is_none() {
+            out.json(kind::SIGN, &Sign { last_sign: window.since_sign(now) });
+        }
+        self.quiet = steps;
     }
 
     /// `CAPTURE`, if the device is silent or the recording over.

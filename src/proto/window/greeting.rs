@@ -28,6 +28,7 @@ impl Contact {
         let mut contact = Self {
             lanes: [Position::default(), Position::default()],
             event: window.events.end(),
+            quiet: 0,
             fetches: std::collections::VecDeque::new(),
             pending: Vec::new(),
             left_out: Vec::new(),
@@ -176,7 +177,13 @@ mod tests {
         let cursor = Cursor::decode(&there.cursor(&before)).unwrap();
 
         // After a restart the last two are shown again, and one is confirmed before the contact is back.
-        let rules = Rules { window_ms: 10_000_000, max_chunk: 100, patience_ms: 30_000, node: "node".into() };
+        let rules = Rules {
+            window_ms: 10_000_000,
+            max_chunk: 100,
+            silent_ms: 15_000,
+            patience_ms: 30_000,
+            node: "node".into(),
+        };
         let mut window = Window::new(rules, IncidentId::new("i").unwrap(), 2);
         small(&mut window, 2, 0);
         small(&mut window, 3, 0);

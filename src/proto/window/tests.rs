@@ -57,7 +57,13 @@ fn byte(stream: &str, index: u64, digest: u8, offset: u64) -> u8 {
 
 impl World {
     fn new() -> Self {
-        let rules = Rules { window_ms: 12_000, max_chunk: 200_000, patience_ms: 30_000, node: "node".into() };
+        let rules = Rules {
+            window_ms: 12_000,
+            max_chunk: 200_000,
+            silent_ms: 15_000,
+            patience_ms: 30_000,
+            node: "node".into(),
+        };
         Self {
             window: Window::new(rules, IncidentId::new("i").unwrap(), 42),
             budget: Budget::new(LIMIT, PER_SESSION),
@@ -463,7 +469,8 @@ pub(super) fn small(window: &mut Window, index: u64, ended_s: i64) -> Place {
 }
 
 pub(super) fn empty() -> Window {
-    let rules = Rules { window_ms: 10_000_000, max_chunk: 100, patience_ms: 30_000, node: "node".into() };
+    let rules =
+        Rules { window_ms: 10_000_000, max_chunk: 100, silent_ms: 15_000, patience_ms: 30_000, node: "node".into() };
     Window::new(rules, IncidentId::new("i").unwrap(), 1)
 }
 

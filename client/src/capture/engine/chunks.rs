@@ -92,6 +92,7 @@ impl Engine {
     pub(super) async fn give(&mut self) {
         let now_ms = self.now_ms();
         while let Some(room) = self.link.as_ref().filter(|link| link.jobs.capacity() > 1).map(|link| link.room) {
+            self.book.hold(self.policy.turns(now_ms));
             let Some(next) = self.book.take(now_ms, room) else { return };
             let live = |token: &&Token| !token.expired(clock::unix_ms());
             let token = self.wallet.covering(&next.offer.stream).filter(live).cloned();
