@@ -151,6 +151,7 @@ enum Out {
 pub struct Exchange {
     out: Option<Out>,
     answer: JoinHandle<Option<Streaming>>,
+    interim: mpsc::UnboundedReceiver<HeaderMap>,
     line: Line,
 }
 
@@ -188,7 +189,7 @@ impl Exchange {
                 let line = Line::Tcp { _driver: driven(driver) };
                 let (tx, body) = pieces();
                 let answer = tokio::spawn(async move { hyper_answer(send.send_request(request.map(|()| body)).await) });
-                Self { out: Some(Out::Hyper(tx)), answer, line }
+                Self { out: Some(Out::Hyper(tx)), answer, interim: mpsc::unbounded_channel().1, line }
             }
             Http::H2 => {
                 let io = TokioIo::new(tls(world, b"h2").await.unwrap());
@@ -196,7 +197,7 @@ impl Exchange {
                 let line = Line::Tcp { _driver: driven(driver) };
                 let (tx, body) = pieces();
                 let answer = tokio::spawn(async move { hyper_answer(send.send_request(request.map(|()| body)).await) });
-                Self { out: Some(Out::Hyper(tx)), answer, line }
+                Self { out: Some(Out::Hyper(tx)), answer, interim: mpsc::unbounded_channel().1, line }
             }
             Http::H3 => Self::h3(quic(world).await.unwrap(), request).await,
         }
@@ -208,14 +209,21 @@ impl Exchange {
             let _ = driver.wait_idle().await;
         }));
         let (send, mut recv) = requests.send_request(request).await.unwrap().split();
+        let (interims, interim) = mpsc::unbounded_channel();
         let answer = tokio::spawn(async move {
-            let head = recv.recv_response().await.ok()?;
-            let (parts, ()) = head.into_parts();
+            let parts = loop {
+                let (parts, ()) = recv.recv_response().await.ok()?.into_parts();
+                if !parts.status.is_informational() {
+                    break parts;
+                }
+                assert_eq!(parts.status, 104);
+                let _ = interims.send(parts.headers);
+            };
             let inflow = Inflow::H3(Box::new(recv));
             Some(Streaming { status: parts.status, headers: parts.headers, inflow, kept: None })
         });
         let line = Line::Quic { connection, _driver: driver, _requests: requests };
-        Self { out: Some(Out::H3(Box::new(send))), answer, line }
+        Self { out: Some(Out::H3(Box::new(send))), answer, interim, line }
     }
 
     /// Sends bytes of the body; a peer that wants no more is no failure.
@@ -238,6 +246,11 @@ impl Exchange {
             Some(Out::H3(mut send)) => drop(send.finish().await),
             None => {}
         }
+    }
+
+    /// The head of the next `104`; `None` where none comes before the answer.
+    pub async fn interim(&mut self) -> Option<HeaderMap> {
+        soon("an interim answer", self.interim.recv()).await
     }
 
     /// The answer's head, as soon as it is here.

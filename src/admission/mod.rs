@@ -25,6 +25,7 @@ mod names;
 mod offer;
 mod present;
 mod receiving;
+mod upload;
 mod vouch;
 mod watch;
 

@@ -42,8 +42,7 @@ enum Source {
     Nothing,
     Hyper(hyper::body::Incoming),
     H3(Box<h3::Incoming>),
-    /// `None` stands for a pause.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests bring their own bytes"))]
+    /// Bytes that are here already. `None` stands for a pause.
     Pieces(VecDeque<Option<Bytes>>),
 }
 
@@ -55,6 +54,12 @@ impl RequestBody {
 
     pub(super) fn h3(incoming: h3::Incoming, received: Counter) -> Self {
         Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, received }
+    }
+
+    /// A body of these pieces, which are counted already; `None` is a pause.
+    pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
+        let source = Source::Pieces(pieces.into_iter().collect());
+        Self { source, begun: false, end: None, received: Counter::default() }
     }
 
     /// The next bytes, as soon as there are any; `None` at the end.
@@ -202,15 +207,6 @@ impl Source {
                 }
             },
         }
-    }
-}
-
-#[cfg(test)]
-impl RequestBody {
-    /// A body of these pieces; `None` is a pause.
-    pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
-        let source = Source::Pieces(pieces.into_iter().collect());
-        Self { source, begun: false, end: None, received: Counter::default() }
     }
 }
 

@@ -10,6 +10,7 @@ use http_body::Body as _;
 
 use super::body::{Broken, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
+use super::dialect::Interim;
 use super::h3_quinn::{Connection, RecvStream, SendStream};
 use super::respond::{MAX_HEADER_BYTES, Reply};
 use super::route;
@@ -82,9 +83,23 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
     let (send, recv) = stream.split();
     let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
     let received = service.received(Transport::H3);
-    let request = request.map(|()| RequestBody::h3(Incoming(recv), received));
+    let mut request = request.map(|()| RequestBody::h3(Incoming(recv), received));
+    let (interim, mut heads) = Interim::channel();
+    request.extensions_mut().insert(interim);
     let answering = async {
-        let reply = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request)).await;
+        let mut send = send;
+        let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
+        let reply = loop {
+            tokio::select! {
+                biased;
+                Some(head) = heads.recv() => {
+                    if !matches!(in_time(&conn, send.send_response(head)).await, Some(Ok(()))) {
+                        return;
+                    }
+                }
+                reply = handling.as_mut() => break reply,
+            }
+        };
         answer(&conn, send, reply).await;
     };
     tokio::select! {

@@ -41,7 +41,7 @@ async fn health_is_the_contracts() {
 async fn what_is_not_served_is_said_alike_everywhere() {
     let relay = start(limits()).await;
     for via in ALL {
-        for path in ["/", "/metrics", "/v1/incidents", "/health/live/", "/chunks", "/i/canary-token", "/watch/"] {
+        for path in ["/", "/metrics", "/v1/incidents", "/health/live/", "/chunks/", "/i/canary-token", "/watch/"] {
             let answer = relay.ask(via, get(path), "").await;
             assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "not_found"), "{via:?} {path}");
             assert_eq!(answer.headers["cache-control"], "no-store");
@@ -53,7 +53,8 @@ async fn what_is_not_served_is_said_alike_everywhere() {
             (Method::GET, "/upload/complete-chunk", "POST"),
             (Method::OPTIONS, "/upload/complete-chunk", "POST"),
             (Method::PUT, "/fanout/subscribe", "GET"),
-            (Method::POST, REF, "GET, HEAD, PUT, DELETE, OPTIONS"),
+            (Method::POST, REF, "GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+            (Method::GET, "/chunks", "POST, OPTIONS"),
             (Method::PUT, "/watch", "GET, OPTIONS"),
         ] {
             let answer = relay.ask(via, request(method.clone(), path, &[]), "").await;
