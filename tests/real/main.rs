@@ -6,4 +6,5 @@ mod aioquic;
 mod chromium;
 mod curl;
 mod program;
+mod resumable;
 mod websockets;
