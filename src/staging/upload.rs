@@ -21,8 +21,9 @@ impl Staging {
     /// # Errors
     /// `StagingFailed`; `NotFound`, also of one whose last byte came and proved it another.
     pub async fn pause(&self, chunk: ChunkRef) -> Result<Standing, Code> {
-        let active = self.ledger().record(chunk).is_some_and(|record| record.active);
-        if active && let Some((meta, _)) = self.receiving(chunk).await {
+        // An attempt that ended may have bytes to write still, and is in nobody's way then.
+        let open = self.slots().contains_key(&chunk);
+        if open && let Some((meta, _)) = self.receiving(chunk).await {
             self.take_over(chunk, meta).await?;
         }
         self.standing(chunk).ok_or(Code::NotFound)
@@ -39,7 +40,11 @@ impl Staging {
         let decision = {
             let mut ledger = self.ledger();
             let Some(terms) = ledger.record(chunk).map(|record| record.terms) else { return Err(Code::NotFound) };
-            ledger.handle_offer(chunk, terms, now)?
+            match ledger.handle_offer(chunk, terms, now) {
+                // Nobody is at it, and there is no place for one who only asks.
+                Err(Code::ReceivingFull | Code::InFlightPerSession) => return Ok(()),
+                decision => decision?,
+            }
         };
         // It became whole meanwhile.
         let Decision::Receive { epoch, held, replaces } = decision else { return Ok(()) };

@@ -58,3 +58,50 @@ pub(super) async fn body(
     }
     Ok((RequestBody::pieces(pieces), place))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::ingress::tests::harness::context;
+    use crate::telemetry::names::Transport;
+
+    fn sha256(bytes: &[u8]) -> (Algorithm, Vec<u8>) {
+        (Algorithm::Sha256, aws_lc_rs::digest::digest(&SHA256, bytes).as_ref().to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_part_comes_back_as_it_came_once_it_agrees() {
+        let ctx = context(Clock::system(), Transport::H1);
+        let piece = |text: &'static str| Some(Bytes::from_static(text.as_bytes()));
+        let coming = || RequestBody::pieces([piece("ab"), None, piece("cde")]);
+        let (mut whole, place) = body(&ctx, &mut coming(), sha256(b"abcde"), 5).await.ok().unwrap();
+        let mut came = Vec::new();
+        while let Some(Ok(piece)) = whole.next().await {
+            came.extend_from_slice(&piece);
+        }
+        assert_eq!((came.as_slice(), place.unwrap().num_permits()), (&b"abcde"[..], 5));
+        let code = async |wanted: &[u8], most| body(&ctx, &mut coming(), sha256(wanted), most).await.err();
+        assert_eq!(code(b"abcdf", 5).await, Some(Code::ChecksumMismatch));
+        assert_eq!(code(b"abcde", 4).await, Some(Code::BodyTooLong));
+    }
+
+    #[tokio::test]
+    async fn parts_that_wait_for_their_checksum_have_so_much_room() {
+        let ctx = context(Clock::system(), Transport::H1);
+        let half = Bytes::from(vec![1; MAX_CHECKED_BYTES / 2]);
+        let bring = async || {
+            let mut coming = RequestBody::pieces([Some(half.clone())]);
+            body(&ctx, &mut coming, sha256(&half), u64::MAX).await
+        };
+        let first = bring().await.ok().unwrap();
+        let second = bring().await.ok().unwrap();
+        let mut one_more = RequestBody::pieces([Some(Bytes::from_static(b"x"))]);
+        let refused = body(&ctx, &mut one_more, sha256(b"x"), 1).await.err();
+        assert_eq!(refused, Some(Code::ReceivingFull));
+        drop((first, second));
+        assert!(bring().await.is_ok(), "room is given back");
+    }
+}

@@ -122,6 +122,17 @@ async fn browsers_hear_what_their_page_may_do() {
         assert_eq!(answer.headers["access-control-allow-origin"], "https://page.example");
         assert!(answer.headers["access-control-allow-headers"].to_str().unwrap().contains("Waystation-Chunk"));
         assert_eq!(answer.headers["vary"], "Origin");
+        // What a page's tus-js-client sends and reads.
+        let creation = [page[0], ("access-control-request-method", "POST")];
+        let answer = relay.ask(via, request(Method::OPTIONS, "/chunks", &creation), "").await;
+        for (header, names) in [
+            ("access-control-allow-methods", "POST PATCH HEAD"),
+            ("access-control-allow-headers", "Tus-Resumable Upload-Length Upload-Metadata Upload-Offset Authorization"),
+            ("access-control-expose-headers", "Location Tus-Resumable Upload-Offset Upload-Length Upload-Expires"),
+        ] {
+            let said = answer.headers[header].to_str().unwrap().to_owned();
+            assert!(names.split(' ').all(|name| said.split(", ").any(|one| one == name)), "{header}: {said}");
+        }
         let other = request(Method::OPTIONS, REF, &[("origin", "https://other.example")]);
         let answer = relay.ask(via, other, "").await;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "origin_not_allowed"));
