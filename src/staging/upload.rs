@@ -15,6 +15,16 @@ impl Staging {
         Some(Offer { attempt, ..meta.offer.clone() })
     }
 
+    /// What was offered of a chunk that is not ended.
+    pub async fn offered_once(&self, chunk: ChunkRef) -> Option<Offer> {
+        if let Some(offer) = self.offered(chunk).await {
+            return Some(offer);
+        }
+        let open = self.standing(chunk).is_some_and(|standing| standing.state.held());
+        let meta = if open { self.meta_of(chunk).await.ok() } else { None };
+        meta.map(|meta| meta.offer.clone())
+    }
+
     /// Ends the attempt that is under way, if one is, and says where the chunk stands then: the
     /// offset stays that until somebody goes on.
     ///

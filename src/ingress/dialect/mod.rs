@@ -170,7 +170,7 @@ async fn stands(ctx: &Ctx, shape: Shape, name: &str, parts: &Parts) -> Reply {
     let standing = async {
         let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
         let capability = native::capability(ctx, &parts.headers).await?;
-        let standing = ctx.shared.admission.pause(chunk, &capability).await?;
+        let standing = ctx.shared.admission.pause(chunk, &capability, ctx.client).await?;
         over(standing)
     };
     match standing.await {
