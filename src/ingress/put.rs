@@ -70,7 +70,8 @@ pub(super) fn stands_at(code: Code, chunk: ChunkRef, offset: u64, length: u64) -
     refusal
 }
 
-fn receiving_at(chunk: ChunkRef, offset: u64, length: u64) -> Standing {
+/// Where a chunk stands that is being received.
+pub(super) fn receiving_at(chunk: ChunkRef, offset: u64, length: u64) -> Standing {
     Standing { chunk, state: ChunkState::Receiving, offset, length, receipt: None, trouble: None }
 }
 
@@ -157,7 +158,10 @@ pub(super) async fn take(
             receiving.push(bytes).await?;
         }
     }
-    if partly && offset < length {
+    if offset < length && !partly {
+        return Err(at(Code::BodyIncomplete, offset));
+    }
+    if offset < length {
         let offset = receiving.keep().await?;
         return Ok(receiving_at(chunk, offset, length));
     }

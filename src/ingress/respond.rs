@@ -16,7 +16,7 @@ use crate::proto::{Code, ContactState, Retry};
 
 mod dialects;
 
-pub(super) use dialects::{Said, interim, said, served};
+pub(super) use dialects::{Said, deleted, interim, said, served};
 
 /// Largest head of a request that is looked into: a capability of 16 KiB and a chunk's dictionary
 /// fit twice.

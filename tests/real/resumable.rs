@@ -168,7 +168,8 @@ async fn curl_is_interrupted_and_continues_by_patch() {
             let params = upload(&world, &chunk, session.upload_capability.as_deref().unwrap(), head);
             Program::curl("curl_put.sh").told(params).await.done().await
         };
-        let arrived = async { while plain().await["headers"]["upload-offset"] != half.to_string() {} };
+        let wanted = json!(half.to_string());
+        let arrived = async { while plain().await["headers"]["upload-offset"] != wanted {} };
         tokio::time::timeout(PATIENCE, arrived).await.expect("half of it never arrived");
         drop(sender);
 

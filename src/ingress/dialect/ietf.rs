@@ -110,10 +110,8 @@ async fn created(
         // The content is not read before the answer: flow control spares the sender's link.
         Admitted::Have(standing) => standing,
         Admitted::Receive(receiving) => {
-            let begins = put::stands_at(Code::InternalError, chunk, receiving.offset(), length).standing;
-            if let Some(standing) = &begins {
-                Interim::send(parts, respond::interim(version, &said_of(ctx, standing)));
-            }
+            let begins = put::receiving_at(chunk, receiving.offset(), length);
+            Interim::send(parts, respond::interim(version, &said_of(ctx, &begins)));
             let part = Body { skip: receiving.offset(), partly: asked.complete != Some(true) };
             put::take(ctx, receiving, chunk, part, body).await?
         }
@@ -243,7 +241,7 @@ pub(super) async fn delete(ctx: &Ctx, version: Interop, name: &str, parts: &Part
         native::deleted(ctx, name, parts).await
     };
     match deleted.await {
-        Ok(()) => respond::empty(StatusCode::NO_CONTENT),
+        Ok(()) => respond::deleted(version),
         Err(refusal) => respond::refusal(Shape::Ietf(version, None), &refusal),
     }
 }

@@ -44,7 +44,7 @@ async fn created(ctx: &Ctx, parts: &Parts, body: &mut RequestBody, wait_s: u64) 
         Admitted::Receive(receiving) => {
             let length = receiving.length();
             let offset = receiving.keep().await?;
-            Standing { chunk, state: ChunkState::Receiving, offset, length, receipt: None, trouble: None }
+            put::receiving_at(chunk, offset, length)
         }
     };
     let standing = if with_upload && standing.state != ChunkState::Receiving {

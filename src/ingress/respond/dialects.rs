@@ -128,6 +128,13 @@ fn location(headers: &mut HeaderMap, standing: &Standing) {
     }
 }
 
+/// The upload is no more.
+pub(in crate::ingress) fn deleted(version: Interop) -> Reply {
+    let mut reply = empty(StatusCode::NO_CONTENT);
+    reply.headers_mut().insert(INTEROP, version.number().into());
+    reply
+}
+
 /// `104 (Upload Resumption Supported)`: the upload can be gone on with from here on.
 pub(in crate::ingress) fn interim(version: Interop, said: &Said<'_>) -> Response<()> {
     let mut head = Response::new(());

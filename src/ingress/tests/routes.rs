@@ -185,7 +185,21 @@ async fn neither_log_nor_metrics_hold_what_was_sent() {
             (Method::GET, "/i/canary"),
             (Method::POST, "/upload/complete-chunk"),
             (Method::GET, "/fanout/subscribe?canary"),
+            (Method::POST, "/chunks?tus"),
+            (Method::PATCH, "/chunks/canary?tus"),
+            (Method::POST, "/chunks?ietf"),
+            (Method::PATCH, "/chunks/canary?ietf"),
         ] {
+            let mut headers = headers.to_vec();
+            if path.ends_with("?tus") {
+                headers.extend([
+                    ("tus-resumable", "1.0.0"),
+                    ("upload-metadata", "incident Y2FuYXJ5,canary"),
+                    ("upload-length", "9"),
+                ]);
+            } else if path.ends_with("?ietf") {
+                headers.extend([("upload-draft-interop-version", "8"), ("upload-complete", "canary")]);
+            }
             let answer = relay.ask(via, request(method, path, &headers), "--canary\r\n\r\ncanary").await;
             assert!(answer.status.is_client_error());
             assert!(!String::from_utf8_lossy(&answer.body).contains("canary"));
