@@ -84,15 +84,14 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
     let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
     let received = service.received(Transport::H3);
     let mut request = request.map(|()| RequestBody::h3(Incoming(recv), received));
-    let (interim, mut heads) = Interim::channel();
-    request.extensions_mut().insert(interim);
+    let mut heads = Interim::along(&mut request);
     let answering = async {
         let mut send = send;
         let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
         let reply = loop {
             tokio::select! {
                 biased;
-                Some(head) = heads.recv() => {
+                head = Interim::next(&mut heads) => {
                     if !matches!(in_time(&conn, send.send_response(head)).await, Some(Ok(()))) {
                         return;
                     }

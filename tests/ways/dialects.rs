@@ -5,9 +5,10 @@ use http::{Method, Request};
 use serde_json::Value;
 use waystation_devcore::session::Session;
 use waystation_proto::{Variant, dictionary, tus};
+use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::http::Answer;
 use waystation_tests::peer::{Way, bring};
-use waystation_tests::wire::{Exchange, Http, ask};
+use waystation_tests::wire::{Exchange, Http, Ws, ask};
 use waystation_tests::{Chunk, Setup, World};
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
@@ -643,5 +644,28 @@ async fn a_token_that_only_the_core_can_read_reaches_its_upload_after_a_restart_
         assert_eq!(offset(&owner.stands(&path).await), 8_000);
         let rest = owner.append(&path, 8_000, Some(true), chunk.bytes.slice(8_000..)).await;
         assert_eq!((rest.status.is_success(), offset(&rest)), (true, chunk.offer.length), "{:?}", rest.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_sees_a_chunk_that_comes_in_parts_whole() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let fanout = session.fanout_capability.clone().unwrap();
+    let mut contact = Contact::open(&world, Eye::Ws(Ws::H1), &fanout).await;
+    for (version, index) in [None, Some(6)].into_iter().zip(1..) {
+        let uploader = Uploader::new(&world, Http::H2, &session, version);
+        let chunk = chunk(&session, index, 30_000);
+        let path = path(&chunk);
+        uploader.create(&chunk, &[uploader.complete(false)], "").await;
+        uploader.append(&path, 0, Some(false), chunk.bytes.slice(..12_000)).await;
+        assert_eq!(offset(&uploader.stands(&path).await), 12_000);
+        let begins = contact.begins().await;
+        assert_eq!(begins.sha256, chunk.offer.sha256);
+        let first = begins.handle;
+        contact.until_so("its first part, while no more is here", |contact| contact.held(first) == 12_000).await;
+        let rest = uploader.append(&path, 12_000, Some(true), chunk.bytes.slice(12_000..)).await;
+        assert!(rest.status.is_success());
+        contact.until_so("all of it", |contact| contact.held(first) == chunk.bytes.len()).await;
     }
 }

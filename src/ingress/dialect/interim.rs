@@ -1,7 +1,7 @@
 //! Informational answers before the final one, where the transport can send them.
 
-use http::Response;
 use http::request::Parts;
+use http::{Request, Response};
 use tokio::sync::mpsc;
 
 /// Heads that wait to be sent at once.
@@ -13,10 +13,22 @@ const WAITING: usize = 4;
 pub(in crate::ingress) struct Interim(mpsc::Sender<Response<()>>);
 
 impl Interim {
-    /// The handler's end and the transport's.
-    pub(in crate::ingress) fn channel() -> (Self, mpsc::Receiver<Response<()>>) {
+    /// Goes along with a request that may be answered so; the transport's end.
+    pub(in crate::ingress) fn along<B>(request: &mut Request<B>) -> Option<mpsc::Receiver<Response<()>>> {
+        request.headers().get("upload-draft-interop-version")?;
         let (tx, rx) = mpsc::channel(WAITING);
-        (Self(tx), rx)
+        request.extensions_mut().insert(Self(tx));
+        Some(rx)
+    }
+
+    /// The next head to send; never where none can come.
+    pub(in crate::ingress) async fn next(heads: &mut Option<mpsc::Receiver<Response<()>>>) -> Response<()> {
+        if let Some(heads) = heads
+            && let Some(head) = heads.recv().await
+        {
+            return head;
+        }
+        std::future::pending().await
     }
 
     /// Sends one if this request's transport can, and has not been slow to.
