@@ -1,9 +1,11 @@
 //! Stock clients of tus and of resumable uploads: they upload, are interrupted and go on, and report success when
 //! the core has the chunk and not before.
 
+use http::Method;
 use serde_json::{Value, json};
 use waystation_devcore::session::Session;
 use waystation_proto::Variant;
+use waystation_tests::http::ask;
 use waystation_tests::world::PATIENCE;
 use waystation_tests::{Chunk, World};
 
@@ -142,8 +144,8 @@ async fn no_stock_client_reports_success_while_the_core_is_away() {
 async fn curl_is_interrupted_and_continues_by_patch() {
     let world = World::new().await;
     let session = world.session().await;
-    let versions = ["1.1", "2"].into_iter().flat_map(|http| [3, 5, 6, 8].map(|version| (http, version)));
-    for ((http, version), index) in versions.zip(1..) {
+    let versions = [("1.1", 3), ("1.1", 5), ("2", 6), ("2", 8)];
+    for ((http, version), index) in versions.into_iter().zip(1..) {
         let chunk = chunk(&session, index);
         let half = chunk.bytes.len() / 2;
         let (flag, yes) = if version == 3 { ("upload-incomplete", "?0") } else { ("upload-complete", "?1") };
@@ -163,13 +165,16 @@ async fn curl_is_interrupted_and_continues_by_patch() {
         let mut sender = Program::curl("curl_put.sh").told(begun).await;
         sender.write(&chunk.bytes[..half]).await;
         // The native question changes nothing; curl is killed once its half is here.
-        let plain = || async {
-            let head = json!({ "method": "HEAD", "expect": [200, 404], "http": http });
-            let params = upload(&world, &chunk, session.upload_capability.as_deref().unwrap(), head);
-            Program::curl("curl_put.sh").told(params).await.done().await
+        let arrived = async {
+            loop {
+                let answer =
+                    ask(world.plain(), Method::HEAD, &chunk, session.upload_capability.as_deref().unwrap()).await;
+                if answer.headers.get("upload-offset").is_some_and(|offset| *offset == *half.to_string()) {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
         };
-        let wanted = json!(half.to_string());
-        let arrived = async { while plain().await["headers"]["upload-offset"] != wanted {} };
         tokio::time::timeout(PATIENCE, arrived).await.expect("half of it never arrived");
         drop(sender);
 
@@ -187,5 +192,5 @@ async fn curl_is_interrupted_and_continues_by_patch() {
         );
         assert_eq!(answer["sent"], chunk.bytes.len() - half, "{http} {version}");
     }
-    assert_eq!(world.core.stats().await.stored_chunks, 8);
+    assert_eq!(world.core.stats().await.stored_chunks, 4);
 }
