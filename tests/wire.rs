@@ -182,7 +182,7 @@ impl Joint {
                 let (tx, body) = pieces();
                 let answer = send.send_request(request.map(|()| body));
                 let answer = tokio::spawn(async move { hyper_answer(answer.await) });
-                Exchange { out: Some(Out::Hyper(tx)), answer, line }
+                Exchange { out: Some(Out::Hyper(tx)), answer, interim: mpsc::unbounded_channel().1, line }
             }
             JointRequests::H3(requests) => h3_exchange(requests, request, line).await,
         }
@@ -207,13 +207,20 @@ async fn h3_line(connection: quinn::Connection) -> (Line, Requests) {
 
 async fn h3_exchange(requests: &mut Requests, request: Request<()>, line: Line) -> Exchange {
     let (send, mut recv) = requests.send_request(request).await.unwrap().split();
+    let (interims, interim) = mpsc::unbounded_channel();
     let answer = tokio::spawn(async move {
-        let head = recv.recv_response().await.ok()?;
-        let (parts, ()) = head.into_parts();
+        let parts = loop {
+            let (parts, ()) = recv.recv_response().await.ok()?.into_parts();
+            if !parts.status.is_informational() {
+                break parts;
+            }
+            assert_eq!(parts.status, 104);
+            let _ = interims.send(parts.headers);
+        };
         let inflow = Inflow::H3(Box::new(recv));
         Some(Streaming { status: parts.status, headers: parts.headers, inflow, kept: None })
     });
-    Exchange { out: Some(Out::H3(Box::new(send))), answer, line }
+    Exchange { out: Some(Out::H3(Box::new(send))), answer, interim, line }
 }
 
 /// h3 closes a connection whose last one of these is gone.
@@ -236,6 +243,7 @@ enum Out {
 pub struct Exchange {
     out: Option<Out>,
     answer: JoinHandle<Option<Streaming>>,
+    interim: mpsc::UnboundedReceiver<HeaderMap>,
     line: Line,
 }
 
@@ -271,7 +279,7 @@ impl Exchange {
                 let line = Line::Tcp { _driver: driven(driver) };
                 let (tx, body) = pieces();
                 let answer = tokio::spawn(async move { hyper_answer(send.send_request(request.map(|()| body)).await) });
-                Self { out: Some(Out::Hyper(tx)), answer, line }
+                Self { out: Some(Out::Hyper(tx)), answer, interim: mpsc::unbounded_channel().1, line }
             }
             Http::H2 => {
                 let io = TokioIo::new(tls(world, b"h2").await.unwrap());
@@ -279,7 +287,7 @@ impl Exchange {
                 let line = Line::Tcp { _driver: driven(driver) };
                 let (tx, body) = pieces();
                 let answer = tokio::spawn(async move { hyper_answer(send.send_request(request.map(|()| body)).await) });
-                Self { out: Some(Out::Hyper(tx)), answer, line }
+                Self { out: Some(Out::Hyper(tx)), answer, interim: mpsc::unbounded_channel().1, line }
             }
             Http::H3 => {
                 let (line, mut requests) = h3_line(quic(world).await.unwrap()).await;
@@ -308,6 +316,11 @@ impl Exchange {
             Some(Out::H3(mut send)) => drop(send.finish().await),
             None => {}
         }
+    }
+
+    /// The head of the next `104`; `None` where none comes before the answer.
+    pub async fn interim(&mut self) -> Option<HeaderMap> {
+        soon("an interim answer", self.interim.recv()).await
     }
 
     /// The answer's head, as soon as it is here.

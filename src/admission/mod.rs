@@ -26,6 +26,7 @@ mod offer;
 mod pace;
 mod present;
 mod receiving;
+mod upload;
 mod vouch;
 mod watch;
 
@@ -201,9 +202,13 @@ impl Admission {
     }
 
     fn owns(&self, chunk: ChunkRef, capability: &Capability) -> bool {
+        capability.trust == Trust::Verified && self.claims(chunk, capability)
+    }
+
+    /// Whether a capability says of itself that it covers the chunk's stream.
+    fn claims(&self, chunk: ChunkRef, capability: &Capability) -> bool {
         let grant = &capability.grant;
-        capability.trust == Trust::Verified
-            && grant.use_ == Use::Upload
+        grant.use_ == Use::Upload
             && grant.lanes.iter().any(|lane| self.0.parts.staging.belongs(chunk, &grant.incident, &lane.stream))
     }
 }

@@ -41,7 +41,12 @@ impl Admission {
     }
 
     /// Asks the core, as an offer of this chunk would.
-    async fn vouch(&self, offer: &Offer, capability: &Capability, client: IpAddr) -> Result<Capability, Refusal> {
+    pub(super) async fn vouch(
+        &self,
+        offer: &Offer,
+        capability: &Capability,
+        client: IpAddr,
+    ) -> Result<Capability, Refusal> {
         let variant = self.covered(offer, capability)?;
         let _place = self.in_flight(capability, client)?;
         self.trusted(offer, variant, capability).await

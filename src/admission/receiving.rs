@@ -110,6 +110,15 @@ impl Receiving {
         Ok(pushed?)
     }
 
+    /// The body ended before the chunk does. What came is written down before anybody is told of it;
+    /// says how many bytes are held.
+    ///
+    /// # Errors
+    /// `StagingFailed`, `AttemptSuperseded`.
+    pub async fn keep(self) -> Result<u64, Refusal> {
+        Ok(self.incoming.keep().await?)
+    }
+
     /// The body ended. Waits until the chunk is whole, hashed and synced.
     ///
     /// # Errors

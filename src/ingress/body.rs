@@ -36,7 +36,8 @@ pub(super) struct RequestBody {
     source: Source,
     begun: bool,
     end: Option<Result<(), Broken>>,
-    heard: Heard,
+    /// None: what comes from here was counted before.
+    heard: Option<Heard>,
 }
 
 /// What is told of each byte that comes.
@@ -61,19 +62,18 @@ enum Source {
     Nothing,
     Hyper(hyper::body::Incoming),
     H3(Box<h3::Incoming>),
-    /// `None` stands for a pause.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests bring their own bytes"))]
+    /// Bytes that are here already. `None` stands for a pause.
     Pieces(VecDeque<Option<Bytes>>),
 }
 
 impl RequestBody {
     pub(super) fn hyper(incoming: hyper::body::Incoming, heard: Heard) -> Self {
         let source = if incoming.is_end_stream() { Source::Nothing } else { Source::Hyper(incoming) };
-        Self { source, begun: false, end: None, heard }
+        Self { source, begun: false, end: None, heard: Some(heard) }
     }
 
     pub(super) fn h3(incoming: h3::Incoming, heard: Heard) -> Self {
-        Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, heard }
+        Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, heard: Some(heard) }
     }
 
     /// What is left of it, for a task that outlives the handler; nothing is left here.
@@ -86,6 +86,12 @@ impl RequestBody {
         };
         self.end = self.end.or(Some(Ok(())));
         rest
+    }
+
+    /// A body of these pieces, which are counted already; `None` is a pause.
+    pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
+        let source = Source::Pieces(pieces.into_iter().collect());
+        Self { source, begun: false, end: None, heard: None }
     }
 
     /// The next bytes, as soon as there are any; `None` at the end.
@@ -112,7 +118,7 @@ impl RequestBody {
                 Poll::Ready(None) => self.end = Some(Ok(())),
                 Poll::Ready(Some(Err(broken))) => self.end = Some(Err(broken)),
                 Poll::Ready(Some(Ok(piece))) => {
-                    self.heard.bytes(piece.len());
+                    self.heard.iter().for_each(|heard| heard.bytes(piece.len()));
                     if one.is_empty() && joined.is_empty() {
                         one = piece;
                     } else {
@@ -227,16 +233,6 @@ impl Source {
                 }
             },
         }
-    }
-}
-
-#[cfg(test)]
-impl RequestBody {
-    /// A body of these pieces; `None` is a pause.
-    pub(super) fn pieces(pieces: impl IntoIterator<Item = Option<Bytes>>) -> Self {
-        let source = Source::Pieces(pieces.into_iter().collect());
-        let heard = Heard { received: Counter::default(), sign: Sign::new(crate::clock::Clock::at_unix_ms(0)) };
-        Self { source, begun: false, end: None, heard }
     }
 }
 

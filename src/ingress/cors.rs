@@ -9,13 +9,16 @@ use super::conn::Ctx;
 use super::respond::{self, Reply, Shape};
 use crate::proto::Code;
 
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, DELETE");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, PUT, POST, PATCH, DELETE");
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, Prefer, Repr-Digest, Upload-Offset, Waystation-Chunk, Waystation-Watch",
+    "Authorization, Content-Type, Prefer, Repr-Digest, Tus-Resumable, Upload-Checksum, Upload-Complete, \
+     Upload-Draft-Interop-Version, Upload-Incomplete, Upload-Length, Upload-Metadata, Upload-Offset, \
+     Waystation-Chunk, Waystation-Watch, X-HTTP-Method-Override, X-Request-ID",
 );
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "Preference-Applied, Repr-Digest, Retry-After, Upload-Complete, Upload-Offset, Waystation-Hint, Waystation-Node, \
-     Waystation-State",
+    "Accept-Patch, Location, Preference-Applied, Repr-Digest, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, \
+     Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Draft-Interop-Version, Upload-Expires, \
+     Upload-Incomplete, Upload-Length, Upload-Limit, Upload-Offset, Waystation-Hint, Waystation-Node, Waystation-State",
 );
 /// How long a browser may keep a preflight's answer, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

@@ -11,6 +11,7 @@ use waystation_h3::{Connection, MAX_FRAME, RecvStream, SendStream};
 
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
+use super::dialect::Interim;
 use super::respond::Reply;
 use super::route;
 use crate::proto::Code;
@@ -82,9 +83,22 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
     let (send, recv) = stream.split();
     let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
     let heard = Heard::new(&conn, Transport::H3);
-    let request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
+    let mut request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
+    let mut heads = Interim::along(&mut request);
     let answering = async {
-        let reply = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request)).await;
+        let mut send = send;
+        let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
+        let reply = loop {
+            tokio::select! {
+                biased;
+                head = Interim::next(&mut heads) => {
+                    if !matches!(in_time(&conn, send.send_response(head)).await, Some(Ok(()))) {
+                        return;
+                    }
+                }
+                reply = handling.as_mut() => break reply,
+            }
+        };
         answer(&conn, send, reply).await;
     };
     tokio::select! {

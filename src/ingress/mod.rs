@@ -29,6 +29,7 @@ mod body;
 mod capture;
 mod conn;
 mod cors;
+mod dialect;
 mod dropin;
 mod duplex;
 mod frames;
@@ -107,6 +108,8 @@ struct Service {
     node: HeaderValue,
     alt_svc: Option<HeaderValue>,
     gate: gate::Gate,
+    /// Room for parts whose checksum is awaited.
+    checked: Arc<tokio::sync::Semaphore>,
     /// QUIC handshakes under way.
     unfinished: Arc<AtomicUsize>,
     tasks: TaskTracker,
@@ -185,6 +188,7 @@ impl Ingress {
             origins: listen.allowed_origins.clone(),
             alt_svc,
             gate: gate::Gate::new(limits.connections, limits.handshakes_per_second),
+            checked: Arc::new(tokio::sync::Semaphore::new(dialect::MAX_CHECKED_BYTES)),
             unfinished: Arc::default(),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),

@@ -52,15 +52,17 @@ pub(super) async fn head(ctx: &Ctx, name: &str, parts: &Parts) -> Reply {
 
 /// `DELETE /chunks/{ref}`: ends an attempt; from `staged` on nothing does.
 pub(super) async fn delete(ctx: &Ctx, name: &str, parts: &Parts) -> Reply {
-    let deleted = async {
-        let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
-        let capability = capability(ctx, &parts.headers).await?;
-        ctx.shared.admission.delete(chunk, &capability).await
-    };
-    match deleted.await {
+    match deleted(ctx, name, parts).await {
         Ok(()) => respond::empty(StatusCode::NO_CONTENT),
         Err(refusal) => respond::refusal(Shape::Native, &refusal),
     }
+}
+
+/// The same, in no words yet.
+pub(super) async fn deleted(ctx: &Ctx, name: &str, parts: &Parts) -> Result<(), Refusal> {
+    let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
+    let capability = capability(ctx, &parts.headers).await?;
+    ctx.shared.admission.delete(chunk, &capability).await
 }
 
 /// `GET /chunks/{ref}`: waits for that chunk and streams it as it arrives.
@@ -173,7 +175,7 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    fn of(headers: &HeaderMap) -> Self {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
         let asked = headers
             .get_all("prefer")
             .iter()
@@ -186,7 +188,7 @@ impl Wait {
         }
     }
 
-    fn applied(&self, reply: &mut Reply) {
+    pub(super) fn applied(&self, reply: &mut Reply) {
         if self.asked
             && let Ok(value) = HeaderValue::from_str(&format!("wait={}", self.seconds))
         {

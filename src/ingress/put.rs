@@ -40,9 +40,39 @@ pub(super) async fn receive(
             }
             standing
         }
-        Admitted::Receive(receiving) => take(ctx, receiving, chunk, resume_at, body).await?,
+        Admitted::Receive(receiving) => {
+            let skip = match resume_at {
+                // The whole chunk comes: what is held of it already is passed over.
+                None => receiving.offset(),
+                Some(offset) => at(chunk, &receiving, offset)?,
+            };
+            take(ctx, receiving, chunk, Body { skip, partly: false }, body).await?
+        }
     };
-    verdict(ctx, standing, wait_s).await
+    verdict(ctx, standing, wait_s).await.map(|standing| respond::chunk(StatusCode::CREATED, &standing))
+}
+
+/// Nothing is passed over if the body begins where the chunk is held to.
+///
+/// # Errors
+/// `OffsetMismatch` with the offset that is held.
+pub(super) fn at(chunk: ChunkRef, receiving: &Receiving, offset: u64) -> Result<u64, Refusal> {
+    if offset == receiving.offset() {
+        return Ok(0);
+    }
+    Err(stands_at(Code::OffsetMismatch, chunk, receiving.offset(), receiving.length()))
+}
+
+/// A refusal of a chunk that is being received.
+pub(super) fn stands_at(code: Code, chunk: ChunkRef, offset: u64, length: u64) -> Refusal {
+    let mut refusal = Refusal::from(code);
+    refusal.standing = Some(receiving_at(chunk, offset, length));
+    refusal
+}
+
+/// Where a chunk stands that is being received.
+pub(super) fn receiving_at(chunk: ChunkRef, offset: u64, length: u64) -> Standing {
+    Standing { chunk, state: ChunkState::Receiving, offset, length, receipt: None, trouble: None }
 }
 
 /// The offer of the headers, and where its body begins if it is not the whole chunk.
@@ -62,7 +92,7 @@ fn offer(headers: &HeaderMap) -> Result<(Offer, Option<u64>), Code> {
 }
 
 /// A dictionary may be spread over several header lines (RFC 9651 §4.2).
-fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
+pub(super) fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     let mut out = String::new();
     for value in headers.get_all(name) {
         if !out.is_empty() {
@@ -73,7 +103,7 @@ fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, Code> {
+pub(super) fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, Code> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let digits = value.as_bytes();
@@ -82,26 +112,25 @@ fn number(headers: &HeaderMap, name: &str) -> Result<Option<u64>, Code> {
     text.and_then(|text| text.parse().ok()).map(Some).ok_or(Code::BadRequest)
 }
 
-/// Moves the body into staging. Without `Upload-Offset` the body is the whole chunk, and what is
-/// held of it already is passed over.
-async fn take(
+/// What a body is of its chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Body {
+    /// So many of its first bytes are held already and passed over.
+    pub(super) skip: u64,
+    /// It may end before the chunk does.
+    pub(super) partly: bool,
+}
+
+/// Moves the body into staging.
+pub(super) async fn take(
     ctx: &Ctx,
     mut receiving: Receiving,
     chunk: ChunkRef,
-    resume_at: Option<u64>,
+    Body { mut skip, partly }: Body,
     body: &mut RequestBody,
 ) -> Result<Standing, Refusal> {
     let (mut offset, length) = (receiving.offset(), receiving.length());
-    let at = |code: Code, offset: u64| {
-        let mut refusal = Refusal::from(code);
-        refusal.standing =
-            Some(Standing { chunk, state: ChunkState::Receiving, offset, length, receipt: None, trouble: None });
-        refusal
-    };
-    if resume_at.is_some_and(|resume_at| resume_at != offset) {
-        return Err(at(Code::OffsetMismatch, offset));
-    }
-    let mut skip = if resume_at.is_none() { offset } else { 0 };
+    let at = |code, offset| stands_at(code, chunk, offset, length);
     loop {
         if offset == length && skip == 0 {
             // Every byte is here. The body's formal end (FIN on h3) is not waited for: it may be
@@ -129,12 +158,19 @@ async fn take(
             receiving.push(bytes).await?;
         }
     }
+    if offset < length && !partly {
+        return Err(at(Code::BodyIncomplete, offset));
+    }
+    if offset < length {
+        let offset = receiving.keep().await?;
+        return Ok(receiving_at(chunk, offset, length));
+    }
     receiving.finish().await
 }
 
 /// Waits until the core confirmed or refused the chunk. Nothing else is a success, whatever the
 /// relay holds (contract C15).
-async fn verdict(ctx: &Ctx, first: Standing, wait_s: u64) -> Result<Reply, Refusal> {
+pub(super) async fn verdict(ctx: &Ctx, first: Standing, wait_s: u64) -> Result<Standing, Refusal> {
     let Some(mut follow) = ctx.shared.admission.follow(first.chunk) else {
         return said(first, true);
     };
@@ -156,14 +192,23 @@ async fn verdict(ctx: &Ctx, first: Standing, wait_s: u64) -> Result<Reply, Refus
 }
 
 /// The answer to a standing; `waited` is whether the waiting ended without a verdict.
-fn said(standing: Standing, waited: bool) -> Result<Reply, Refusal> {
+fn said(standing: Standing, waited: bool) -> Result<Standing, Refusal> {
+    match standing.state {
+        ChunkState::Confirmed => Ok(standing),
+        _ => Err(unconfirmed(standing, waited)),
+    }
+}
+
+/// Why a chunk is not confirmed.
+pub(super) fn unconfirmed(standing: Standing, waited: bool) -> Refusal {
     let plain = match standing.state {
-        ChunkState::Confirmed => return Ok(respond::chunk(StatusCode::CREATED, &standing)),
         ChunkState::Rejected => Code::CoreRejected,
         ChunkState::Expired => Code::ChunkExpired,
         ChunkState::Unsettled => Code::ChunkUnsettled,
         ChunkState::AwaitingCapability => Code::AwaitingCapability,
-        ChunkState::Receiving | ChunkState::Staged | ChunkState::Forwarding => Code::ConfirmationPending,
+        ChunkState::Receiving | ChunkState::Staged | ChunkState::Forwarding | ChunkState::Confirmed => {
+            Code::ConfirmationPending
+        }
     };
     let trouble = standing.trouble.clone();
     // `unsettled` and `expired` have one meaning each; the rest is told by what stands in the way.
@@ -172,7 +217,7 @@ fn said(standing: Standing, waited: bool) -> Result<Reply, Refusal> {
     let mut refusal = Refusal::from(code);
     refusal.core_code = core_code;
     refusal.standing = Some(standing);
-    Err(refusal)
+    refusal
 }
 
 #[cfg(test)]

@@ -8,10 +8,15 @@ use http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::body::ResponseBody;
+use super::dialect::Interop;
 use crate::admission::{Refusal, Standing};
 use crate::proto::frame::{self, kind};
 use crate::proto::message::{self, Answer, Bye, CaptureState, Ending, Refused};
 use crate::proto::{Code, ContactState, Retry};
+
+mod dialects;
+
+pub(super) use dialects::{Said, deleted, interim, said, served};
 
 /// Largest head of a request that is looked into: a capability of 16 KiB and a chunk's dictionary
 /// fit twice.
@@ -38,13 +43,17 @@ pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("prefe
 /// An answer on its way.
 pub(super) type Reply = Response<ResponseBody>;
 
-/// Whose routes: the two kinds of error body.
+/// Whose words: the kinds of answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     /// `wire.md`, "Native HTTP".
     Native,
     /// Contract B.1.
     DropIn,
+    /// Resumable uploads of this interop version; with the offset that the request named, if it did.
+    Ietf(Interop, Option<u64>),
+    /// tus 1.0.
+    Tus,
 }
 
 /// Seconds to wait, where a refusal asks for it.
@@ -120,7 +129,7 @@ pub(super) fn refusal(shape: Shape, refusal: &Refusal) -> Reply {
     let status = StatusCode::from_u16(refusal.status.unwrap_or(spec.status)).unwrap_or(StatusCode::BAD_GATEWAY);
     let core_code = refusal.core_code.as_deref();
     let mut reply = match shape {
-        Shape::Native => {
+        Shape::Native | Shape::Ietf(..) | Shape::Tus => {
             let error = Some(error(refusal.code, core_code));
             json(status, &Answer { chunk: refusal.standing.as_ref().map(of), error })
         }
@@ -133,7 +142,8 @@ pub(super) fn refusal(shape: Shape, refusal: &Refusal) -> Reply {
     if let Some(seconds) = retry_after_s(refusal) {
         reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
-    if shape == Shape::Native && status == StatusCode::UNAUTHORIZED {
+    dialects::refused(&mut reply, shape, refusal);
+    if shape != Shape::DropIn && status == StatusCode::UNAUTHORIZED {
         reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     reply.extensions_mut().insert(refusal.code);
@@ -229,7 +239,7 @@ mod tests {
     #[test]
     fn every_code_has_an_answer_in_both_shapes() {
         for code in Code::ALL {
-            for shape in [Shape::Native, Shape::DropIn] {
+            for shape in [Shape::Native, Shape::DropIn, Shape::Ietf(Interop::V8, None), Shape::Tus] {
                 let reply = refusal(shape, &(*code).into());
                 assert_eq!(reply.status().as_u16(), code.status());
                 let later = code.retry() == Retry::Later;

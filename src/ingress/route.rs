@@ -12,13 +12,14 @@ use super::body::{Leave, RequestBody, ResponseBody};
 use super::conn::{Conn, Ctx, Listener};
 use super::respond::{self, MAX_FIELDS, MAX_HEADER_BYTES, Reply, Shape};
 use super::ticket::Ticket;
-use super::{capture, cors, dropin, health, native, watch, ws};
+use super::{capture, cors, dialect, dropin, health, watch, ws};
 use crate::proto::{Code, dictionary};
 use crate::telemetry::names::{Route, Transport};
 
 /// What a path names. Everything else, a trailing slash too, is not found (contract B.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target<'a> {
+    Chunks,
     Chunk(&'a str),
     Capture,
     Watch,
@@ -32,6 +33,7 @@ enum Target<'a> {
 impl<'a> Target<'a> {
     fn of(path: &'a str) -> Self {
         match path {
+            "/chunks" => Self::Chunks,
             "/capture" => Self::Capture,
             "/watch" => Self::Watch,
             "/health/live" => Self::Live,
@@ -46,16 +48,21 @@ impl<'a> Target<'a> {
     }
 
     const fn native(self) -> bool {
-        matches!(self, Self::Chunk(_) | Self::Capture | Self::Watch)
+        matches!(self, Self::Chunks | Self::Chunk(_) | Self::Capture | Self::Watch)
     }
 
-    const fn shape(self) -> Shape {
-        if self.native() { Shape::Native } else { Shape::DropIn }
+    fn shape(self, headers: &HeaderMap) -> Shape {
+        match self {
+            Self::Chunks | Self::Chunk(_) => dialect::shape(headers),
+            _ if self.native() => Shape::Native,
+            _ => Shape::DropIn,
+        }
     }
 
     const fn allow(self) -> &'static str {
         match self {
-            Self::Chunk(_) => "GET, HEAD, PUT, DELETE, OPTIONS",
+            Self::Chunks => "POST, OPTIONS",
+            Self::Chunk(_) => "GET, HEAD, PUT, PATCH, DELETE, OPTIONS",
             Self::Capture => "GET, POST, OPTIONS",
             Self::Watch => "GET, OPTIONS",
             Self::Upload => "POST",
@@ -65,9 +72,11 @@ impl<'a> Target<'a> {
 
     fn route(self, method: &Method) -> Route {
         match self {
-            Self::Chunk(_) | Self::Capture | Self::Watch if method == Method::OPTIONS => Route::Options,
+            _ if self.native() && method == Method::OPTIONS => Route::Options,
+            Self::Chunks if method == Method::POST => Route::ChunkPost,
             Self::Chunk(_) => match *method {
                 Method::PUT => Route::ChunkPut,
+                Method::PATCH => Route::ChunkPatch,
                 Method::GET => Route::ChunkGet,
                 Method::HEAD => Route::ChunkHead,
                 Method::DELETE => Route::ChunkDelete,
@@ -79,7 +88,7 @@ impl<'a> Target<'a> {
             Self::Ready => Route::HealthReady,
             Self::Upload => Route::Upload,
             Self::Subscribe => Route::Subscribe,
-            Self::Nothing => Route::Other,
+            Self::Chunks | Self::Nothing => Route::Other,
         }
     }
 }
@@ -94,10 +103,13 @@ pub(super) async fn handle(
     let (mut parts, mut body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let target = Target::of(&path);
+    if let Some(method) = dialect::method(&parts) {
+        parts.method = method;
+    }
     let ticket = Ticket::open(&conn, target.route(&parts.method), transport);
     let ctx = Ctx { conn, transport, client, ticket };
     let mut reply = match sound(&ctx, &parts) {
-        Err(code) => respond::refusal(target.shape(), &code.into()),
+        Err(code) => respond::refusal(target.shape(&parts.headers), &code.into()),
         Ok(()) => Box::pin(dispatch(&ctx, target, &mut parts, &mut body)).await,
     };
     let refused = !reply.status().is_success();
@@ -127,13 +139,14 @@ async fn dispatch(ctx: &Ctx, target: Target<'_>, parts: &mut Parts, body: &mut R
     let upgrade = ws::wanted(parts);
     match (target, method) {
         (Target::Nothing, _) => respond::refusal(Shape::DropIn, &Code::NotFound.into()),
-        (Target::Chunk(_) | Target::Capture | Target::Watch, Method::OPTIONS) => {
-            cors::preflight(ctx, parts, target.allow())
+        (Target::Capture | Target::Watch, Method::OPTIONS) => cors::preflight(ctx, parts, target.allow()),
+        (Target::Chunks | Target::Chunk(_), Method::OPTIONS) => {
+            let mut reply = cors::preflight(ctx, parts, target.allow());
+            respond::served(reply.headers_mut(), ctx.shared.max_chunk);
+            reply
         }
-        (Target::Chunk(name), Method::PUT) => native::put(ctx, name, parts, body).await,
-        (Target::Chunk(name), Method::GET) => native::get(ctx, name, parts).await,
-        (Target::Chunk(name), Method::HEAD) => native::head(ctx, name, parts).await,
-        (Target::Chunk(name), Method::DELETE) => native::delete(ctx, name, parts).await,
+        (Target::Chunks, _) => served(dialect::serve(ctx, None, parts, body).await, target, parts),
+        (Target::Chunk(name), _) => served(dialect::serve(ctx, Some(name), parts, body).await, target, parts),
         (Target::Capture, _) if upgrade => capture::upgrade(ctx, parts),
         (Target::Watch, _) if upgrade => watch::upgrade(ctx, parts),
         (Target::Capture, Method::POST) => capture::post(ctx, parts, body),
@@ -143,8 +156,13 @@ async fn dispatch(ctx: &Ctx, target: Target<'_>, parts: &mut Parts, body: &mut R
         (Target::Ready, Method::GET) => health::ready(ctx),
         (Target::Upload, Method::POST) => dropin::upload(ctx, parts, body).await,
         (Target::Subscribe, Method::GET) => dropin::subscribe(ctx, parts).await,
-        (target, _) => respond::not_allowed(target.shape(), target.allow()),
+        (target, _) => respond::not_allowed(target.shape(&parts.headers), target.allow()),
     }
+}
+
+/// The answer, if the method is served.
+fn served(reply: Option<Reply>, target: Target<'_>, parts: &Parts) -> Reply {
+    reply.unwrap_or_else(|| respond::not_allowed(target.shape(&parts.headers), target.allow()))
 }
 
 /// What hyper and h3 let pass and this relay does not: a head that is too large, and requests
@@ -230,7 +248,6 @@ mod tests {
             "/admin",
             "/admin/",
             "/i/viewer-token",
-            "/chunks",
             "/chunks/",
             "/chunks/a/b",
             "/watch/",

@@ -115,6 +115,16 @@ codes! {
     OffsetMismatch = "offset_mismatch", 409, Now, Client, "Go on from the offset in the answer.";
     BodyStalled = "body_stalled", 408, Now, Client, "No byte came for too long; what came is kept.";
 
+    ChecksumMismatch = "checksum_mismatch", 460, Now, Client, "The part is not what its checksum says; it was dropped.";
+    UnsupportedChecksum = "unsupported_checksum", 400, Never, Client, "Upload-Checksum is malformed, or of another algorithm than sha1 and sha256.";
+
+    // Dialects.
+    UnsupportedUploadVersion = "unsupported_upload_version", 400, Never, Client, "Tus-Resumable is needed, or an Upload-Draft-Interop-Version of 3, 5, 6 or 8; not both.";
+    UnsupportedTusVersion = "unsupported_tus_version", 412, Never, Client, "Only tus 1.0.0 is spoken here.";
+    UnsupportedMediaType = "unsupported_media_type", 415, Never, Client, "This dialect sends its parts as another media type.";
+    InvalidUploadMetadata = "invalid_upload_metadata", 400, Never, Client, "Upload-Metadata is missing, malformed or incomplete.";
+    UploadCompleted = "upload_completed", 400, Never, Client, "The chunk is confirmed; nothing can be appended to it.";
+
     // State.
     ChunkConflict = "chunk_conflict", 409, Reconcile, Client, "Other bytes are staged or confirmed under this identity.";
     ChunkStaged = "chunk_staged", 409, Never, Client, "The chunk is staged; no request deletes it.";

@@ -28,6 +28,7 @@ pub mod outcome;
 pub mod quota;
 pub mod receipt;
 pub mod state;
+pub mod tus;
 pub mod varint;
 pub mod window;
 

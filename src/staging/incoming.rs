@@ -34,7 +34,7 @@ pub(super) struct Attempt {
     pub(super) slot: Arc<Slot>,
     pub(super) key: ChunkRef,
     pub(super) epoch: u64,
-    pub(super) meta: Meta,
+    pub(super) meta: Arc<Meta>,
     pub(super) hashed: Option<Hashed>,
     /// Forwarding will want the bytes.
     pub(super) forwarded: bool,
@@ -48,7 +48,7 @@ impl Incoming {
         epoch: u64,
         held: u64,
         replaces: bool,
-        meta: Meta,
+        meta: Arc<Meta>,
     ) -> Result<Self, Code> {
         let length = meta.offer.length;
         // From here on a drop ends the attempt, whatever is awaited.
@@ -106,6 +106,21 @@ impl Incoming {
         let mut ledger = attempt.staging.ledger();
         ledger.handle_progress(attempt.key, attempt.epoch, self.held);
         Ok(())
+    }
+
+    /// The attempt ends for now, with what came of the chunk. It is written down before anybody is
+    /// told of it, were it only what was offered: the upload can be gone on with by its name, also
+    /// after the process was killed. Says how many bytes are held.
+    ///
+    /// # Errors
+    /// `AttemptSuperseded`, `StagingFailed`; `HashMismatch` if it was the last byte that came.
+    pub async fn keep(mut self) -> Result<u64, Code> {
+        if self.held == self.length {
+            return self.finish().await.map(|standing| standing.offset);
+        }
+        let Some(attempt) = self.inner.take() else { return Err(Code::InternalError) };
+        let closing = attempt.staging.0.closing.clone();
+        closing.spawn(attempt.keep()).await.unwrap_or(Err(Code::InternalError))
     }
 
     /// The body ended. Goes on in a task of its own, so that a client which leaves now changes
@@ -213,9 +228,9 @@ impl Attempt {
     }
 
     /// Writes what is gathered. Goes on when nobody waits for it any more.
-    async fn write(&self, mut state: OwnedMutexGuard<State>) -> Result<OwnedMutexGuard<State>, Code> {
+    pub(super) async fn write(&self, mut state: OwnedMutexGuard<State>) -> Result<OwnedMutexGuard<State>, Code> {
         let (vault, key) = (self.staging.0.vault.clone(), self.key);
-        let meta = if state.part.is_none() { Some(self.meta.clone()) } else { None };
+        let meta = if state.part.is_none() { Some(Arc::clone(&self.meta)) } else { None };
         let written = blocking(move || {
             let pieces = state.gathered.take();
             // A write that fails leaves nothing to go on from but the file.
@@ -251,7 +266,7 @@ impl Attempt {
             return Err(code);
         }
         self.staging.drop_slot(self.key, &self.slot);
-        self.staging.remember_meta(self.key, self.meta.clone());
+        self.staging.remember_meta(self.key, Arc::clone(&self.meta));
         self.staging.changed(self.key);
         self.staging.0.work.notify_waiters();
         self.staging.standing(self.key).ok_or(Code::InternalError)
@@ -318,7 +333,7 @@ impl Attempt {
         let bytes = gathered.take();
         match part {
             Some(part) => Whole::ending(part, bytes, hash),
-            None => Whole::new(self.staging.0.vault.clone(), self.key, self.meta.clone(), bytes, hash),
+            None => Whole::new(self.staging.0.vault.clone(), self.key, Arc::clone(&self.meta), bytes, hash),
         }
     }
 
@@ -333,7 +348,7 @@ impl Attempt {
 
     /// The attempt ended in the middle: what is gathered goes to the disk, and the file is closed
     /// unless another attempt has taken over.
-    async fn rest(self) {
+    pub(super) async fn rest(self) {
         let mut state = self.slot.lock().await;
         // Asked again at the end: whoever takes over from then on gets a slot of its own.
         let taken_over = || self.staging.ledger().record(self.key).is_none_or(|r| r.epoch != self.epoch);

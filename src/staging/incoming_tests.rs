@@ -227,3 +227,68 @@ async fn whatever_drops_the_bytes_is_told() {
     assert_eq!(wrong.finish().await.unwrap_err(), Code::HashMismatch);
     assert_eq!(*told.lock().unwrap(), offers.map(|offer| offer.chunk_ref()));
 }
+
+/// Ends everything and opens the same directory again.
+async fn reopened(f: Fixture) -> Fixture {
+    f.staging.flushed().await;
+    let Fixture { staging, _dir: dir } = f;
+    drop(staging);
+    let config = config::Staging {
+        directory: dir.path().into(),
+        quota: 64 << 20,
+        max_chunk: 8 << 20,
+        keep_for: std::time::Duration::from_secs(3600),
+        seal_key_file: dir.path().into(),
+    };
+    let disk = Arc::new(disk_at(dir.path()));
+    let limits = config::Limits::default();
+    let (staging, _) = Staging::open(disk, &key(), &config, &limits, Clock::system(), Metrics::new()).unwrap();
+    Fixture { staging, _dir: dir }
+}
+
+#[tokio::test]
+async fn an_upload_is_known_by_name_before_its_first_byte_and_after_a_restart() {
+    let (f, payload) = (fixture(), bytes(1000));
+    let offer = meta(1, &payload).offer;
+    let chunk = offer.chunk_ref();
+    assert!(f.staging.offered(chunk).await.is_none());
+    assert_eq!(f.receive(&offer, 3).await.keep().await, Ok(0));
+    let f = reopened(f).await;
+    let known = f.staging.offered(chunk).await.unwrap();
+    assert!(known == Offer { attempt: 3, ..offer.clone() });
+
+    let mut incoming = f.receive(&known, known.attempt).await;
+    incoming.push(bytes::Bytes::copy_from_slice(&payload[..600])).await.unwrap();
+    assert_eq!(incoming.keep().await, Ok(600));
+    let f = reopened(f).await;
+    let known = f.staging.offered(chunk).await.unwrap();
+    let mut incoming = f.receive(&known, known.attempt).await;
+    assert_eq!(incoming.held(), 600);
+    incoming.push(bytes::Bytes::copy_from_slice(&payload[600..])).await.unwrap();
+    assert_eq!(incoming.finish().await.unwrap().state, ChunkState::Staged);
+    assert!(f.staging.offered(chunk).await.is_none(), "nothing more is to come");
+    assert!(f.staging.kept_until(chunk).is_some());
+}
+
+#[tokio::test]
+async fn a_pause_ends_the_attempt_and_the_offset_stays() {
+    let (f, payload) = (fixture(), bytes(1000));
+    let offer = meta(1, &payload).offer;
+    let chunk = offer.chunk_ref();
+    assert_eq!(f.staging.pause(chunk).await, Err(Code::NotFound));
+    let mut first = f.receive(&offer, 1).await;
+    first.push(bytes::Bytes::copy_from_slice(&payload[..300])).await.unwrap();
+    // Its header is not on the disk yet: what was offered is known from the attempt.
+    assert_eq!(f.staging.pause(chunk).await.unwrap().offset, 300);
+    assert_eq!(first.push(bytes::Bytes::copy_from_slice(&payload[300..])).await, Err(Code::AttemptSuperseded));
+    drop(first);
+    assert_eq!(f.staging.pause(chunk).await.unwrap().offset, 300, "nobody is at it");
+    let known = f.staging.offered(chunk).await.unwrap();
+    let mut second = f.receive(&known, known.attempt).await;
+    assert_eq!(second.held(), 300);
+    second.push(bytes::Bytes::copy_from_slice(&payload[300..])).await.unwrap();
+    // The last byte is here: whoever was at it, the chunk is staged.
+    assert_eq!(f.staging.pause(chunk).await.unwrap().state, ChunkState::Staged);
+    assert_eq!(second.finish().await, Err(Code::AttemptSuperseded));
+    assert_eq!(f.staging.read_whole(chunk).await.unwrap(), payload);
+}

@@ -26,6 +26,7 @@ mod spool;
 mod store;
 mod tally;
 mod tokens;
+mod upload;
 pub mod vault;
 pub mod whole;
 mod work;

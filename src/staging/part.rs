@@ -223,7 +223,7 @@ impl Part {
         if *holder != self.holder {
             return Err(io::Error::other(Superseded));
         }
-        if bytes == 0 {
+        if bytes == 0 && self.header.is_none() {
             return Ok(());
         }
         match &self.header {

@@ -1,22 +1,26 @@
 //! A partial's file and what is not written yet.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::Part;
 use super::fresh::Keeping;
 use super::gathered::Gathered;
 use super::part::digest_of;
+use super::{Meta, Part};
 use crate::proto::Digest;
 
 /// Where the attempts at one chunk meet. It outlives the attempts that fill it. Its lock
 /// goes along with a write: who comes after it, also after an attempt that was dropped in the
 /// middle of one, finds the write done.
 #[derive(Default)]
-pub(super) struct Slot(Arc<Mutex<State>>);
+pub(super) struct Slot {
+    state: Arc<Mutex<State>>,
+    /// What the newest attempt said of the chunk.
+    said: std::sync::Mutex<Option<Arc<Meta>>>,
+}
 
 pub(super) struct State {
     pub(super) part: Option<Part>,
@@ -54,10 +58,19 @@ impl State {
 
 impl Slot {
     pub(super) async fn clear(&self) {
-        *self.0.lock().await = State::default();
+        *self.state.lock().await = State::default();
     }
 
     pub(super) async fn lock(&self) -> OwnedMutexGuard<State> {
-        Arc::clone(&self.0).lock_owned().await
+        Arc::clone(&self.state).lock_owned().await
+    }
+
+    /// The newest attempt says this of the chunk.
+    pub(super) fn say(&self, meta: Arc<Meta>) {
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(meta);
+    }
+
+    pub(super) fn said(&self) -> Option<Arc<Meta>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -95,7 +95,8 @@ impl Staging {
             }
         };
         let slot = Arc::<Slot>::default();
-        let attempt = Attempt { staging: self.clone(), slot, key, epoch, meta, hashed: None, forwarded: false };
+        let attempt =
+            Attempt { staging: self.clone(), slot, key, epoch, meta: Arc::new(meta), hashed: None, forwarded: false };
         let held = Held { attempt, ending: Mutex::new(Ending::Abandoned), let_go: AtomicBool::new(false) };
         Ok(Spooling { held, came: 0, length: expected.length })
     }

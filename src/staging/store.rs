@@ -188,14 +188,15 @@ impl Staging {
             }
             Ok(Decision::Receive { epoch, held, replaces }) => {
                 let slot = self.slot(key);
-                let meta = Meta {
+                let meta = Arc::new(Meta {
                     offer,
                     variant,
                     capability: capability.token.to_string(),
                     grant: (*capability.grant).clone(),
                     trust_verified: capability.trust == Trust::Verified,
                     accepted_unix_ms: self.0.clock.unix_ms(),
-                };
+                });
+                slot.say(Arc::clone(&meta));
                 let begin = Incoming::begin(self.clone(), slot, key, epoch, held, replaces, meta);
                 // In a task of its own: a request that is given up must not leave half of it.
                 match self.0.closing.spawn(begin).await.unwrap_or(Err(Code::InternalError)) {
@@ -311,7 +312,7 @@ impl Staging {
         self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slots(&self) -> MutexGuard<'_, HashMap<ChunkRef, Arc<Slot>>> {
+    pub(super) fn slots(&self) -> MutexGuard<'_, HashMap<ChunkRef, Arc<Slot>>> {
         self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -327,7 +328,7 @@ impl Staging {
         self.0.metas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, chunk: ChunkRef) -> Arc<Slot> {
+    pub(super) fn slot(&self, chunk: ChunkRef) -> Arc<Slot> {
         Arc::clone(self.slots().entry(chunk).or_default())
     }
 
@@ -390,10 +391,10 @@ impl Staging {
         }
     }
 
-    pub(super) fn remember_meta(&self, chunk: ChunkRef, meta: Meta) {
+    pub(super) fn remember_meta(&self, chunk: ChunkRef, meta: Arc<Meta>) {
         let mut metas = self.metas();
         if metas.len() < MAX_METAS {
-            metas.insert(chunk, Arc::new(meta));
+            metas.insert(chunk, meta);
         }
     }
 

@@ -129,6 +129,19 @@ impl Vault {
         Part::resume(Arc::clone(&self.0), name, slot)
     }
 
+    /// What is sealed beside a partial.
+    ///
+    /// # Errors
+    /// From the disk; `NotFound`; `InvalidData`.
+    pub fn partial_meta(&self, chunk: ChunkRef) -> io::Result<Meta> {
+        let name = self.0.sealer.chunk_name(chunk);
+        let slot = self.0.partials().get(&name).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let file = self.0.disk.open(Dir::Receiving, &slot.file_name(name), false)?;
+        let header = layout::read_header(&*file, &self.0.sealer, Kind::Chunk, name)?;
+        let (meta, _) = meta::decode(&header.plain).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(meta)
+    }
+
     /// Removes a partial, if there is one. A part that is still open on it is superseded.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! A chunk of which every byte came, on its way to the disk.
 
 use std::io;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::Context;
 use bytes::Bytes;
@@ -18,7 +19,7 @@ pub struct Whole {
 
 enum File {
     Begun(Box<Part>),
-    New(Vault, ChunkRef, Box<Meta>),
+    New(Vault, ChunkRef, Arc<Meta>),
 }
 
 impl From<Part> for Whole {
@@ -29,8 +30,8 @@ impl From<Part> for Whole {
 
 impl Whole {
     /// A chunk that is still in memory.
-    pub(super) fn new(vault: Vault, chunk: ChunkRef, meta: Meta, bytes: Vec<Bytes>, hash: Context) -> Self {
-        Self { file: File::New(vault, chunk, Box::new(meta)), rest: Some((bytes, hash)) }
+    pub(super) fn new(vault: Vault, chunk: ChunkRef, meta: Arc<Meta>, bytes: Vec<Bytes>, hash: Context) -> Self {
+        Self { file: File::New(vault, chunk, meta), rest: Some((bytes, hash)) }
     }
 
     /// A chunk whose last bytes are still in memory.

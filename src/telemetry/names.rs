@@ -370,6 +370,10 @@ label! {
         ChunkHead = "chunk_head",
         /// `DELETE /chunks/{ref}`.
         ChunkDelete = "chunk_delete",
+        /// `PATCH /chunks/{ref}`, of either dialect that has it.
+        ChunkPatch = "chunk_patch",
+        /// `POST /chunks`, of either dialect that has it.
+        ChunkPost = "chunk_post",
         /// `OPTIONS` of a native route.
         Options = "options",
         /// `/capture`.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# PUT or HEAD of a chunk with curl over HTTP/1.1 or HTTP/2.
+# PUT, PATCH or HEAD of a chunk with curl over HTTP/1.1 or HTTP/2.
 #
 # Parameters, one line of JSON on stdin: url, ca, http ("1.1" or "2"), capability, file, chunk; optional ref, wait,
-# headers, expect (list of statuses), timeout (s), method ("PUT" or "HEAD"), offset (the body is what follows it), body
+# headers, expect (list of statuses), timeout (s), method ("PUT", "PATCH" or "HEAD"), offset (the body is what follows it), body
 # ("stdin": what follows the line; then without Content-Length), continue ("always": no byte before 100 Continue;
 # "never": not asked for; absent: curl decides). Prints status, headers and body of the answer and how many bytes of the
 # body went out. The capability stays out of the argument list.
@@ -22,7 +22,7 @@ version=--http1.1
 [ "$(field .http)" != 2 ] || version=--http2
 case $(field '.method // "PUT"') in
   HEAD) how=(--head) ;;
-  PUT)
+  PUT | PATCH)
     how=(--upload-file "$(field .file)")
     offset=$(field '.offset // 0')
     if [ "$(field '.body // "file"')" = stdin ]; then
@@ -31,6 +31,7 @@ case $(field '.method // "PUT"') in
       tail -c "+$((offset + 1))" "$(field .file)" >"$work/rest"
       how=(--upload-file "$work/rest")
     fi
+    [ "$(field '.method // "PUT"')" = PUT ] || how+=(--request PATCH)
     ;;
 esac
 case $(field '.continue // "curl"') in
@@ -50,7 +51,7 @@ if [ $code != 0 ]; then
   exit 1
 fi
 read -r status http sent <<<"${said%%$'\n'*}"
-[ "$(field '.method // "PUT"')" = PUT ] || : >"$work/body" # curl prints a HEAD's headers as its body
+[ "$(field '.method // "PUT"')" != HEAD ] || : >"$work/body" # curl prints a HEAD's headers as its body
 touch "$work/body"
 line=$(jq -cn --argjson status "$status" --arg http "$http" --argjson sent "$sent" --argjson headers "${said#*$'\n'}" \
   --rawfile body "$work/body" --argjson params "$params" \

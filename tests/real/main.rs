@@ -7,4 +7,5 @@ mod away;
 mod chromium;
 mod curl;
 mod program;
+mod resumable;
 mod websockets;

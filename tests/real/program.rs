@@ -50,6 +50,14 @@ impl Program {
         Self::start(&node, "browser.mjs")
     }
 
+    /// tus-js-client, in Node.
+    pub(crate) fn tus_js() -> Self {
+        there(&root().join("tests/clients/node_modules/tus-js-client"), "tus-js-client");
+        let node = in_path("node");
+        there(&node, "node");
+        Self::start(&node, "tus_js.mjs")
+    }
+
     fn start(interpreter: &Path, script: &str) -> Self {
         let mut child = Command::new(interpreter)
             .arg(root().join("tests/clients").join(script))

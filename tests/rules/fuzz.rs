@@ -18,6 +18,10 @@ struct Target {
 const OFFER: &str = "incident=\"inc\", stream=\"str\", index=1, media=\"video\", started=\"2026-06-10T12:00:00Z\", \
                      ended=\"2026-06-10T12:00:02Z\", length=131072, name=%\"a%c3%a4\", role=\"live_preview\", attempt=2";
 
+const METADATA: &str = "incident aW5j,stream c3Ry,index MQ==,media dmlkZW8=,started MjAyNi0wNi0xMFQxMjowMDowMFo=,\
+                        ended MjAyNi0wNi0xMFQxMjowMDowMlo=,name YcOk,attempt Mg==,filename eA==,\
+                        sha256 MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNzA3MDcwNw==";
+
 fn targets() -> Vec<Target> {
     let offer = r#"{"handle":1,"incident":"i","stream":"s","index":1,"media":"audio","started":"2026-06-10T12:00:00Z","ended":"2026-06-10T12:00:02Z","length":5,"sha256":"0707070707070707070707070707070707070707070707070707070707070707"}"#;
     let claims = r#"{"iss":"c","aud":["waystation"],"iat":1781092800,"exp":1781093100,"jti":"j","sid":"s","use":"upload","incident":"i","group":"g","lanes":[{"stream":"s","variant":"audio_priority","media":"audio","max_chunk_bytes":9,"max_chunks":5}]}"#;
@@ -40,6 +44,7 @@ fn targets() -> Vec<Target> {
                 "lanes=(\"audio_priority\"), from=\"oldest\", cursor=\"x\"",
             ]),
         },
+        Target { name: "tus", run: targets::tus, examples: text(&[METADATA, "sha1 AAAAAAAAAAAAAAAAAAAAAAAAAAA="]) },
         Target {
             name: "message",
             run: targets::message,
@@ -198,7 +203,8 @@ fn the_examples_are_read() {
     let [frames, ..] = &targets()[0].examples[..] else { panic!("no example") };
     assert_eq!(frame::split_message(Bytes::copy_from_slice(&frames[1..])).unwrap().len(), 2);
     assert!(waystation_proto::dictionary::parse_offer(OFFER, waystation_proto::Digest([7; 32]), None).is_ok());
-    let form = &targets()[5].examples[0][1..];
+    assert!(waystation_proto::tus::parse_metadata(METADATA, 5).is_ok());
+    let form = &targets()[6].examples[0][1..];
     assert_eq!(waystation::ingress::fuzz_multipart("b", form, 3), Some((2, 6)), "two parts, six bytes");
 }
 

@@ -3,6 +3,7 @@
 mod abandoned;
 mod bad;
 mod capability;
+mod dialects;
 mod hint;
 mod limits;
 mod post;

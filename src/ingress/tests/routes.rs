@@ -41,7 +41,7 @@ async fn health_is_the_contracts() {
 async fn what_is_not_served_is_said_alike_everywhere() {
     let relay = start(limits()).await;
     for via in ALL {
-        for path in ["/", "/metrics", "/v1/incidents", "/health/live/", "/chunks", "/i/canary-token", "/watch/"] {
+        for path in ["/", "/metrics", "/v1/incidents", "/health/live/", "/chunks/", "/i/canary-token", "/watch/"] {
             let answer = relay.ask(via, get(path), "").await;
             assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "not_found"), "{via:?} {path}");
             assert_eq!(answer.headers["cache-control"], "no-store");
@@ -53,7 +53,8 @@ async fn what_is_not_served_is_said_alike_everywhere() {
             (Method::GET, "/upload/complete-chunk", "POST"),
             (Method::OPTIONS, "/upload/complete-chunk", "POST"),
             (Method::PUT, "/fanout/subscribe", "GET"),
-            (Method::POST, REF, "GET, HEAD, PUT, DELETE, OPTIONS"),
+            (Method::POST, REF, "GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+            (Method::GET, "/chunks", "POST, OPTIONS"),
             (Method::PUT, "/watch", "GET, OPTIONS"),
         ] {
             let answer = relay.ask(via, request(method.clone(), path, &[]), "").await;
@@ -121,6 +122,17 @@ async fn browsers_hear_what_their_page_may_do() {
         assert_eq!(answer.headers["access-control-allow-origin"], "https://page.example");
         assert!(answer.headers["access-control-allow-headers"].to_str().unwrap().contains("Waystation-Chunk"));
         assert_eq!(answer.headers["vary"], "Origin");
+        // What a page's tus-js-client sends and reads.
+        let creation = [page[0], ("access-control-request-method", "POST")];
+        let answer = relay.ask(via, request(Method::OPTIONS, "/chunks", &creation), "").await;
+        for (header, names) in [
+            ("access-control-allow-methods", "POST PATCH HEAD"),
+            ("access-control-allow-headers", "Tus-Resumable Upload-Length Upload-Metadata Upload-Offset Authorization"),
+            ("access-control-expose-headers", "Location Tus-Resumable Upload-Offset Upload-Length Upload-Expires"),
+        ] {
+            let said = answer.headers[header].to_str().unwrap().to_owned();
+            assert!(names.split(' ').all(|name| said.split(", ").any(|one| one == name)), "{header}: {said}");
+        }
         let other = request(Method::OPTIONS, REF, &[("origin", "https://other.example")]);
         let answer = relay.ask(via, other, "").await;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "origin_not_allowed"));
@@ -173,7 +185,21 @@ async fn neither_log_nor_metrics_hold_what_was_sent() {
             (Method::GET, "/i/canary"),
             (Method::POST, "/upload/complete-chunk"),
             (Method::GET, "/fanout/subscribe?canary"),
+            (Method::POST, "/chunks?tus"),
+            (Method::PATCH, "/chunks/canary?tus"),
+            (Method::POST, "/chunks?ietf"),
+            (Method::PATCH, "/chunks/canary?ietf"),
         ] {
+            let mut headers = headers.to_vec();
+            if path.ends_with("?tus") {
+                headers.extend([
+                    ("tus-resumable", "1.0.0"),
+                    ("upload-metadata", "incident Y2FuYXJ5,canary"),
+                    ("upload-length", "9"),
+                ]);
+            } else if path.ends_with("?ietf") {
+                headers.extend([("upload-draft-interop-version", "8"), ("upload-complete", "canary")]);
+            }
             let answer = relay.ask(via, request(method, path, &headers), "--canary\r\n\r\ncanary").await;
             assert!(answer.status.is_client_error());
             assert!(!String::from_utf8_lossy(&answer.body).contains("canary"));

@@ -7,7 +7,7 @@ use waystation_proto::claims::{JwtClaims, ProoflineClaims};
 use waystation_proto::cursor::Cursor;
 use waystation_proto::frame::{self, Decoder, Frame, Piece, kind};
 use waystation_proto::outcome::{self, Answer, Asked};
-use waystation_proto::{Digest, dictionary, message};
+use waystation_proto::{Digest, dictionary, message, tus};
 
 /// Frames: as a stream cut anywhere and as one message; both must agree.
 pub fn frame(data: &[u8]) {
@@ -54,6 +54,16 @@ pub fn dictionary(data: &[u8]) {
         assert!(dictionary::parse_digest(&dictionary::write_digest(&digest)) == Ok(digest));
     }
     let _ = dictionary::parse_watch(text);
+}
+
+/// `Upload-Metadata` and `Upload-Checksum` of tus.
+pub fn tus(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(offer) = tus::parse_metadata(text, 5) {
+        let again = tus::parse_metadata(&tus::write_metadata(&offer), 5);
+        assert!(again == Ok(offer), "an offer is written as it was read");
+    }
+    let _ = tus::parse_checksum(text);
 }
 
 /// Control bodies: every message, from a kind in the first byte.
