@@ -82,6 +82,8 @@ async fn verdict(way: &Way, job: &Job, wait_s: u64, news: &mpsc::Sender<FromLink
             Ok(offset) => offset,
             Err(verdict) => return Ok(verdict),
         };
+        let (id, attempt) = (job.id, job.offer.attempt);
+        let _ = news.send(FromLink::Offset { id, attempt, offset }).await;
     }
     for _ in 0..MAX_OFFSETS {
         let reply = put(way, job, offset, wait_s, news).await?;

@@ -97,7 +97,7 @@ async fn the_authority_speaks_devcores_client_api() {
     let (core, endpoint, _task) = start().await;
     let key = ClientKey::from_seed(&[2; 32]).unwrap();
     let wishes = Wishes { ttl_s: Some(20), max_chunks: Some(8), client_key: Some(key.clone()), form: TokenForm::Jwt };
-    let authority = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), wishes).await.unwrap();
+    let authority = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), wishes);
     let stream = authority.next_stream(Variant::LivePreview, Media::Video, StreamId::new("s").ok()).await.unwrap();
     let tokens = authority.upload_capability(vec![stream.clone()]).await.unwrap();
     assert_eq!(tokens[0].expires, 1020);
@@ -120,7 +120,7 @@ async fn the_authority_speaks_devcores_client_api() {
 async fn an_unchanged_cores_tokens_come_from_relay_sessions() {
     let (_core, endpoint, _task) = start().await;
     let wishes = Wishes { form: TokenForm::Proofline, ..Wishes::default() };
-    let authority = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), wishes).await.unwrap();
+    let authority = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), wishes);
     let tokens = authority.upload_capability(vec![StreamId::new("str_1").unwrap()]).await.unwrap();
     assert_eq!(tokens[0].max_chunks(&StreamId::new("stream_1").unwrap()), Some(64));
 }
@@ -128,9 +128,9 @@ async fn an_unchanged_cores_tokens_come_from_relay_sessions() {
 #[tokio::test]
 async fn a_refusal_is_told_apart_from_absence() {
     let (core, endpoint, _task) = start().await;
-    let refused = DevcoreAuthority::create(&endpoint, "other".to_owned().into(), Wishes::default()).await;
+    let refused = DevcoreAuthority::new(&endpoint, "other".to_owned().into(), Wishes::default()).ids(None).await;
     assert_eq!(refused.unwrap_err(), AuthorityError::Refused("unauthorized".into()));
     core.away.store(true, Ordering::SeqCst);
-    let away = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), Wishes::default()).await;
+    let away = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), Wishes::default()).ids(None).await;
     assert_eq!(away.unwrap_err(), AuthorityError::Away);
 }
