@@ -32,8 +32,9 @@ const ATTEMPTS_OF_A_RUN: u64 = 1 << 24;
 const ELSEWHERE_MS: u64 = 60_000;
 /// The core may have it; the relay is asked again so often.
 const UNSETTLED_MS: u64 = 60_000;
-/// A chunk on its way of which nothing was heard for so long is given up and queued again.
-const STALLED_MS: u64 = 120_000;
+/// A chunk on its way of which nothing was heard for so long is given up and queued again: longer
+/// than a relay may take to answer.
+const STALLED_MS: u64 = 180_000;
 
 /// What the relay said of a chunk.
 #[derive(Debug, Clone, Default)]

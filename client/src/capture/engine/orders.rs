@@ -75,6 +75,7 @@ impl Engine {
         if network != before && network.is_usable() {
             self.failures = 0;
             self.connect_at = Instant::now();
+            (self.not_before_ms.ids, self.not_before_ms.streams) = (0, 0);
             self.retry_all();
         }
     }

@@ -226,6 +226,7 @@ fn keep(store: &mut Store, then: &mut Promised, count: u64) -> Result<(), NotKep
 
 fn found(store: &mut Store) -> Promised {
     let state: State = store.state().clone();
+    assert!(State::of(state.image()) == state, "an image makes the state it is of");
     for (id, item) in &state.items {
         let bytes = store.read(*id).expect("a chunk's bytes are there");
         assert_eq!(*bytes, content(*id, item.sealed.is_some()), "chunk {id}");

@@ -272,6 +272,10 @@ impl State {
         } else {
             self.totals.lost += counts;
             self.totals.bytes -= length.min(self.totals.bytes);
+            if self.is_manifest(id) {
+                // It can be written again.
+                self.manifest = Manifest::Due;
+            }
         }
     }
 
