@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use waystation_proto::id::{GroupId, IncidentId, SessionId, StreamId};
-use waystation_proto::{Media, Variant};
+use waystation_proto::{Media, Offer, Variant};
 
 use crate::receipt::Jwks;
 use crate::token::Token;
@@ -50,6 +50,20 @@ pub struct Ids {
     pub sid: Option<SessionId>,
 }
 
+/// What the core has of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reconciled {
+    /// These bytes, with a receipt if it signs them: confirmed.
+    Stored {
+        /// The receipt.
+        receipt: Option<String>,
+    },
+    /// Other bytes under this identity.
+    Conflict,
+    /// Nothing.
+    Missing,
+}
+
 /// Gives a recording its names, streams and capabilities. Every call may be repeated.
 pub trait Authority: Send + Sync {
     /// What the recording is called. `kept` is what an earlier run of it was told: the authority
@@ -64,6 +78,12 @@ pub trait Authority: Send + Sync {
 
     /// A capability to watch the group.
     fn fanout_capability(&self) -> Answer<'_, Token>;
+
+    /// What the core has under a chunk's identity: asked where a relay can't tell whether the core
+    /// stored it. Whoever can't ask refuses.
+    fn reconcile(&self, _offer: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async { Err(AuthorityError::Refused("the core can't be asked".into())) })
+    }
 
     /// The core's public keys, if it has any.
     fn jwks(&self) -> Answer<'_, Option<Jwks>>;

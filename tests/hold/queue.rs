@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 use waystation_client::GroupKey;
 use waystation_client::envelope::{self, Identity};
+use waystation_devcore::{Effect, Fault, FaultRoute};
 use waystation_proto::id::{IncidentId, StreamId};
 use waystation_proto::{Media, Variant};
 use waystation_tests::{World, http as plain};
@@ -225,4 +226,18 @@ async fn a_file_is_imported_in_pieces_by_the_same_queue() {
     assert!(joined == content, "{} bytes", joined.len());
     let again = tokio::time::timeout(PATIENCE, import(true).output()).await.unwrap().unwrap();
     assert!(again.status.success(), "what is over stays so: {again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_can_not_tell_the_core_is_asked() {
+    let phone = Phone::new().await;
+    let fault = Fault::new(FaultRoute::Commit, Effect::CutAfterCommit).times(2);
+    phone.world.core.faults().add(fault);
+    let contact = phone.path("contact.json");
+    let mut command = phone.capture(true, 8, &["--speed", "100", "--session-out", contact.to_str().unwrap()]);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("\"state\":\"unsettled\""), "an answer was lost: {text}");
+    phone.all_is_there(4).await;
 }

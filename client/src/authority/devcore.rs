@@ -6,9 +6,9 @@ use http::{Method, Request, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use waystation_proto::id::{GroupId, IncidentId, SessionId, StreamId};
-use waystation_proto::{Media, Variant};
+use waystation_proto::{Media, Offer, Variant};
 
-use super::{Answer, Authority, AuthorityError, Ids, TokenForm};
+use super::{Answer, Authority, AuthorityError, Ids, Reconciled, TokenForm};
 use crate::connect::Endpoint;
 use crate::http::Client;
 use crate::keys::ClientKey;
@@ -180,6 +180,24 @@ impl Authority for DevcoreAuthority {
                 body["client_key"] = jwk.x.into();
             }
             Ok(vec![self.upload(body).await?])
+        })
+    }
+
+    fn reconcile(&self, offer: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async move {
+            let path = format!("/v1/incidents/{}/chunks/reconcile", offer.incident.as_str());
+            let body = serde_json::json!({"stream_id": offer.stream, "chunk_index": offer.index,
+                "media_type": offer.media, "started_at": offer.started, "ended_at": offer.ended,
+                "byte_size": offer.length, "sha256_hex": offer.sha256, "original_filename": offer.name});
+            match post_raw(&self.core, &self.account, &path, body).await {
+                Ok(answer) => {
+                    let receipt = answer["reconciliation"]["receipt"].as_str().map(str::to_owned);
+                    Ok(Reconciled::Stored { receipt })
+                }
+                Err(AuthorityError::Refused(code)) if code == "duplicate_chunk_conflict" => Ok(Reconciled::Conflict),
+                Err(AuthorityError::Refused(code)) if code == "chunk_not_found" => Ok(Reconciled::Missing),
+                Err(error) => Err(error),
+            }
         })
     }
 

@@ -60,6 +60,8 @@ pub(crate) enum Effect {
     Free { id: u64 },
     /// A new capability is needed.
     Renew,
+    /// The relay can't tell whether the core has a chunk: the core is to be asked.
+    Reconcile { id: u64 },
     /// A receipt can't be checked: the core's keys are to be fetched.
     FetchKeys,
 }
@@ -187,6 +189,11 @@ impl Book {
         let entry = self.entries.get_mut(&id).filter(|entry| entry.attempt == attempt)?;
         entry.heard_ms = now_ms;
         if entry.reached(offset) { Some(Effect::Note { id, note: entry.note }) } else { None }
+    }
+
+    /// What a chunk is offered as.
+    pub(crate) fn offer(&self, id: u64) -> Option<Offer> {
+        self.entries.get(&id).map(|entry| (*entry.offer).clone())
     }
 
     /// One way of bringing a chunk broke off. No relay answered: it counts nothing.

@@ -6,7 +6,7 @@ mod connection;
 mod orders;
 mod supply;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use super::store::record::{Record, State};
 use super::store::{Shared, Store};
 use super::wallet::Wallet;
 use super::{Command, Config};
-use crate::authority::{Authority, AuthorityError, Ids};
+use crate::authority::{Authority, AuthorityError, Ids, Reconciled};
 use crate::clock;
 use crate::connect::ConnectError;
 use crate::receipt::Jwks;
@@ -34,6 +34,8 @@ pub(super) use orders::status_of;
 
 /// Streams that one capability is asked for; more are covered one after the other.
 const MAX_STREAMS: usize = 48;
+/// Unsettled chunks that the core is asked about at once.
+const MAX_RECONCILING: usize = 8;
 /// Pause after the authority gave nothing, or the disk failed.
 const PAUSE_MS: i64 = 1000;
 /// The core's keys are fetched again at most this often.
@@ -46,6 +48,7 @@ enum Told {
     Ids(Result<Ids, AuthorityError>),
     Stream(usize, Result<StreamId, AuthorityError>),
     Capability(Result<Vec<Token>, AuthorityError>),
+    Reconciled(u64, Result<Reconciled, AuthorityError>),
     Keys(Option<Jwks>),
     Connected(Result<Link, ConnectError>),
 }
@@ -115,7 +118,10 @@ pub(crate) struct Engine {
     connections: u64,
     /// The core's keys are awaited.
     keys_asked: bool,
-    /// Answers that are awaited; at most one for each lane and three more.
+    /// Chunks of which the core is asked.
+    reconciling: HashSet<u64>,
+    /// Answers that are awaited; at most one for each lane and unsettled chunk asked about, and
+    /// four more.
     tasks: JoinSet<Told>,
     finishing: Option<Finishing>,
     summary: Summary,
@@ -171,6 +177,7 @@ impl Engine {
             connected_at: started,
             connections: 0,
             keys_asked: false,
+            reconciling: HashSet::new(),
             tasks: JoinSet::new(),
             finishing: None,
             summary: Summary::default(),

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::ClientKey;
-use waystation_client::authority::{Authority, AuthorityError, DevcoreAuthority, TokenForm, Wishes};
+use waystation_client::authority::{Authority, AuthorityError, DevcoreAuthority, Reconciled, TokenForm, Wishes};
 use waystation_client::connect::{Endpoint, Trust};
 use waystation_proto::id::StreamId;
 use waystation_proto::{Media, Variant};
@@ -60,6 +60,13 @@ fn made(path: &str, body: &Value) -> Value {
         "/v1/incidents/i/groups/g/capabilities" => {
             json!({"capability": capability(body), "expires_at": 1300, "sid": "sid_1", "jti": "j"})
         }
+        "/v1/incidents/i/chunks/reconcile" => {
+            assert_eq!(
+                (&body["stream_id"], &body["chunk_index"], &body["byte_size"]),
+                (&json!("str_1"), &json!(3), &json!(9))
+            );
+            json!({"reconciliation": {"status": "matched", "receipt": "a.b.c"}})
+        }
         "/v1/incidents/i/streams/str_1/relay-session" => {
             let vectors: Value = serde_json::from_str(include_str!("../../testdata/vectors.json")).unwrap();
             json!({"relay_session": {"relay_session_id": "r", "fanout_capability": "f",
@@ -104,6 +111,10 @@ async fn the_authority_speaks_devcores_client_api() {
     authority.upload_capability(vec![stream.clone()]).await.unwrap();
     authority.fanout_capability().await.unwrap();
     assert!(authority.jwks().await.unwrap().is_some());
+    let header = r#"incident="i", stream="str_1", index=3, media="audio", started="2026-06-10T12:00:00Z", ended="2026-06-10T12:00:02Z""#;
+    let offer = waystation_proto::dictionary::parse_offer(header, waystation_proto::Digest([1; 32]), Some(9)).unwrap();
+    let reconciled = authority.reconcile(offer).await;
+    assert_eq!(reconciled, Ok(Reconciled::Stored { receipt: Some("a.b.c".into()) }));
     let asked = core.asked.lock().unwrap().clone();
     assert_eq!(asked[2].1, json!({"variant": "live_preview", "media": "video", "follows": "s"}));
     let jwk = key.jwk().unwrap();

@@ -198,7 +198,7 @@ impl World {
                     self.store.add(Record::Confirmed { id });
                 }
                 Effect::Renew => self.book.renewed(self.now),
-                Effect::State { .. } | Effect::Item { .. } | Effect::FetchKeys => {}
+                Effect::State { .. } | Effect::Item { .. } | Effect::FetchKeys | Effect::Reconcile { .. } => {}
             }
         }
         self.store.commit().unwrap();

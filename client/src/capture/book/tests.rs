@@ -336,3 +336,26 @@ fn a_chunk_that_awaits_a_capability_asks_for_one_and_stays() {
     book.renewed(0);
     assert_eq!(take(&mut book, 0), None, "the relay releases it; it is not offered again");
 }
+
+#[test]
+fn what_the_core_itself_says_of_an_unsettled_chunk_decides() {
+    use crate::authority::Reconciled;
+    let unsettled = || {
+        let mut book = book(1);
+        take(&mut book, 0);
+        // As a relay says that did not bring it itself, and so calls it refused.
+        let effects = book.verdict(0, 1, told(Some(ChunkState::Rejected), Some(Code::DuplicateChunk), true), 0);
+        assert!(effects.contains(&Effect::Reconcile { id: 0 }), "{effects:?}");
+        assert_eq!((book.count().unsettled, book.count().rejected), (1, 0));
+        book
+    };
+    let effects = unsettled().reconciled(0, Reconciled::Stored { receipt: None }, 0);
+    assert!(effects.contains(&Effect::Free { id: 0 }), "{effects:?}");
+    let mut book = unsettled();
+    assert!(of_state(&book.reconciled(0, Reconciled::Conflict, 0), ItemState::Failed));
+    assert_eq!((book.count().rejected, take(&mut book, 1_000_000)), (1, None));
+    assert!(book.reconciled(0, Reconciled::Stored { receipt: None }, 0).is_empty(), "it is over");
+    let mut book = unsettled();
+    book.reconciled(0, Reconciled::Missing, 0);
+    assert_eq!(take(&mut book, 0), Some((0, 2, true)));
+}

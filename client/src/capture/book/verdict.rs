@@ -1,6 +1,7 @@
 //! What follows from the relay's word on a chunk.
 
 use super::*;
+use crate::authority::Reconciled;
 use crate::capture::retry::{self, Meaning};
 
 impl Book {
@@ -14,9 +15,17 @@ impl Book {
         }
         entry.heard_ms = now_ms;
         let code = verdict.error.as_ref().map(crate::wire::code_of);
+        let mut verdict = verdict;
+        if verdict.error.as_ref().is_some_and(|error| retry::meaning(error) == Meaning::Reconcile) {
+            // A relay that did not bring it calls the core's "duplicate" a refusal.
+            verdict.state = Some(ChunkState::Unsettled);
+        }
         match verdict.state {
             Some(ChunkState::Confirmed) => {
                 self.confirm(id, verdict.receipt, false, now_ms, &mut out);
+                if self.entries.get(&id).is_some_and(|entry| entry.stage == Stage::Unsettled) {
+                    out.push(Effect::Reconcile { id });
+                }
                 self.rate.paused(self.moving().all() == 0, now_ms);
                 return out;
             }
@@ -30,7 +39,7 @@ impl Book {
         let floor_ms = verdict.retry_after_s.map(|seconds| seconds.max(1) * 1000);
         match (&verdict.error, verdict.state) {
             // Both said their last word of this try.
-            (_, Some(ChunkState::Unsettled)) => {}
+            (_, Some(ChunkState::Unsettled)) => out.push(Effect::Reconcile { id }),
             (_, Some(ChunkState::Rejected)) => self.refused(id, code, &mut out),
             (_, Some(ChunkState::Expired)) => self.failed(id, code, floor_ms, now_ms, &mut out),
             // The relay holds it, and says what it waits for; it will tell, or is asked again.
@@ -40,6 +49,29 @@ impl Book {
             (None, _) => {}
         }
         self.rate.paused(self.moving().all() == 0, now_ms);
+        out
+    }
+
+    /// The core itself said what it has of an unsettled chunk.
+    pub(crate) fn reconciled(&mut self, id: u64, core: Reconciled, now_ms: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let unsettled = |entry: &Entry| entry.note.state == Some(ChunkState::Unsettled);
+        if !self.entries.get(&id).is_some_and(unsettled) {
+            return out;
+        }
+        let code = || Some("duplicate_chunk_conflict".to_owned());
+        match core {
+            Reconciled::Stored { receipt } => self.confirm(id, receipt, false, now_ms, &mut out),
+            Reconciled::Conflict => {
+                self.note(id, ChunkState::Rejected, code(), Proof::Absent, now_ms, &mut out);
+                self.refused(id, code(), &mut out);
+            }
+            // What a relay takes for stored is not: it is brought again.
+            Reconciled::Missing => {
+                self.note(id, ChunkState::Receiving, None, Proof::Absent, now_ms, &mut out);
+                self.go_on(id, 0, now_ms);
+            }
+        }
         out
     }
 
@@ -76,7 +108,8 @@ impl Book {
                 self.stage(id, Stage::Parked);
                 out.push(Effect::Renew);
             }
-            Meaning::Reconcile => self.note(id, ChunkState::Unsettled, code, Proof::Absent, now_ms, out),
+            // Taken for the state it stands for before it comes here.
+            Meaning::Reconcile => {}
             Meaning::Refused => {
                 self.note(id, ChunkState::Rejected, code.clone(), Proof::Absent, now_ms, out);
                 self.refused(id, code, out);

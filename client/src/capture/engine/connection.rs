@@ -130,6 +130,7 @@ impl Engine {
                 Effect::Note { id, note } => self.records.push(Record::Noted { id, note }),
                 Effect::Free { id } => self.records.push(Record::Confirmed { id }),
                 Effect::Renew => self.wallet.want(),
+                Effect::Reconcile { id } => self.reconcile(id),
                 Effect::FetchKeys => self.fetch_keys_again(),
             }
         }

@@ -141,7 +141,11 @@ impl Engine {
 
     pub(super) fn is_done(&self) -> bool {
         let sealed = self.lanes.iter().all(|queue| queue.unsealed.is_empty());
-        sealed && self.book.all_ended() && !self.manifest_is_due() && self.records.is_empty()
+        sealed
+            && self.book.all_ended()
+            && !self.manifest_is_due()
+            && self.records.is_empty()
+            && self.reconciling.is_empty()
     }
 
     pub(super) async fn finished(mut self) {

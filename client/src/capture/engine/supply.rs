@@ -13,7 +13,7 @@ use crate::capture::store::record::Record;
 use crate::clock;
 use crate::token::Token;
 
-use super::{Engine, KEYS_PAUSE_MS, MAX_STREAMS, PAUSE_MS, Told};
+use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, Told};
 
 impl Engine {
     /// Asks what the recording is called: at the start, and until somebody says. What an earlier
@@ -90,6 +90,18 @@ impl Engine {
         }
     }
 
+    /// Asks the core what it has of a chunk; not more of them at once than are bearable: the others
+    /// come up again with the relay's next word.
+    pub(super) fn reconcile(&mut self, id: u64) {
+        if self.reconciling.len() >= MAX_RECONCILING || self.reconciling.contains(&id) {
+            return;
+        }
+        let Some(offer) = self.book.offer(id) else { return };
+        self.reconciling.insert(id);
+        let authority = Arc::clone(&self.authority);
+        self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+    }
+
     pub(super) fn told(&mut self, told: Told) {
         let now_ms = clock::unix_ms();
         match told {
@@ -113,6 +125,12 @@ impl Engine {
             Told::Capability(Err(error)) => {
                 self.wallet.failed(now_ms + PAUSE_MS);
                 self.emit(Event::Authority { error: error.to_string() });
+            }
+            Told::Reconciled(id, answer) => {
+                self.reconciling.remove(&id);
+                let now_ms = self.now_ms();
+                let effects = answer.map(|core| self.book.reconciled(id, core, now_ms));
+                self.act(effects.unwrap_or_default());
             }
             Told::Keys(answer) => {
                 self.keys_asked = false;
