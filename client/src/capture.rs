@@ -2,11 +2,11 @@
 //! confirmed them.
 //!
 //! [`Capture`] is a handle to a task of its own, so recording never waits for the network. It
-//! begins with nothing but lanes and keys: each chunk is kept in a durable queue ([`store`]) as it
-//! is cut, sealed once when the recording has its names and streams ([`lane`]), and kept until it
-//! is confirmed. The order is that of mercy ([`queue`]), the manifest last ([`manifest`]); what
-//! fails is tried again by fixed rules ([`retry`], [`book`]). Connections come and go below;
-//! capabilities and streams are renewed ahead of their end.
+//! begins with nothing but lanes and keys: each chunk is kept in a durable queue (`store`) as it is
+//! cut, sealed once when the recording has its names and streams ([`lane`]), and kept until it is
+//! confirmed. The order is that of mercy ([`queue`]), the manifest last (`manifest`); what fails is
+//! tried again by fixed rules (`retry`, `book`). Connections come and go below; capabilities and
+//! streams are renewed ahead of their end.
 
 mod book;
 mod engine;
@@ -195,7 +195,7 @@ impl Capture {
         }
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (events, out) = mpsc::channel(EVENTS);
-        let (shows, status) = watch::channel(Status::default());
+        let (shows, status) = watch::channel(engine::status_of(store.state(), true));
         let next = store.state().lanes.iter().map(|lane| (lane.variant, lane.next_seq)).collect();
         let finished = store.state().closing;
         let engine = engine::Engine::new(config, authority, store, inbox, events, shows);

@@ -151,7 +151,8 @@ async fn a_pause_outlives_a_restart() {
     capture.close().await;
     let (hellos, authority) = (relay.with(|state| state.hellos), authority());
     let (capture, _events) = Capture::start(config, authority.clone()).await.unwrap();
-    let now = status(&capture, |status| status.chunks == 1 && authority.minted() > 0).await;
+    assert_eq!(capture.control().status().chunks, 1, "it shows at once what is there");
+    let now = status(&capture, |status| status.paused == 1 && authority.minted() > 0).await;
     assert_eq!((now.session, now.paused), (SessionState::Paused, 1));
     assert_eq!(relay.with(|state| (state.hellos, state.offers.len())), (hellos, 0));
     capture.control().resume().await;

@@ -394,7 +394,7 @@ fn nothing_is_lost_altered_or_miscounted() {
     if let Ok(seed) = std::env::var("QUEUE_SEED") {
         return history(seed.parse().expect("QUEUE_SEED is a number"));
     }
-    let seeds = std::env::var("QUEUE_SEEDS").map_or(150, |seeds| seeds.parse().expect("QUEUE_SEEDS is a number"));
+    let seeds = std::env::var("QUEUE_SEEDS").map_or(80, |seeds| seeds.parse().expect("QUEUE_SEEDS is a number"));
     for seed in 0..seeds {
         if std::panic::catch_unwind(|| history(seed)).is_err() {
             panic!("replay with QUEUE_SEED={seed}");

@@ -314,6 +314,11 @@ impl Engine {
                 self.book.give_back(id, now_ms + 1000);
                 continue;
             };
+            // A process that is killed after the offer must know of it, so as not to send again what
+            // the relay holds.
+            let effect = self.book.given(id);
+            self.act(effect.into_iter().collect());
+            self.write_down().await;
             let bytes = Bytes::from_owner(bytes);
             let job = Job { id, rank: next.rank, offer: next.offer, bytes, token, resume: next.resume };
             let given = self.link.as_ref().is_some_and(|link| link.jobs.try_send(ToLink::Job(Box::new(job))).is_ok());
@@ -321,8 +326,6 @@ impl Engine {
                 self.book.give_back(id, now_ms);
                 return;
             }
-            let effect = self.book.given(id);
-            self.act(effect.into_iter().collect());
         }
     }
 }

@@ -100,6 +100,7 @@ fn nonce(number: u64) -> Nonce {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn file(key: &LocalKey) -> (Vec<u8>, Vec<usize>) {
         let (mut writer, mut bytes) = Writer::begin(key, [7; SALT_BYTES]).unwrap();
@@ -141,5 +142,14 @@ mod tests {
         assert_eq!(read(&key, &without).unwrap().records.len(), 2);
         let twice = [&bytes[..ends[2]], &bytes[ends[1]..ends[2]]].concat();
         assert_eq!(read(&key, &twice).unwrap().records.len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_or_are_taken_for_a_queue(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let key = LocalKey::new([1; 32]);
+            prop_assert!(read(&key, &bytes).is_err());
+            prop_assert!(read(&key, &[&MAGIC[..], &bytes].concat()).is_err());
+        }
     }
 }
