@@ -270,6 +270,11 @@ impl Engine {
         self.session == SessionState::Paused || !self.network.is_usable()
     }
 
+    /// Whether there is somebody to ask for streams and capabilities, and a way to them.
+    fn can_ask(&self) -> bool {
+        self.named && self.network.is_usable()
+    }
+
     async fn next_input(&mut self) -> Input {
         if let Some(command) = self.later.take() {
             return Input::Command(Some(command));
@@ -304,7 +309,9 @@ impl Engine {
         if let Some(due) = self.book.next_due(self.now_ms()) {
             wake = wake.min(self.started + Duration::from_millis(due));
         }
-        if let Some(ask) = self.wallet.ask_at() {
+        if self.can_ask()
+            && let Some(ask) = self.wallet.ask_at()
+        {
             let wait = u64::try_from(ask - clock::unix_ms()).unwrap_or(0).max(1);
             wake = wake.min(now + Duration::from_millis(wait));
         }

@@ -28,7 +28,7 @@ impl Engine {
     }
 
     pub(super) fn ask_for_streams(&mut self) {
-        if !self.named || !self.network.is_usable() || clock::unix_ms() < self.not_before_ms.streams {
+        if !self.can_ask() || clock::unix_ms() < self.not_before_ms.streams {
             return;
         }
         for (n, queue) in self.lanes.iter_mut().enumerate() {
@@ -49,7 +49,7 @@ impl Engine {
             self.wallet.want();
         }
         let now_ms = clock::unix_ms();
-        if !self.named || !self.network.is_usable() || self.wallet.ask_at().is_none_or(|at| at > now_ms) {
+        if !self.can_ask() || self.wallet.ask_at().is_none_or(|at| at > now_ms) {
             return;
         }
         let streams = self.streams_in_use();
