@@ -9,8 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use waystation_proto::id::StreamId;
-use waystation_proto::{Media, Variant};
+use serde::{Deserialize, Serialize};
+use waystation_proto::id::{GroupId, IncidentId, SessionId, StreamId};
+use waystation_proto::{Media, Offer, Variant};
 
 use crate::receipt::Jwks;
 use crate::token::Token;
@@ -36,8 +37,39 @@ pub enum AuthorityError {
     Refused(String),
 }
 
-/// Gives a recording its streams and capabilities. Every call may be repeated.
+/// What a recording is called at the core.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// Incident.
+    pub incident: IncidentId,
+    /// Capture group.
+    pub group: GroupId,
+    /// Relay session, once there is a capability that names one: a relay shows a chunk's offset
+    /// only to the session that offered it, so it is kept over restarts.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sid: Option<SessionId>,
+}
+
+/// What the core has of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reconciled {
+    /// These bytes, with a receipt if it signs them: confirmed.
+    Stored {
+        /// The receipt.
+        receipt: Option<String>,
+    },
+    /// Other bytes under this identity.
+    Conflict,
+    /// Nothing.
+    Missing,
+}
+
+/// Gives a recording its names, streams and capabilities. Every call may be repeated.
 pub trait Authority: Send + Sync {
+    /// What the recording is called. `kept` is what an earlier run of it was told: the authority
+    /// speaks for that from then on, and refuses if it can't.
+    fn ids(&self, kept: Option<Ids>) -> Answer<'_, Ids>;
+
     /// Opens the next stream of a lane; `follows` is the one before it, none for the first.
     fn next_stream(&self, variant: Variant, media: Media, follows: Option<StreamId>) -> Answer<'_, StreamId>;
 
@@ -46,6 +78,12 @@ pub trait Authority: Send + Sync {
 
     /// A capability to watch the group.
     fn fanout_capability(&self) -> Answer<'_, Token>;
+
+    /// What the core has under a chunk's identity: asked where a relay can't tell whether the core
+    /// stored it. Whoever can't ask refuses.
+    fn reconcile(&self, _offer: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async { Err(AuthorityError::Refused("the core can't be asked".into())) })
+    }
 
     /// The core's public keys, if it has any.
     fn jwks(&self) -> Answer<'_, Option<Jwks>>;
@@ -63,5 +101,11 @@ pub(crate) async fn keys(authority: Arc<dyn Authority>, after: Duration) -> Opti
             Err(AuthorityError::Away) => tokio::time::sleep(pause).await,
         }
         pause = (pause * 2).min(KEYS_LONGEST_PAUSE);
+    }
+}
+
+impl std::fmt::Debug for Ids {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ids(…)")
     }
 }

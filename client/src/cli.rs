@@ -1,7 +1,10 @@
-//! The command line: `waystation-client capture` and `waystation-client watch`.
+//! The command line: `waystation-client capture`, `import`, `queue` and `watch`.
 
 mod capture;
 mod output;
+mod queue;
+mod report;
+mod session;
 mod source;
 mod watch;
 
@@ -9,9 +12,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use waystation_proto::{Code, Variant};
+use waystation_proto::{Code, Media, Variant};
 
 use crate::connect::{ConnectError, Endpoint, Transport, Trust};
+
+/// Largest piece of an imported file, in bytes: one is in memory, and the relay takes 250 MiB.
+const MAX_PIECE_BYTES: u64 = 64 << 20;
 
 /// Capture client and contact of Waystation.
 #[derive(Debug, Parser)]
@@ -25,6 +31,11 @@ pub struct Cli {
 enum Command {
     /// Play back a recording as if it were being recorded now.
     Capture(Box<CaptureArgs>),
+    /// Put files into a queue, piece by piece, and bring them to the core.
+    Import(Box<ImportArgs>),
+    /// Look at a queue, or do something about it.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Receive and decrypt the near-live lanes of a recording.
     Watch(Box<WatchArgs>),
 }
@@ -46,9 +57,10 @@ enum TransportArg {
 
 #[derive(Debug, Args)]
 struct RelayArgs {
-    /// The relay, as https://host:port.
-    #[arg(long)]
-    relay: String,
+    /// The relay, as https://host:port. Of several, the next is tried when one can't be reached;
+    /// a contact uses the first.
+    #[arg(long, required = true)]
+    relay: Vec<String>,
     /// How to talk to it; a contact takes a WebSocket for `auto`.
     #[arg(long, value_enum, default_value = "auto")]
     transport: TransportArg,
@@ -89,32 +101,22 @@ struct CoreArgs {
     max_chunks: Option<u64>,
 }
 
+/// A capture session.
 #[derive(Debug, Args)]
-struct CaptureArgs {
+struct SessionArgs {
     #[command(flatten)]
     relay: RelayArgs,
     #[command(flatten)]
     core: CoreArgs,
-    /// Directory of the recording.
-    #[arg(long)]
-    recording: PathBuf,
+    #[command(flatten)]
+    queue: QueueArgs,
     /// File with the group key: 32 bytes, raw or as hexadecimal digits.
     #[arg(long)]
     group_key_file: PathBuf,
-    /// Seconds of recording to play; longer than it is, it is looped.
-    #[arg(long)]
-    seconds: Option<u64>,
-    /// How many times faster than recorded.
-    #[arg(long, default_value_t = 1.0)]
-    speed: f64,
-    /// Keep sealed chunks in this directory instead of in memory. What an earlier run left there
-    /// stays.
-    #[arg(long)]
-    spool: Option<PathBuf>,
     /// File with the Ed25519 key that signs offers: 32 bytes, raw or as hexadecimal digits.
     #[arg(long)]
     client_key_file: Option<PathBuf>,
-    /// Write a session file for a contact.
+    /// Write a session file for a contact, as soon as the recording has its names.
     #[arg(long)]
     session_out: Option<PathBuf>,
     /// Seconds to wait for confirmation after the last chunk.
@@ -126,7 +128,88 @@ struct CaptureArgs {
     /// Exit with 0 though chunks are unsettled.
     #[arg(long)]
     allow_unsettled: bool,
+    /// End without a manifest.
+    #[arg(long)]
+    no_manifest: bool,
     /// JSON lines instead of progress.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where chunks wait.
+#[derive(Debug, Args)]
+struct QueueArgs {
+    /// Keep the recording's queue in this directory instead of in memory, and go on with what an
+    /// earlier run left there. One directory for each recording.
+    #[arg(long)]
+    queue: Option<PathBuf>,
+    /// File with the local key of the queue; made if there is none. Without: `local.key` in the
+    /// queue's directory.
+    #[arg(long, requires = "queue")]
+    queue_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CaptureArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Directory of the recording.
+    #[arg(long)]
+    recording: PathBuf,
+    /// Seconds of recording to play; longer than it is, it is looped.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// How many times faster than recorded.
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Files, in the order they are to have.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Lane that they go to.
+    #[arg(long, value_parser = parse_variant, default_value = "evidence_master")]
+    variant: Variant,
+    /// What they are.
+    #[arg(long, value_parser = parse_media, default_value = "video")]
+    media: Media,
+    /// Bytes of a piece.
+    #[arg(long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u64).range(1..=MAX_PIECE_BYTES))]
+    piece_bytes: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum QueueCommand {
+    /// Say what is in it; also while a session has it.
+    Status(QueueAt),
+    /// Bring what is left, also what failed, and end the recording.
+    Retry(Box<SessionArgs>),
+    /// Send nothing until it is resumed.
+    Pause(QueueAt),
+    /// Let the next session send again.
+    Resume(QueueAt),
+    /// Stop for good. Deletes nothing elsewhere.
+    Cancel {
+        #[command(flatten)]
+        at: QueueAt,
+        /// Delete what is left of it here.
+        #[arg(long)]
+        discard: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct QueueAt {
+    /// The queue's directory.
+    queue: PathBuf,
+    /// File with its local key; without: `local.key` in the directory.
+    #[arg(long)]
+    queue_key_file: Option<PathBuf>,
+    /// A JSON line instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -172,6 +255,10 @@ enum CliError {
     #[error("{0}")]
     Connect(#[from] ConnectError),
     #[error("{0}")]
+    Start(#[from] crate::capture::StartError),
+    #[error("{0}")]
+    Chunk(#[from] crate::capture::ChunkError),
+    #[error("{0}")]
     Key(#[from] crate::keys::KeyError),
     #[error("{0}")]
     Session(#[from] crate::session::SessionError),
@@ -190,6 +277,8 @@ enum CliError {
 pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Capture(args) => capture::run(*args).await,
+        Command::Import(args) => queue::import(*args).await,
+        Command::Queue(command) => queue::run(command).await,
         Command::Watch(args) => watch::run(*args).await,
     };
     match result {
@@ -203,8 +292,12 @@ pub async fn run(cli: Cli) -> ExitCode {
 }
 
 impl RelayArgs {
+    fn endpoints(&self) -> Result<Vec<Endpoint>, CliError> {
+        self.relay.iter().map(|url| endpoint(url, self.ca_file.as_deref())).collect()
+    }
+
     fn endpoint(&self) -> Result<Endpoint, CliError> {
-        endpoint(&self.relay, self.ca_file.as_deref())
+        self.endpoints()?.into_iter().next().ok_or(CliError::Usage("give --relay"))
     }
 
     const fn transport(&self) -> Transport {
@@ -225,6 +318,10 @@ fn endpoint(url: &str, ca_file: Option<&std::path::Path>) -> Result<Endpoint, Cl
         None => Trust::system()?,
     };
     Ok(Endpoint::parse(url, trust)?)
+}
+
+fn parse_media(text: &str) -> Result<Media, String> {
+    Media::parse(text).ok_or_else(|| "media is audio, video, location or metadata".to_owned())
 }
 
 fn parse_variant(text: &str) -> Result<Variant, String> {

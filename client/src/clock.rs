@@ -14,3 +14,8 @@ pub(crate) fn random<const N: usize>() -> Option<[u8; N]> {
     aws_lc_rs::rand::fill(&mut out).ok()?;
     Some(out)
 }
+
+/// The same, into a buffer; false if there are none.
+pub(crate) fn fill(out: &mut [u8]) -> bool {
+    aws_lc_rs::rand::fill(out).is_ok()
+}

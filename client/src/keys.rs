@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 /// First part of the HKDF info of a stream key.
 const STREAM_KEY_LABEL: &str = "waystation-stream-key-v1";
 
+/// No stream is called so; the key that it would have tells group keys apart.
+const CHECK_NAME: &str = "waystation-group-key-check";
+
 /// A key file that can't be used. Says nothing of what is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -51,6 +54,14 @@ impl GroupKey {
     /// [`KeyError`]
     pub fn read(path: &Path) -> Result<Self, KeyError> {
         read_32(path).map(|bytes| Self(Arc::new(bytes)))
+    }
+
+    /// Tells two keys apart, and nothing else of either.
+    pub(crate) fn check(&self) -> Option<String> {
+        let name = StreamId::new(CHECK_NAME).ok()?;
+        let key = self.stream_key(&name)?;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.0[..]);
+        Some(Digest(digest.as_ref().try_into().ok()?).to_hex())
     }
 
     /// HKDF-SHA384 without salt. The info is the label and the stream's id, each preceded by its
@@ -124,7 +135,7 @@ impl hkdf::KeyType for Length32 {
     }
 }
 
-fn read_32(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+pub(crate) fn read_32(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyError> {
     let bytes = Zeroizing::new(std::fs::read(path).map_err(KeyError::Read)?);
     if let Ok(raw) = <[u8; 32]>::try_from(&bytes[..]) {
         return Ok(Zeroizing::new(raw));

@@ -1,13 +1,13 @@
 //! Capture client and contact for Waystation: the only place with encryption.
 //!
-//! - [`capture::Capture`] takes plaintext chunks as they are cut, seals each once and brings the
-//!   sealed bytes to a relay until the core has confirmed them.
+//! - [`capture::Capture`] takes plaintext chunks as they are cut, keeps them in a durable queue,
+//!   seals each once and brings the sealed bytes to a relay until the core has confirmed them.
 //! - [`watch::Watch`] receives the near-live lanes of a recording, checks and opens each chunk.
 //! - [`authority`] is where streams and capabilities come from: the core, never the relay.
 //!
 //! Of the relay this crate uses the wire formats only (`waystation-proto`). Rules stand apart from
-//! I/O: `capture::queue`, `capture::plan`, `capture::lane`, `watch::assembly` and `mp4` read no
-//! clock and open nothing.
+//! I/O: `capture::{book, lane, manifest, plan, queue, retry, status}`, `capture::store::{log, record}`,
+//! `watch::assembly` and `mp4` read no clock and open nothing.
 
 pub mod authority;
 pub mod capture;

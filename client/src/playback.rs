@@ -81,6 +81,12 @@ impl Recording {
         Ok(Self { chunk_ms: form.chunk_ms, lanes })
     }
 
+    /// Whether it has such a lane.
+    #[must_use]
+    pub fn has(&self, variant: Variant) -> bool {
+        self.lanes.iter().any(|lane| lane.variant == variant)
+    }
+
     /// Chunks of one pass.
     #[must_use]
     pub fn chunks(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use waystation_proto::claims::{JwtClaims, MAX_TOKEN_BYTES, PROOFLINE_PREFIX, ProoflineClaims};
-use waystation_proto::id::StreamId;
+use waystation_proto::id::{SessionId, StreamId};
 use zeroize::Zeroizing;
 
 /// A capability and what it says of itself. Never printed; wiped when the last holder drops it.
@@ -17,6 +17,8 @@ pub struct Token {
     pub issued: i64,
     /// Unix seconds from which on it is expired.
     pub expires: i64,
+    /// Relay session, in our format.
+    pub sid: Option<SessionId>,
     /// Streams it names with their highest index; empty: every lane (fan-out only).
     reach: Arc<[(StreamId, u64)]>,
 }
@@ -37,16 +39,16 @@ impl Token {
         }
         let payload = text.split('.').nth(1).ok_or(InvalidToken)?;
         let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload).map_err(|_| InvalidToken)?);
-        let (issued, expires, reach) = if text.starts_with(PROOFLINE_PREFIX) {
+        let (issued, expires, sid, reach) = if text.starts_with(PROOFLINE_PREFIX) {
             let claims: ProoflineClaims = serde_json::from_slice(&payload).map_err(|_| InvalidToken)?;
             let stream = StreamId::new(&claims.stream_id).map_err(|_| InvalidToken)?;
-            (claims.iat, claims.exp, vec![(stream, claims.max_chunks.unsigned_abs())])
+            (claims.iat, claims.exp, None, vec![(stream, claims.max_chunks.unsigned_abs())])
         } else {
             let claims: JwtClaims = serde_json::from_slice(&payload).map_err(|_| InvalidToken)?;
             let reach = claims.lanes.into_iter().map(|lane| (lane.stream, lane.max_chunks)).collect();
-            (claims.iat, claims.exp, reach)
+            (claims.iat, claims.exp, Some(claims.sid), reach)
         };
-        Ok(Self { text: Arc::new(Zeroizing::new(text.into())), issued, expires, reach: reach.into() })
+        Ok(Self { text: Arc::new(Zeroizing::new(text.into())), issued, expires, sid, reach: reach.into() })
     }
 
     /// The text, for the wire only.

@@ -6,5 +6,6 @@ mod canary;
 mod crash;
 mod ops;
 mod process;
+mod queue;
 mod syncs;
 mod way;

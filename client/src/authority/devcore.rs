@@ -5,19 +5,16 @@ use std::sync::{Mutex, PoisonError};
 use http::{Method, Request, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use waystation_proto::id::{GroupId, IncidentId, StreamId};
-use waystation_proto::{Media, Variant};
+use waystation_proto::id::{GroupId, IncidentId, SessionId, StreamId};
+use waystation_proto::{Media, Offer, Variant};
 
-use super::{Answer, Authority, AuthorityError, TokenForm};
+use super::{Answer, Authority, AuthorityError, Ids, Reconciled, TokenForm};
 use crate::connect::Endpoint;
 use crate::http::Client;
 use crate::keys::ClientKey;
 use crate::receipt::Jwks;
 use crate::session::Session;
 use crate::token::Token;
-
-/// Time to make an incident and a group, in seconds: nobody records yet, so giving up is fine.
-const SET_UP_SECONDS: u64 = 10;
 
 /// What to ask of the core's capabilities; the core decides.
 #[derive(Debug, Clone, Default)]
@@ -36,12 +33,10 @@ pub struct Wishes {
 pub struct DevcoreAuthority {
     core: Client,
     account: SecretString,
-    incident: IncidentId,
-    group: GroupId,
     wishes: Wishes,
-    /// Relay session of the upload capabilities: kept over renewals, because a relay shows a
-    /// chunk's offset only to the session that offered it.
-    sid: Mutex<Option<String>>,
+    /// The recording's names, once they are known: by whoever made this, by the queue of an
+    /// earlier run, or made at the core.
+    ids: tokio::sync::Mutex<Option<Ids>>,
     watch_sid: Mutex<Option<String>>,
 }
 
@@ -58,43 +53,33 @@ struct Minted {
 }
 
 impl DevcoreAuthority {
-    /// Makes an incident and a capture group, and speaks for them.
-    ///
-    /// # Errors
-    /// [`AuthorityError`]
-    pub async fn create(core: &Endpoint, account: SecretString, wishes: Wishes) -> Result<Self, AuthorityError> {
-        let client = Client::new(core);
-        let work = async {
-            let made: Made = post(&client, &account, "/v1/incidents", serde_json::json!({}), "incident").await?;
-            let path = format!("/v1/incidents/{}/groups", made.id);
-            let group: Made = post(&client, &account, &path, serde_json::json!({}), "group").await?;
-            Ok((made.id, group.id))
-        };
-        let limit = std::time::Duration::from_secs(SET_UP_SECONDS);
-        let (incident, group) = tokio::time::timeout(limit, work).await.map_err(|_| AuthorityError::Away)??;
-        let odd = |_| AuthorityError::Refused("an answer holds an odd identifier".into());
-        let incident = IncidentId::new(&incident).map_err(odd)?;
-        let group = GroupId::new(&group).map_err(odd)?;
-        Ok(Self::of(core, account, incident, group, wishes))
+    /// Speaks for a recording that has no names yet: an incident and a capture group are made
+    /// when they are first asked for, unless an earlier run made them. Nothing is sent before.
+    #[must_use]
+    pub fn new(core: &Endpoint, account: SecretString, wishes: Wishes) -> Self {
+        Self { core: Client::new(core), account, wishes, ids: Default::default(), watch_sid: Mutex::default() }
     }
 
     /// Speaks for a group that exists.
     #[must_use]
     pub fn of(core: &Endpoint, account: SecretString, incident: IncidentId, group: GroupId, wishes: Wishes) -> Self {
-        let (sid, watch_sid) = (Mutex::default(), Mutex::default());
-        Self { core: Client::new(core), account, incident, group, wishes, sid, watch_sid }
+        let ids = tokio::sync::Mutex::new(Some(Ids { incident, group, sid: None }));
+        Self { ids, ..Self::new(core, account, wishes) }
     }
 
-    /// The incident.
-    #[must_use]
-    pub const fn incident(&self) -> &IncidentId {
-        &self.incident
-    }
-
-    /// The capture group.
-    #[must_use]
-    pub const fn group(&self) -> &GroupId {
-        &self.group
+    /// The recording's names, made if need be.
+    async fn names(&self) -> Result<Ids, AuthorityError> {
+        let mut ids = self.ids.lock().await;
+        if let Some(ids) = &*ids {
+            return Ok(ids.clone());
+        }
+        let made: Made = post(&self.core, &self.account, "/v1/incidents", serde_json::json!({}), "incident").await?;
+        let path = format!("/v1/incidents/{}/groups", made.id);
+        let group: Made = post(&self.core, &self.account, &path, serde_json::json!({}), "group").await?;
+        let odd = |_| AuthorityError::Refused("an answer holds an odd identifier".into());
+        let incident = IncidentId::new(&made.id).map_err(odd)?;
+        let group = GroupId::new(&group.id).map_err(odd)?;
+        Ok(ids.insert(Ids { incident, group, sid: None }).clone())
     }
 
     /// A session file for a contact of this group, with a capability to watch.
@@ -102,10 +87,11 @@ impl DevcoreAuthority {
     /// # Errors
     /// [`AuthorityError`]
     pub async fn session_for_contact(&self, core_url: &str) -> Result<Session, AuthorityError> {
+        let ids = self.names().await?;
         Ok(Session {
             core: Some(core_url.into()),
-            incident: self.incident.clone(),
-            group: self.group.clone(),
+            incident: ids.incident,
+            group: ids.group,
             streams: Vec::new(),
             upload_capability: None,
             fanout_capability: Some(self.fanout_capability().await?.as_str().into()),
@@ -113,50 +99,72 @@ impl DevcoreAuthority {
         })
     }
 
-    async fn mint(&self, body: serde_json::Value, sid: &Mutex<Option<String>>) -> Result<Token, AuthorityError> {
+    async fn mint(&self, body: serde_json::Value, sid: Option<String>) -> Result<Minted, AuthorityError> {
         let mut body = body;
-        let known = sid.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (key, value) in [
             ("ttl_s", self.wishes.ttl_s.map(Into::into)),
             ("max_chunks", self.wishes.max_chunks.map(Into::into)),
-            ("sid", known.map(serde_json::Value::from)),
+            ("sid", sid.map(serde_json::Value::from)),
         ] {
             if let Some(value) = value {
                 body[key] = value;
             }
         }
-        let path = format!("{}/capabilities", self.group_path());
-        let minted: Minted = parse(post_raw(&self.core, &self.account, &path, body).await?)?;
-        if let Some(given) = &minted.sid {
-            *sid.lock().unwrap_or_else(PoisonError::into_inner) = Some(given.clone());
+        let path = format!("{}/capabilities", group_path(&self.names().await?));
+        parse(post_raw(&self.core, &self.account, &path, body).await?)
+    }
+
+    /// Mints for uploading, in the relay session of the capabilities before.
+    async fn upload(&self, body: serde_json::Value) -> Result<Token, AuthorityError> {
+        let sid = self.names().await?.sid.map(|sid| sid.as_str().to_owned());
+        let minted = self.mint(body, sid).await?;
+        if let (Some(sid), Some(ids)) = (&minted.sid, &mut *self.ids.lock().await) {
+            ids.sid = SessionId::new(sid).ok();
         }
         token(&minted)
     }
 
     /// An unchanged core's tokens: one for each stream (contract A.1).
     async fn relay_sessions(&self, streams: &[StreamId]) -> Result<Vec<Token>, AuthorityError> {
+        let incident = self.names().await?.incident;
         let mut tokens = Vec::with_capacity(streams.len());
         for stream in streams {
-            let path = format!("/v1/incidents/{}/streams/{}/relay-session", self.incident.as_str(), stream.as_str());
+            let path = format!("/v1/incidents/{}/streams/{}/relay-session", incident.as_str(), stream.as_str());
             let minted: Minted = post(&self.core, &self.account, &path, serde_json::json!({}), "relay_session").await?;
             tokens.push(token(&minted)?);
         }
         Ok(tokens)
     }
+}
 
-    fn group_path(&self) -> String {
-        format!("/v1/incidents/{}/groups/{}", self.incident.as_str(), self.group.as_str())
-    }
+fn group_path(ids: &Ids) -> String {
+    format!("/v1/incidents/{}/groups/{}", ids.incident.as_str(), ids.group.as_str())
 }
 
 impl Authority for DevcoreAuthority {
+    fn ids(&self, kept: Option<Ids>) -> Answer<'_, Ids> {
+        Box::pin(async move {
+            if let Some(kept) = kept {
+                let mut ids = self.ids.lock().await;
+                match &*ids {
+                    Some(ids) if (&ids.incident, &ids.group) != (&kept.incident, &kept.group) => {
+                        return Err(AuthorityError::Refused("the queue is of another recording".into()));
+                    }
+                    Some(Ids { sid: Some(_), .. }) => {}
+                    _ => *ids = Some(kept),
+                }
+            }
+            self.names().await
+        })
+    }
+
     fn next_stream(&self, variant: Variant, media: Media, follows: Option<StreamId>) -> Answer<'_, StreamId> {
         Box::pin(async move {
             let mut body = serde_json::json!({"variant": variant, "media": media});
             if let Some(follows) = follows {
                 body["follows"] = follows.as_str().into();
             }
-            let path = format!("{}/streams", self.group_path());
+            let path = format!("{}/streams", group_path(&self.names().await?));
             let made: Made = post(&self.core, &self.account, &path, body, "stream").await?;
             StreamId::new(&made.id).map_err(|_| AuthorityError::Refused("an answer holds an odd identifier".into()))
         })
@@ -171,12 +179,37 @@ impl Authority for DevcoreAuthority {
             if let Some(jwk) = self.wishes.client_key.as_ref().and_then(ClientKey::jwk) {
                 body["client_key"] = jwk.x.into();
             }
-            Ok(vec![self.mint(body, &self.sid).await?])
+            Ok(vec![self.upload(body).await?])
+        })
+    }
+
+    fn reconcile(&self, offer: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async move {
+            let path = format!("/v1/incidents/{}/chunks/reconcile", offer.incident.as_str());
+            let body = serde_json::json!({"stream_id": offer.stream, "chunk_index": offer.index,
+                "media_type": offer.media, "started_at": offer.started, "ended_at": offer.ended,
+                "byte_size": offer.length, "sha256_hex": offer.sha256, "original_filename": offer.name});
+            match post_raw(&self.core, &self.account, &path, body).await {
+                Ok(answer) => {
+                    let receipt = answer["reconciliation"]["receipt"].as_str().map(str::to_owned);
+                    Ok(Reconciled::Stored { receipt })
+                }
+                Err(AuthorityError::Refused(code)) if code == "duplicate_chunk_conflict" => Ok(Reconciled::Conflict),
+                Err(AuthorityError::Refused(code)) if code == "chunk_not_found" => Ok(Reconciled::Missing),
+                Err(error) => Err(error),
+            }
         })
     }
 
     fn fanout_capability(&self) -> Answer<'_, Token> {
-        Box::pin(async move { self.mint(serde_json::json!({"use": "fanout", "streams": []}), &self.watch_sid).await })
+        Box::pin(async move {
+            let sid = self.watch_sid.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let minted = self.mint(serde_json::json!({"use": "fanout", "streams": []}), sid).await?;
+            if let Some(sid) = &minted.sid {
+                *self.watch_sid.lock().unwrap_or_else(PoisonError::into_inner) = Some(sid.clone());
+            }
+            token(&minted)
+        })
     }
 
     fn jwks(&self) -> Answer<'_, Option<Jwks>> {

@@ -3,7 +3,7 @@
 use waystation_proto::id::StreamId;
 use waystation_proto::{Media, Variant};
 
-use super::{Answer, Authority, AuthorityError};
+use super::{Answer, Authority, AuthorityError, Ids};
 use crate::receipt::Jwks;
 use crate::session::Session;
 use crate::token::Token;
@@ -66,6 +66,18 @@ impl FixedAuthority {
 }
 
 impl Authority for FixedAuthority {
+    fn ids(&self, kept: Option<Ids>) -> Answer<'_, Ids> {
+        Box::pin(async move {
+            let (incident, group) = (self.session.incident.clone(), self.session.group.clone());
+            match kept {
+                Some(kept) if (&kept.incident, &kept.group) != (&incident, &group) => {
+                    Err(refused("the queue is of another recording than the session file"))
+                }
+                _ => Ok(Ids { incident, group, sid: None }),
+            }
+        })
+    }
+
     fn next_stream(&self, variant: Variant, media: Media, follows: Option<StreamId>) -> Answer<'_, StreamId> {
         Box::pin(async move { self.stream(variant, media, follows.as_ref()) })
     }

@@ -1,20 +1,41 @@
-//! What is known of every chunk that is not confirmed, and what follows from what the relay says.
-//! Pure: time is an argument, in milliseconds of any monotonic clock.
+//! What is known of every sealed chunk that is not confirmed, and what follows from what the relay
+//! says. Pure: time is an argument, in milliseconds of any monotonic clock; randomness is a seed.
+
+mod entry;
+mod verdict;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use waystation_proto::message::Error;
-use waystation_proto::{ChunkState, Class, Offer, Retry};
+use waystation_proto::{ChunkState, Class, Offer};
 
 use super::event::Label;
 use super::policy::Turn;
-use super::queue::{Moving, Queue, Rank, Room, Waiting};
+use super::queue::{Moving, Queue, Rank, Room};
 use super::rate::Rate;
+use super::retry::Jitter;
+use super::status::{Item, ItemState, Status};
+use super::store::record::Note;
 use crate::receipt::{Jwks, Keys, Proof};
 
-/// Longest pause after errors of one chunk.
-const MAX_PAUSE_MS: u64 = 1000;
+use entry::Stage;
+pub(crate) use entry::{Entry, New};
+
+/// Attempts of one run; the number of the run stands above them, so that attempts only go up.
+const ATTEMPTS_OF_A_RUN: u64 = 1 << 24;
+/// What another relay holds is offered to this one only after this time: it is off the device.
+const ELSEWHERE_MS: u64 = 60_000;
+/// The core may have it; the relay is asked again so often.
+const UNSETTLED_MS: u64 = 60_000;
+/// A chunk on its way of which nothing was heard for so long is given up and queued again: longer
+/// than a relay may take to answer.
+const STALLED_MS: u64 = 180_000;
 
 /// What the relay said of a chunk.
 #[derive(Debug, Clone, Default)]
@@ -27,43 +48,21 @@ pub(crate) struct Verdict {
     pub(crate) last: bool,
 }
 
-/// Where a chunk is on its way, as far as this device acts on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Waiting,
-    /// Waits for a capability before it is offered again.
-    Parked,
-    /// Offered; bytes are to be sent.
-    Moving,
-    /// Offered; the relay is thought to hold it.
-    Probing,
-    /// Offered, and every byte is sent.
-    Sent,
-    /// Confirmed, says the relay; the receipt waits for the core's keys.
-    Doubted,
-    Ended,
-}
-
-/// One chunk.
-pub(crate) struct Entry {
-    pub(crate) label: Label,
-    pub(crate) class: Class,
-    pub(crate) offer: Arc<Offer>,
-    stage: Stage,
-    state: Option<ChunkState>,
-    attempt: u64,
-    errors: u32,
-}
-
 /// Something that follows from an input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// A chunk has a new state.
+    /// A chunk has a new state at the relay.
     State { id: u64, label: Label, state: ChunkState, code: Option<String>, receipt: Proof },
-    /// The bytes of a chunk are no longer needed here.
+    /// A chunk has a new state in the queue.
+    Item { label: Label, state: ItemState, code: Option<String> },
+    /// What is to be remembered of a chunk changed.
+    Note { id: u64, note: Note },
+    /// The core confirmed a chunk: its bytes are no longer needed here.
     Free { id: u64 },
     /// A new capability is needed.
     Renew,
+    /// The relay can't tell whether the core has a chunk: the core is to be asked.
+    Reconcile { id: u64 },
     /// A receipt can't be checked: the core's keys are to be fetched.
     FetchKeys,
 }
@@ -77,18 +76,16 @@ pub(crate) struct Give {
     pub(crate) resume: bool,
 }
 
-/// Endings so far.
+/// Chunks that are not confirmed, by what the relay said last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Count {
-    pub(crate) chunks: u64,
-    pub(crate) confirmed: u64,
     pub(crate) unsettled: u64,
     pub(crate) rejected: u64,
     pub(crate) expired: u64,
+    pub(crate) failed: u64,
 }
 
-/// Every chunk that is not confirmed.
-#[derive(Default)]
+/// Every sealed chunk that is not confirmed.
 pub(crate) struct Book {
     entries: BTreeMap<u64, Entry>,
     queue: Queue,
@@ -96,13 +93,30 @@ pub(crate) struct Book {
     keys: Keys,
     /// Receipts that wait for the core's keys.
     doubted: BTreeMap<u64, String>,
-    confirmed: u64,
-    chunks: u64,
+    jitter: Jitter,
+    /// Attempts of this run are higher.
+    floor: u64,
+    /// Which relay of the list is spoken to.
+    relay: usize,
 }
 
 impl Book {
+    /// An empty book for run number `epoch` of its queue.
+    pub(crate) fn new(epoch: u64, seed: u64) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            queue: Queue::default(),
+            rate: Rate::default(),
+            keys: Keys::default(),
+            doubted: BTreeMap::new(),
+            jitter: Jitter::new(seed),
+            floor: epoch.saturating_mul(ATTEMPTS_OF_A_RUN),
+            relay: 0,
+        }
+    }
+
     /// The core's keys, or that it has none. Receipts that waited for them are looked at.
-    pub(crate) fn set_keys(&mut self, jwks: Option<Jwks>) -> Vec<Effect> {
+    pub(crate) fn set_keys(&mut self, jwks: Option<Jwks>, now_ms: u64) -> Vec<Effect> {
         // What waits since before the first answer may be newer than that answer.
         let fresh = !matches!(self.keys, Keys::Awaited);
         // A core that once signed is not believed to have stopped.
@@ -111,19 +125,24 @@ impl Book {
         }
         let mut out = Vec::new();
         for (id, receipt) in std::mem::take(&mut self.doubted) {
-            self.confirm(id, Some(receipt), fresh, &mut out);
+            self.confirm(id, Some(receipt), fresh, now_ms, &mut out);
         }
         out
     }
 
-    /// Adds a sealed chunk.
-    pub(crate) fn add(&mut self, id: u64, label: Label, class: Class, offer: Offer, now_ms: u64) {
-        let attempt = offer.attempt;
-        let entry =
-            Entry { label, class, offer: Arc::new(offer), stage: Stage::Waiting, state: None, attempt, errors: 0 };
-        self.entries.insert(id, entry);
-        self.chunks += 1;
-        self.wait(id, now_ms);
+    /// Adds a sealed chunk: new, or as an earlier run left it. Whatever failed before is tried
+    /// again; adding it twice changes nothing.
+    pub(crate) fn add(&mut self, id: u64, new: New, now_ms: u64) {
+        if !self.entries.contains_key(&id) {
+            let entry = Entry::new(new, self.floor);
+            let refused = entry.note.state == Some(ChunkState::Rejected);
+            self.entries.insert(id, entry);
+            if refused {
+                self.stage(id, Stage::Refused);
+            } else {
+                self.wait(id, now_ms);
+            }
+        }
     }
 
     /// When chunks of each class may go.
@@ -140,10 +159,18 @@ impl Book {
         }
         let entry = self.entries.get_mut(&item.id)?;
         entry.stage = if item.held { Stage::Probing } else { Stage::Moving };
-        let resume = entry.attempt > 1;
+        entry.heard_ms = now_ms;
+        let resume = entry.note.offered;
         let mut offer = (*entry.offer).clone();
         offer.attempt = entry.attempt;
         Some(Give { id: item.id, rank, offer, resume })
+    }
+
+    /// A chunk that was taken was given to the connection: from now on a relay may hold part of it.
+    pub(crate) fn given(&mut self, id: u64) -> Option<Effect> {
+        let entry = self.entries.get_mut(&id).filter(|entry| !entry.note.offered)?;
+        entry.note.offered = true;
+        Some(Effect::Note { id, note: entry.note })
     }
 
     /// A chunk that was taken could not be given away; it waits again, as if untouched.
@@ -157,62 +184,85 @@ impl Book {
         if !matches!(entry.stage, Stage::Moving | Stage::Probing) {
             return None;
         }
-        entry.stage = Stage::Sent;
+        (entry.stage, entry.heard_ms) = (Stage::Sent, now_ms);
         let (length, label) = (entry.offer.length, entry.label);
-        self.rate.sent(length, self.moving().bodies == 0, now_ms);
+        self.rate.sent(length, self.moving().all() == 0, now_ms);
         Some(label)
     }
 
-    /// The relay spoke of a chunk.
-    pub(crate) fn verdict(&mut self, id: u64, attempt: u64, verdict: Verdict, now_ms: u64) -> Vec<Effect> {
-        let mut out = Vec::new();
-        let known = self.entries.get(&id).is_some_and(|entry| entry.attempt == attempt);
-        if !known {
-            return out;
-        }
-        let code = verdict.error.as_ref().map(crate::wire::code_of);
-        match verdict.state {
-            Some(ChunkState::Confirmed) => self.confirm(id, verdict.receipt.clone(), false, &mut out),
-            Some(state) => self.note(id, state, code.clone(), Proof::Absent, &mut out),
-            None => {}
-        }
-        if verdict.state == Some(ChunkState::AwaitingCapability) && verdict.error.is_none() {
-            out.push(Effect::Renew);
-        }
-        if let Some(error) = verdict.error.as_ref().filter(|_| !self.has_ended(id)) {
-            self.refused(id, error, &verdict, code, now_ms, &mut out);
-        } else if verdict.last && !self.has_ended(id) && !self.doubted.contains_key(&id) {
-            self.again(id, verdict.retry_after_s.unwrap_or(1) * 1000, now_ms);
-        }
-        self.rate.paused(self.moving().bodies == 0, now_ms);
-        out
+    /// The relay holds so many bytes of a chunk. More than ever before: the tries count anew.
+    pub(crate) fn offset(&mut self, id: u64, attempt: u64, offset: u64, now_ms: u64) -> Option<Effect> {
+        let entry = self.entries.get_mut(&id).filter(|entry| entry.attempt == attempt)?;
+        entry.heard_ms = now_ms;
+        if entry.reached(offset) { Some(Effect::Note { id, note: entry.note }) } else { None }
     }
 
-    /// One way of bringing a chunk broke off.
+    /// What a chunk is offered as.
+    pub(crate) fn offer(&self, id: u64) -> Option<Offer> {
+        self.entries.get(&id).map(|entry| (*entry.offer).clone())
+    }
+
+    /// One way of bringing a chunk broke off. No relay answered: it counts nothing.
     pub(crate) fn broken(&mut self, id: u64, attempt: u64, now_ms: u64) {
-        if self.entries.get(&id).is_some_and(|entry| entry.attempt == attempt) && !self.has_ended(id) {
-            let pause = self.pause(id);
-            self.again(id, pause, now_ms);
+        if self.entries.get(&id).is_some_and(|entry| entry.attempt == attempt && entry.is_given()) {
+            self.go_on(id, 0, now_ms);
         }
-        self.rate.paused(self.moving().bodies == 0, now_ms);
+        self.rate.paused(self.moving().all() == 0, now_ms);
     }
 
     /// The connection is gone: everything given to it is to be offered again.
     pub(crate) fn disconnected(&mut self, now_ms: u64) {
-        let given = |entry: &Entry| matches!(entry.stage, Stage::Moving | Stage::Probing | Stage::Sent);
-        let ids: Vec<u64> = self.entries.iter().filter(|(_, entry)| given(entry)).map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in self.ids(Entry::is_given) {
             self.again(id, 0, now_ms);
         }
         self.rate.paused(true, now_ms);
     }
 
+    /// The next connection is to this relay of the list.
+    pub(crate) fn at_relay(&mut self, relay: usize, now_ms: u64) {
+        if relay != self.relay {
+            self.relay = relay;
+            self.ids(|entry| entry.stage == Stage::Waiting).into_iter().for_each(|id| self.wait(id, now_ms));
+        }
+    }
+
     /// A new capability is here: what waited for one goes on.
     pub(crate) fn renewed(&mut self, now_ms: u64) {
-        let parked = |entry: &Entry| entry.stage == Stage::Parked;
-        let ids: Vec<u64> = self.entries.iter().filter(|(_, entry)| parked(entry)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.wait(id, now_ms);
+        self.ids(|entry| entry.stage == Stage::Parked).into_iter().for_each(|id| self.wait(id, now_ms));
+    }
+
+    /// The network changed, or somebody asked: what failed is tried again, and what waits for its
+    /// next try goes now, unless a relay said when.
+    pub(crate) fn retry_all(&mut self, now_ms: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        for id in self.ids(|entry| matches!(entry.stage, Stage::Failed | Stage::Waiting)) {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if entry.stage == Stage::Failed {
+                (entry.note.failed, entry.note.retries) = (false, 0);
+                out.push(Effect::Note { id, note: entry.note });
+                out.push(Effect::Item { label: entry.label, state: ItemState::Queued, code: None });
+            }
+            let due = entry.floor_ms.max(now_ms);
+            self.wait(id, due);
+        }
+        out
+    }
+
+    /// Gives up chunks of which nothing was heard for too long; what their attempts bring later
+    /// changes nothing. A long master behind others is not stalled while any chunk is heard of.
+    pub(crate) fn requeue_stalled(&mut self, now_ms: u64) {
+        let last = self.entries.values().map(|entry| entry.heard_ms).max().unwrap_or(0);
+        let silent = |since: u64| now_ms.saturating_sub(since) >= STALLED_MS;
+        let stalled = |entry: &Entry| match entry.stage {
+            Stage::Moving => silent(last),
+            Stage::Probing | Stage::Sent => !entry.is_held() && silent(entry.heard_ms),
+            _ => false,
+        };
+        for id in self.ids(stalled) {
+            self.again(id, 0, now_ms);
+        }
+        for id in self.ids(|entry| entry.stage == Stage::Unsettled && now_ms >= entry.floor_ms) {
+            self.again(id, 0, now_ms);
         }
     }
 
@@ -222,331 +272,54 @@ impl Book {
 
     /// Chunks that are not ended.
     pub(crate) fn open(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values().filter(|entry| entry.stage != Stage::Ended)
+        self.entries.values().filter(|entry| !entry.is_ended())
     }
 
+    /// Chunks for which this device can do no more than wait for others.
     pub(crate) fn all_ended(&self) -> bool {
         self.open().next().is_none()
     }
 
     pub(crate) fn count(&self) -> Count {
-        let of = |state| self.entries.values().filter(|entry| entry.state == Some(state)).count() as u64;
-        Count {
-            chunks: self.chunks,
-            confirmed: self.confirmed,
-            unsettled: of(ChunkState::Unsettled),
-            rejected: of(ChunkState::Rejected),
-            expired: of(ChunkState::Expired),
+        let mut count = Count::default();
+        for entry in self.entries.values() {
+            match (entry.note.state, entry.stage) {
+                (Some(ChunkState::Unsettled), _) => count.unsettled += 1,
+                (_, Stage::Refused) => count.rejected += 1,
+                (Some(ChunkState::Expired), _) => count.expired += 1,
+                (_, Stage::Failed) => count.failed += 1,
+                _ => {}
+            }
         }
+        count
+    }
+
+    /// Every chunk for its owner. `idle`: nothing is sent now.
+    pub(crate) fn items(&self, idle: bool) -> impl Iterator<Item = Item> {
+        self.entries.values().map(move |entry| entry.item(idle))
+    }
+
+    /// Adds what is here to a status.
+    pub(crate) fn add_to(&self, status: &mut Status, idle: bool) {
+        for item in self.items(idle) {
+            status.count(item.state);
+            status.done_bytes += item.done;
+        }
+    }
+
+    fn ids(&self, which: impl Fn(&Entry) -> bool) -> Vec<u64> {
+        self.entries.iter().filter(|(_, entry)| which(entry)).map(|(id, _)| *id).collect()
     }
 
     fn moving(&self) -> Moving {
         let mut moving = Moving::default();
         for entry in self.entries.values() {
             match entry.stage {
-                Stage::Moving => {
-                    moving.bodies += 1;
-                    moving.masters += usize::from(entry.class == Class::Master);
-                }
+                Stage::Moving => moving.bodies[entry.class.rank()] += 1,
                 Stage::Probing => moving.probes += 1,
                 _ => {}
             }
         }
         moving
-    }
-
-    fn has_ended(&self, id: u64) -> bool {
-        self.entries.get(&id).is_none_or(|entry| entry.stage == Stage::Ended)
-    }
-
-    /// The core confirmed, says the relay; the receipt, if there is one, must agree.
-    fn confirm(&mut self, id: u64, receipt: Option<String>, keys_are_new: bool, out: &mut Vec<Effect>) {
-        let Some(entry) = self.entries.get(&id) else { return };
-        let check = |text: &str| self.keys.check(text, keys_are_new, |receipt| receipt.is_for(&entry.offer));
-        let checked = match receipt.as_deref().map_or(Some(Proof::Absent), check) {
-            Some(checked) => checked,
-            None => return self.doubt(id, receipt.unwrap_or_default(), out),
-        };
-        if checked == Proof::Invalid {
-            // The relay is no authority: what its receipt does not prove is not confirmed.
-            return self.note(id, ChunkState::Unsettled, Some("receipt_invalid".into()), checked, out);
-        }
-        self.note(id, ChunkState::Confirmed, None, checked, out);
-        self.entries.remove(&id);
-        self.queue.remove(id);
-        self.confirmed += 1;
-        out.push(Effect::Free { id });
-    }
-
-    /// The bytes stay here until the receipt is checked.
-    fn doubt(&mut self, id: u64, receipt: String, out: &mut Vec<Effect>) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.stage = Stage::Doubted;
-            self.queue.remove(id);
-            self.doubted.insert(id, receipt);
-            out.push(Effect::FetchKeys);
-        }
-    }
-
-    fn note(&mut self, id: u64, state: ChunkState, code: Option<String>, receipt: Proof, out: &mut Vec<Effect>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.state != Some(state) {
-            entry.state = Some(state);
-            entry.errors = 0;
-            out.push(Effect::State { id, label: entry.label, state, code, receipt });
-        }
-        if state.held() && entry.stage == Stage::Probing {
-            entry.stage = Stage::Sent;
-        }
-        if state == ChunkState::Receiving && entry.stage == Stage::Probing {
-            entry.stage = Stage::Moving;
-        }
-        if state.held() && entry.stage == Stage::Moving {
-            entry.stage = Stage::Sent;
-        }
-        if state.ended() || state == ChunkState::Unsettled {
-            entry.stage = Stage::Ended;
-            self.queue.remove(id);
-            self.doubted.remove(&id);
-        }
-    }
-
-    fn refused(
-        &mut self,
-        id: u64,
-        error: &Error,
-        verdict: &Verdict,
-        code: Option<String>,
-        now_ms: u64,
-        out: &mut Vec<Effect>,
-    ) {
-        let later = verdict.retry_after_s.unwrap_or(1).max(1) * 1000;
-        match error.retry {
-            // The relay holds it and says what it waits for; it will tell.
-            Retry::Renew if !verdict.last => out.push(Effect::Renew),
-            _ if !verdict.last => {}
-            Retry::Now => {
-                let pause = self.pause(id);
-                self.again(id, pause, now_ms);
-            }
-            Retry::Later => self.again(id, later, now_ms),
-            Retry::Renew => {
-                self.again(id, 0, now_ms);
-                self.park(id);
-                out.push(Effect::Renew);
-            }
-            Retry::Reconcile => self.note(id, ChunkState::Unsettled, code, Proof::Absent, out),
-            // An older connection of ours let go too late: this device still has the bytes.
-            Retry::Never if error.code == "attempt_superseded" => self.again(id, later, now_ms),
-            Retry::Never => self.note(id, ChunkState::Rejected, code, Proof::Absent, out),
-        }
-    }
-
-    /// Pause before the next try after an error that allows one at once: none, then 0.25, 0.5 and
-    /// one second.
-    fn pause(&mut self, id: u64) -> u64 {
-        let Some(entry) = self.entries.get_mut(&id) else { return 0 };
-        entry.errors = entry.errors.saturating_add(1);
-        match entry.errors {
-            1 => 0,
-            n => (125u64 << (n - 1).min(8)).min(MAX_PAUSE_MS),
-        }
-    }
-
-    fn park(&mut self, id: u64) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.stage = Stage::Parked;
-            self.queue.remove(id);
-        }
-    }
-
-    fn again(&mut self, id: u64, after_ms: u64, now_ms: u64) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.attempt += 1;
-        }
-        self.wait(id, now_ms + after_ms);
-    }
-
-    fn wait(&mut self, id: u64, due_ms: u64) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        entry.stage = Stage::Waiting;
-        self.queue.put(Waiting {
-            id,
-            class: entry.class,
-            first: entry.label.lane_seq == 0,
-            started_ms: entry.offer.started.unix_ms(),
-            length: entry.offer.length,
-            held: entry.state.is_some_and(ChunkState::held),
-            due_ms,
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::ClientKey;
-    use crate::receipt::tests::{issue, jwks};
-    use waystation_proto::{Code, Digest, Variant};
-
-    const ROOM: Room = Room { bodies: 4, probes: 2 };
-
-    fn book(chunks: u64) -> Book {
-        let mut book = Book::default();
-        for id in 0..chunks {
-            let header = format!(
-                r#"incident="i", stream="s", index={}, media="audio", started="2026-06-10T12:00:00Z", ended="2026-06-10T12:00:02Z""#,
-                id + 1
-            );
-            let offer = waystation_proto::dictionary::parse_offer(&header, Digest([1; 32]), Some(100)).unwrap();
-            let label = Label {
-                variant: Variant::AudioPriority,
-                lane_seq: id,
-                stream_no: 0,
-                index: id + 1,
-                started_ms: 0,
-                length: 100,
-            };
-            book.add(id, label, Class::Audio, offer, 0);
-        }
-        book
-    }
-
-    fn told(state: Option<ChunkState>, code: Option<Code>, last: bool) -> Verdict {
-        Verdict { state, error: code.map(Error::from), last, ..Verdict::default() }
-    }
-
-    fn take(book: &mut Book, now_ms: u64) -> Option<(u64, u64, bool)> {
-        book.take(now_ms, ROOM).map(|give| (give.id, give.offer.attempt, give.resume))
-    }
-
-    #[test]
-    fn what_an_old_attempt_brings_changes_nothing() {
-        let mut book = book(1);
-        assert_eq!(take(&mut book, 0), Some((0, 1, false)));
-        book.disconnected(0);
-        assert_eq!(take(&mut book, 0), Some((0, 2, true)));
-        assert!(book.verdict(0, 1, told(Some(ChunkState::Rejected), None, true), 0).is_empty());
-        assert!(book.sent(0, 1, 0).is_none());
-        let effects = book.verdict(0, 2, told(Some(ChunkState::Confirmed), None, true), 0);
-        assert!(matches!(effects[..], [Effect::State { .. }, Effect::Free { id: 0 }]), "{effects:?}");
-        assert!(book.verdict(0, 2, told(Some(ChunkState::Rejected), None, true), 0).is_empty());
-        assert_eq!(book.count(), Count { chunks: 1, confirmed: 1, ..Count::default() });
-    }
-
-    #[test]
-    fn several_are_on_their_way_and_what_is_sent_makes_room() {
-        let mut book = book(6);
-        for id in 0..4 {
-            assert_eq!(take(&mut book, 0), Some((id, 1, false)));
-        }
-        assert_eq!(take(&mut book, 0), None);
-        assert!(book.sent(2, 1, 10).is_some());
-        assert_eq!(take(&mut book, 10), Some((4, 1, false)), "nobody waits for the verdict");
-    }
-
-    #[test]
-    fn what_is_held_is_asked_for_within_its_own_room() {
-        let mut book = book(3);
-        for id in 0..3 {
-            take(&mut book, 0);
-            book.verdict(id, 1, told(Some(ChunkState::Staged), None, false), 0);
-        }
-        book.disconnected(0);
-        assert_eq!(take(&mut book, 0), Some((0, 2, true)));
-        assert_eq!(take(&mut book, 0), Some((1, 2, true)));
-        assert_eq!(take(&mut book, 0), None, "two questions at a time");
-        book.verdict(0, 2, told(Some(ChunkState::Staged), None, false), 0);
-        assert_eq!(take(&mut book, 0), Some((2, 2, true)));
-    }
-
-    #[test]
-    fn each_retry_is_what_it_says() {
-        let mut b = book(1);
-        take(&mut b, 0);
-        let later = Verdict { retry_after_s: Some(3), ..told(None, Some(Code::StagingFull), true) };
-        b.verdict(0, 1, later, 0);
-        assert_eq!((take(&mut b, 2999), take(&mut b, 3000)), (None, Some((0, 2, true))));
-        for (attempt, pause) in [(2, 0), (3, 250), (4, 500), (5, 1000), (6, 1000)] {
-            b.verdict(0, attempt, told(None, Some(Code::HashMismatch), true), 10_000);
-            if pause > 0 {
-                assert_eq!(take(&mut b, 9_999 + pause), None);
-            }
-            assert_eq!(take(&mut b, 10_000 + pause), Some((0, attempt + 1, true)), "after {pause} ms");
-        }
-        let effects = b.verdict(0, 7, told(None, Some(Code::CapabilityExpired), true), 0);
-        assert_eq!(effects, [Effect::Renew]);
-        assert_eq!(take(&mut b, 100_000), None, "not before there is a capability");
-        b.renewed(0);
-        assert_eq!(take(&mut b, 0), Some((0, 8, true)));
-        b.verdict(0, 8, told(None, Some(Code::AttemptSuperseded), true), 0);
-        assert_eq!(take(&mut b, 1000), Some((0, 9, true)), "this device still has the bytes");
-        let effects = b.verdict(0, 9, told(None, Some(Code::CoreRejected), true), 0);
-        assert!(matches!(&effects[..], [Effect::State { state: ChunkState::Rejected, .. }]), "{effects:?}");
-        assert!(b.all_ended());
-    }
-
-    #[test]
-    fn unsettled_ends_the_waiting_but_may_still_be_confirmed() {
-        let mut book = book(1);
-        take(&mut book, 0);
-        book.verdict(0, 1, told(Some(ChunkState::Unsettled), None, false), 0);
-        assert!(book.all_ended());
-        assert_eq!(book.count().unsettled, 1);
-        book.verdict(0, 1, told(Some(ChunkState::Confirmed), None, true), 0);
-        assert_eq!((book.count().unsettled, book.count().confirmed), (0, 1));
-    }
-
-    #[test]
-    fn a_confirmation_frees_nothing_before_its_receipt_is_checked() {
-        let core = ClientKey::from_seed(&[1; 32]).unwrap();
-        let mut book = book(2);
-        let receipt = |index: u64| {
-            issue(
-                &core,
-                "k1",
-                &serde_json::json!({"iss": "core", "iat": 1, "incident": "i", "stream": "s",
-                "index": index, "length": 100, "sha256": "01".repeat(32)}),
-            )
-        };
-        for id in 0..2 {
-            take(&mut book, 0);
-            let verdict = Verdict { receipt: Some(receipt(1)), ..told(Some(ChunkState::Confirmed), None, true) };
-            assert_eq!(book.verdict(id, 1, verdict, 0), [Effect::FetchKeys]);
-        }
-        book.disconnected(0);
-        assert_eq!((take(&mut book, 100_000), book.all_ended()), (None, false), "it waits, and is not sent again");
-        let effects = book.set_keys(Some(jwks(&core, "k1")));
-        let ends: Vec<_> = effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::State { id, state, receipt, .. } => Some((*id, *state, *receipt)),
-                _ => None,
-            })
-            .collect();
-        let wrong = (1, ChunkState::Unsettled, Proof::Invalid);
-        assert_eq!(ends, [(0, ChunkState::Confirmed, Proof::Verified), wrong], "the second's is of another chunk");
-        assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Free { .. })).count(), 1);
-    }
-
-    #[test]
-    fn where_the_core_has_no_keys_a_receipt_is_unchecked() {
-        let mut book = book(1);
-        take(&mut book, 0);
-        let verdict = Verdict { receipt: Some("a.b.c".into()), ..told(Some(ChunkState::Confirmed), None, true) };
-        book.verdict(0, 1, verdict, 0);
-        let effects = book.set_keys(None);
-        let unchecked = |effect: &Effect| matches!(effect, Effect::State { receipt: Proof::Unchecked, .. });
-        assert!(unchecked(&effects[0]) && effects[1] == Effect::Free { id: 0 }, "{effects:?}");
-    }
-
-    #[test]
-    fn a_chunk_that_awaits_a_capability_asks_for_one_and_stays() {
-        let mut book = book(1);
-        take(&mut book, 0);
-        let effects = book.verdict(0, 1, told(Some(ChunkState::AwaitingCapability), None, false), 0);
-        assert!(effects.contains(&Effect::Renew));
-        book.renewed(0);
-        assert_eq!(take(&mut book, 0), None, "the relay releases it; it is not offered again");
     }
 }

@@ -158,7 +158,7 @@ impl Bundle {
                 strand.given.remove(&id);
                 self.tell(FromLink::Broken { id, attempt }).await
             }
-            Some(hint @ FromLink::Hint(_)) => self.tell(hint).await,
+            Some(other @ (FromLink::Hint(_) | FromLink::Offset { .. })) => self.tell(other).await,
         }
     }
 

@@ -1,61 +1,55 @@
 //! The session's task: joins the rules ([`super::book`], [`super::lane`], [`super::wallet`]) with
-//! the connection, the authority, the store and the clock.
+//! the queue on disk, the connection, the authority and the clock.
 
 mod chunks;
+mod connection;
+mod orders;
 mod supply;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use waystation_proto::id::StreamId;
-use zeroize::Zeroizing;
 
-use super::book::{Book, Effect};
-use super::event::{Event, Summary};
+use super::book::{Book, New};
+use super::event::{Event, Label, Summary};
 use super::lane::Lane;
-use super::link::{Dial, FromLink, Link, ToLink};
-use super::policy::{Change, Policy};
-use super::store::Store;
+use super::link::{FromLink, Link};
+use super::policy::Policy;
+use super::status::{Network, SessionState, Status};
+use super::store::record::{Record, State};
+use super::store::{Shared, Store};
 use super::wallet::Wallet;
 use super::{Command, Config};
-use crate::authority::{Authority, AuthorityError};
+use crate::authority::{Authority, AuthorityError, Ids, Reconciled};
 use crate::clock;
 use crate::connect::ConnectError;
 use crate::receipt::Jwks;
 use crate::token::Token;
 
-/// Plaintext that may wait for a stream to be sealed for, in bytes over all lanes.
-const MAX_UNSEALED: usize = 64 << 20;
+pub(super) use orders::status_of;
+
 /// Streams that one capability is asked for; more are covered one after the other.
 const MAX_STREAMS: usize = 48;
-/// Pause after the authority gave nothing.
-const AUTHORITY_PAUSE_MS: i64 = 1000;
+/// Unsettled chunks that the core is asked about at once.
+const MAX_RECONCILING: usize = 8;
+/// Pause after the authority gave nothing, or the disk failed.
+const PAUSE_MS: i64 = 1000;
 /// The core's keys are fetched again at most this often.
 const KEYS_PAUSE_MS: i64 = 30_000;
-/// Time for `END` and what is queued before it to go out.
-const CLOSING_LIMIT: Duration = Duration::from_secs(2);
-/// A connection that lasted this long was a good one.
-const STEADY: Duration = Duration::from_secs(3);
-/// Delays before tries to connect: at once, then these, then every second.
-const RECONNECT_MS: [u64; 4] = [0, 250, 500, 1000];
-
-/// A chunk that waits for its place.
-struct Unsealed {
-    lane: usize,
-    lane_seq: u64,
-    plaintext: Zeroizing<Vec<u8>>,
-    started_ms: i64,
-    ended_ms: i64,
-}
+/// A status is shown at most this often.
+const SHOW_AFTER: Duration = Duration::from_millis(50);
 
 /// What the authority answered.
 enum Told {
+    Ids(Result<Ids, AuthorityError>),
     Stream(usize, Result<StreamId, AuthorityError>),
     Capability(Result<Vec<Token>, AuthorityError>),
+    Reconciled(u64, Result<Reconciled, AuthorityError>),
     Keys(Option<Jwks>),
     Connected(Result<Link, ConnectError>),
 }
@@ -73,35 +67,74 @@ struct Finishing {
     reply: oneshot::Sender<Summary>,
 }
 
+/// A lane, and its chunks that are not sealed, oldest first.
+struct LaneQueue {
+    lane: Lane,
+    next_seq: u64,
+    unsealed: VecDeque<Unsealed>,
+}
+
+/// A chunk that waits for its place.
+#[derive(Clone, Copy)]
+struct Unsealed {
+    id: u64,
+    lane_seq: u64,
+    started_ms: i64,
+    ended_ms: i64,
+}
+
 pub(crate) struct Engine {
     config: Config,
     authority: Arc<dyn Authority>,
-    store: Store,
+    store: Shared,
+    /// Changes to be written down with the next ones.
+    records: Vec<Record>,
     commands: mpsc::Receiver<Command>,
+    /// A command that was taken ahead of its turn.
+    later: Option<Command>,
     events: mpsc::Sender<Event>,
+    shows: watch::Sender<Status>,
+    shown_at: Instant,
+    changed: bool,
     started: Instant,
-    lanes: Vec<Lane>,
-    lane_seqs: Vec<u64>,
-    retry_streams_ms: i64,
-    unsealed: VecDeque<Unsealed>,
-    unsealed_bytes: usize,
+    session: SessionState,
+    network: Network,
+    ids: Option<Ids>,
+    /// The recording's names are awaited, or were given in this run.
+    ids_asked: bool,
+    named: bool,
+    lanes: Vec<LaneQueue>,
+    next_id: u64,
+    not_before_ms: NotBefore,
+    closing: bool,
+    ready: bool,
     book: Book,
     policy: Policy,
     wallet: Wallet,
-    next_id: u64,
     link: Option<Link>,
     connecting: bool,
     failures: usize,
+    relay: usize,
     connect_at: Instant,
     connected_at: Instant,
     connections: u64,
     /// The core's keys are awaited.
     keys_asked: bool,
-    keys_not_before_ms: i64,
-    /// Answers that are awaited; at most one for each lane and two more.
+    /// Chunks of which the core is asked.
+    reconciling: HashSet<u64>,
+    /// Answers that are awaited; at most one for each lane and unsettled chunk asked about, and
+    /// four more.
     tasks: JoinSet<Told>,
     finishing: Option<Finishing>,
     summary: Summary,
+}
+
+/// Calendar times in milliseconds before which something is not done again.
+struct NotBefore {
+    ids: i64,
+    streams: i64,
+    sealing: i64,
+    keys: i64,
 }
 
 impl Engine {
@@ -111,61 +144,116 @@ impl Engine {
         store: Store,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<Event>,
+        shows: watch::Sender<Status>,
     ) -> Self {
-        let lanes: Vec<Lane> = config.lanes.iter().map(|lane| Lane::new(lane.variant, lane.media)).collect();
-        Self {
-            lane_seqs: vec![0; lanes.len()],
+        let seed = clock::random().map_or(0, u64::from_be_bytes);
+        let (state, started) = (store.state(), Instant::now());
+        let mut engine = Self {
+            book: Book::new(state.epoch, seed),
+            policy: Policy::default(),
+            session: state.session,
+            ids: state.ids.clone(),
+            next_id: state.next_id,
+            closing: state.closing,
+            ready: state.ready,
+            lanes: lanes(state, &config),
+            records: Vec::new(),
             config,
             authority,
-            store,
             commands,
+            later: None,
             events,
-            started: Instant::now(),
-            lanes,
-            retry_streams_ms: 0,
-            unsealed: VecDeque::new(),
-            unsealed_bytes: 0,
-            book: Book::default(),
-            policy: Policy::default(),
+            shows,
+            shown_at: started,
+            changed: true,
+            started,
+            network: Network::default(),
+            ids_asked: false,
+            named: false,
+            not_before_ms: NotBefore { ids: 0, streams: 0, sealing: 0, keys: i64::MIN },
             wallet: Wallet::default(),
-            next_id: 0,
             link: None,
             connecting: false,
             failures: 0,
-            connect_at: Instant::now(),
-            connected_at: Instant::now(),
+            relay: 0,
+            connect_at: started,
+            connected_at: started,
             connections: 0,
             keys_asked: false,
-            keys_not_before_ms: i64::MIN,
+            reconciling: HashSet::new(),
             tasks: JoinSet::new(),
             finishing: None,
             summary: Summary::default(),
+            store: Shared::new(store),
+        };
+        engine.restore();
+        engine
+    }
+
+    /// Takes up what an earlier run left, and writes down lanes that are new.
+    fn restore(&mut self) {
+        let (items, known) = self.store.look(|state| {
+            let known: Vec<_> = state.lanes.iter().map(|lane| lane.variant).collect();
+            let manifest = |id| state.is_manifest(id);
+            let items: Vec<_> = state.items.iter().map(|(id, item)| (*id, manifest(*id), item.clone())).collect();
+            (items, known)
+        });
+        let new = self.lanes.iter().filter(|queue| !known.contains(&queue.lane.variant));
+        let new: Vec<Record> = new.map(LaneQueue::record).collect();
+        self.records.extend(new);
+        for (id, manifest, item) in items {
+            let (lane_seq, started_ms, ended_ms, variant) =
+                (item.lane_seq, item.started_ms, item.ended_ms, item.variant);
+            match item.sealed {
+                Some(sealed) => {
+                    let (offer, stream_no) = (sealed.offer, sealed.stream_no);
+                    let label =
+                        Label { variant, lane_seq, stream_no, index: offer.index, started_ms, length: offer.length };
+                    self.book.add(id, New { label, offer, manifest, note: item.note }, 0);
+                }
+                None => {
+                    let unsealed = Unsealed { id, lane_seq, started_ms, ended_ms };
+                    let lane = self.lanes.iter_mut().find(|queue| queue.lane.variant == variant);
+                    lane.into_iter().for_each(|queue| queue.unsealed.push_back(unsealed));
+                }
+            }
         }
     }
 
     pub(crate) async fn run(mut self) {
         self.fetch_keys(Duration::ZERO);
+        if self.ready {
+            self.emit(Event::EvidenceReady);
+        }
         loop {
+            self.write_down().await;
+            self.ask_for_ids();
             self.ask_for_streams();
-            self.seal_waiting().await;
+            self.seal_some().await;
+            self.cut_manifest().await;
             self.ask_for_capability();
+            self.book.requeue_stalled(self.now_ms());
             self.connect();
             self.give().await;
+            self.show();
             if self.finishing.as_ref().is_some_and(|f| self.is_done() || f.deadline <= Instant::now()) {
-                return self.end().await;
+                return self.finished().await;
             }
-            match self.next_input().await {
-                Input::Command(Some(Command::Chunk(cut, reply))) => {
-                    // Nobody waits for the answer: the chunk is kept all the same.
-                    let _ = reply.send(self.accept(cut));
+            let going = match self.next_input().await {
+                Input::Command(Some(command)) => self.command(command).await,
+                Input::Command(None) => false,
+                Input::Link(news) => {
+                    self.heard_all(news);
+                    true
                 }
-                Input::Command(Some(Command::Finish(limit, reason, reply))) => {
-                    self.finishing = Some(Finishing { deadline: Instant::now() + limit, reason, reply });
+                Input::Told(told) => {
+                    self.told(told);
+                    true
                 }
-                Input::Command(None) => return,
-                Input::Link(news) => self.heard(news).await,
-                Input::Told(told) => self.told(told).await,
-                Input::Timer => {}
+                Input::Timer => true,
+            };
+            if !going {
+                return self.write_down().await;
             }
         }
     }
@@ -180,35 +268,53 @@ impl Engine {
         }
     }
 
-    fn is_done(&self) -> bool {
-        self.unsealed.is_empty() && self.book.all_ended()
+    /// Nothing is sent now.
+    fn is_idle(&self) -> bool {
+        self.session == SessionState::Paused || !self.network.is_usable()
+    }
+
+    /// Whether there is somebody to ask for streams and capabilities, and a way to them.
+    fn can_ask(&self) -> bool {
+        self.named && self.network.is_usable()
     }
 
     async fn next_input(&mut self) -> Input {
+        if let Some(command) = self.later.take() {
+            return Input::Command(Some(command));
+        }
         let wake = self.wake_at();
-        let finishing = self.finishing.is_some();
         let news = async {
             match &mut self.link {
                 Some(link) => link.news.recv().await,
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            command = self.commands.recv(), if !finishing => Input::Command(command),
+        let input = tokio::select! {
+            command = self.commands.recv() => Input::Command(command),
             news = news => Input::Link(news),
             Some(Ok(told)) = self.tasks.join_next() => Input::Told(told),
-            () = tokio::time::sleep_until(wake) => Input::Timer,
-        }
+            () = tokio::time::sleep_until(wake) => return Input::Timer,
+        };
+        self.changed = true;
+        input
     }
 
     /// When something is to be done though nothing happens.
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
+        if self.can_seal_more() {
+            return now;
+        }
         let mut wake = now + Duration::from_secs(1);
+        if self.changed {
+            wake = wake.min(self.shown_at + SHOW_AFTER);
+        }
         if let Some(due) = self.book.next_due(self.now_ms()) {
             wake = wake.min(self.started + Duration::from_millis(due));
         }
-        if let Some(ask) = self.wallet.ask_at() {
+        if self.can_ask()
+            && let Some(ask) = self.wallet.ask_at()
+        {
             let wait = u64::try_from(ask - clock::unix_ms()).unwrap_or(0).max(1);
             wake = wake.min(now + Duration::from_millis(wait));
         }
@@ -218,136 +324,32 @@ impl Engine {
         self.finishing.as_ref().map_or(wake, |finishing| wake.min(finishing.deadline))
     }
 
-    // === connection ===
-
-    fn connect(&mut self) {
-        let tokens = self.wallet.live(clock::unix_ms());
-        if self.link.is_some() || self.connecting || tokens.is_empty() || self.connect_at > Instant::now() {
+    /// Writes changes down that wait for it.
+    async fn write_down(&mut self) {
+        let records = std::mem::take(&mut self.records);
+        if records.is_empty() {
             return;
         }
-        self.connecting = true;
-        let (transport, relay, wait_s) = (self.config.transport, self.config.relay.clone(), self.config.wait_s);
-        let dial = Dial { transport, relay, tokens, wait_s };
-        // What is sent early may be lost as a whole: once, not with every try.
-        let early = self.connections > 0 && self.failures == 0;
-        self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
-    }
-
-    fn connected(&mut self, result: Result<Link, ConnectError>) {
-        self.connecting = false;
-        match result {
-            Ok(link) => {
-                self.link = Some(link);
-                let changes = self.policy.connected();
-                self.advised(changes);
-                self.connected_at = Instant::now();
-                self.emit(Event::Connected { earlier: self.connections });
-                self.summary.reconnects += u64::from(self.connections > 0);
-                self.connections += 1;
-            }
-            Err(error) => {
-                let (code, wait) = match error {
-                    ConnectError::Refused { code, retry_after_s } => (Some(code), retry_after_s),
-                    ConnectError::Unreachable => (None, None),
-                    other => (Some(other.to_string()), None),
-                };
-                self.disconnected(code, wait);
-            }
-        }
-    }
-
-    fn disconnected(&mut self, code: Option<String>, retry_after_s: Option<u64>) {
-        if code.as_deref().is_some_and(|code| code.starts_with("capability_") || code == "http_401") {
-            self.wallet.want();
-        }
-        // A relay that accepts and closes again must not be called without a pause.
-        if self.link.is_some() && self.connected_at.elapsed() > STEADY {
-            self.failures = 0;
-        }
-        let pause = RECONNECT_MS[self.failures.min(RECONNECT_MS.len() - 1)].max(retry_after_s.unwrap_or(0) * 1000);
-        self.failures += 1;
-        self.connect_at = Instant::now() + Duration::from_millis(pause);
-        self.link = None;
-        let now_ms = self.now_ms();
-        self.book.disconnected(now_ms);
-        self.emit(Event::Disconnected { code });
-    }
-
-    async fn heard(&mut self, news: Option<FromLink>) {
-        let now_ms = self.now_ms();
-        match news {
-            Some(FromLink::Sent { id, attempt }) => {
-                if let Some(label) = self.book.sent(id, attempt, now_ms) {
-                    self.emit(Event::Sent(label));
-                }
-            }
-            Some(FromLink::Verdict { id, attempt, verdict }) => {
-                let effects = self.book.verdict(id, attempt, verdict, now_ms);
-                self.act(effects).await;
-            }
-            Some(FromLink::Broken { id, attempt }) => {
-                self.summary.reconnects += 1;
-                self.book.broken(id, attempt, now_ms);
-            }
-            Some(FromLink::Hint(hint)) => {
-                let changes = self.policy.heard(&hint, now_ms);
-                self.emit(Event::Hint(hint));
-                self.advised(changes);
-            }
-            Some(FromLink::Better(link)) => {
-                self.disconnected(None, None);
-                self.connected(Ok(*link));
-            }
-            Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
-            None => self.disconnected(None, None),
-        }
-    }
-
-    /// Tells the recorder what follows from the relay's advice.
-    fn advised(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            self.emit(Event::Advice(change));
-        }
-    }
-
-    async fn act(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::State { label, state, code, receipt, .. } => {
-                    self.emit(Event::State { label, state, code, receipt });
-                }
-                Effect::Free { id } => self.store.free(id).await,
-                Effect::Renew => self.wallet.want(),
-                Effect::FetchKeys => self.fetch_keys_again(),
-            }
-        }
-    }
-
-    // === end ===
-
-    async fn end(mut self) {
-        let Some(finishing) = self.finishing.take() else { return };
-        if let Some(link) = self.link.take() {
-            let Link { jobs, mut news, task, .. } = link;
-            let closing = async {
-                let _ = jobs.send(ToLink::End(finishing.reason)).await;
-                while news.recv().await.is_some() {}
-                let _ = task.await;
-            };
-            let _ = tokio::time::timeout(CLOSING_LIMIT, closing).await;
-        }
-        let count = self.book.count();
-        let unsealed = self.unsealed.len() as u64;
-        let summary = Summary {
-            chunks: count.chunks + unsealed + self.summary.lost,
-            confirmed: count.confirmed,
-            unsettled: count.unsettled,
-            rejected: count.rejected,
-            expired: count.expired,
-            pending: self.book.open().count() as u64 + unsealed,
-            ..self.summary
+        let kept: Vec<Record> = records.iter().filter(|r| !matches!(r, Record::Noted { .. })).cloned().collect();
+        let work = move |store: &mut Store| {
+            records.into_iter().for_each(|record| store.add(record));
+            store.commit()
         };
-        // Whoever asked may have given up waiting.
-        let _ = finishing.reply.send(summary);
+        if self.store.work(work).await.is_err() {
+            // A note may be lost; the rest is written with the next change.
+            self.records = kept;
+        }
     }
+}
+
+/// The lanes of an earlier run, and those that are new.
+fn lanes(state: &State, config: &Config) -> Vec<LaneQueue> {
+    let streams = |lane: &super::store::record::LaneState| {
+        let streams = lane.streams.iter().map(|stream| (stream.stream.clone(), stream.used));
+        Lane::restored(lane.variant, lane.media, streams.collect::<Vec<_>>())
+    };
+    let known = state.lanes.iter().map(|lane| (streams(lane), lane.next_seq));
+    let new = config.lanes.iter().filter(|spec| state.lane(spec.variant).is_none());
+    let new = new.map(|spec| (Lane::new(spec.variant, spec.media), 0));
+    known.chain(new).map(|(lane, next_seq)| LaneQueue { lane, next_seq, unsealed: VecDeque::new() }).collect()
 }

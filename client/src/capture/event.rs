@@ -4,6 +4,7 @@ use waystation_proto::message::Hint;
 use waystation_proto::{ChunkState, Variant};
 
 use super::policy::Change;
+use super::status::{ItemState, SessionState};
 use crate::receipt::Proof;
 
 /// Which chunk, without an identifier of incident, group or stream.
@@ -41,7 +42,22 @@ pub enum Event {
         /// What its receipt proves.
         receipt: Proof,
     },
-    /// A chunk got no place: its lane has no further stream.
+    /// A chunk has a new state in the queue, which is not just a consequence of the relay's.
+    Item {
+        /// Which chunk.
+        label: Label,
+        /// Its state.
+        state: ItemState,
+        /// The stable code of an error.
+        code: Option<String>,
+    },
+    /// A relay holds a chunk whole, for the first time; said again whenever the queue is opened.
+    EvidenceReady,
+    /// The recording has its names at the core.
+    Named,
+    /// The session changed its state.
+    Session(SessionState),
+    /// A chunk can't be sent: its lane has no further stream, or its file is gone.
     Lost {
         /// Its lane.
         variant: Variant,
@@ -72,16 +88,16 @@ pub enum Event {
         /// Why.
         error: String,
     },
-    /// Advice of the relay, as it came.
+    /// Advice of the relay.
     Hint(Hint),
     /// What follows from it for the recorder.
     Advice(Change),
 }
 
-/// How a session ended.
+/// How a session ended, over all runs of its queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Chunks cut.
+    /// Chunks cut, without the manifest.
     pub chunks: u64,
     /// Confirmed by the core.
     pub confirmed: u64,
@@ -89,17 +105,21 @@ pub struct Summary {
     pub unsettled: u64,
     /// Refused for good.
     pub rejected: u64,
-    /// Unconfirmed for too long at the relay.
+    /// Unconfirmed for too long at the relay, and not brought there again.
     pub expired: u64,
     /// Not ended when the deadline came.
     pub pending: u64,
-    /// Never sealed, because the lane had no further stream.
+    /// Of those, failed for now.
+    pub failed: u64,
+    /// Gone before they were sent: the lane had no further stream, or the file is missing.
     pub lost: u64,
-    /// How often the connection was made again.
+    /// Whether the manifest is confirmed; none: there is none.
+    pub manifest: Option<bool>,
+    /// How often the connection was made again, in this run.
     pub reconnects: u64,
-    /// How often a new capability was used.
+    /// How often a new capability was used, in this run.
     pub renewals: u64,
-    /// How often a lane went on to its next stream.
+    /// How often a lane went on to its next stream, in this run.
     pub rolls: u64,
     /// Bytes of all sealed chunks.
     pub bytes: u64,

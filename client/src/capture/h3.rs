@@ -191,6 +191,8 @@ impl Shared {
                 Ok(held) => offset = held,
                 Err(verdict) => return Ok(verdict),
             }
+            let (id, attempt) = (job.id, job.offer.attempt);
+            let _ = self.news.send(FromLink::Offset { id, attempt, offset }).await;
         }
         for _ in 0..MAX_OFFSETS {
             let reply = self.put(job, offset).await?;

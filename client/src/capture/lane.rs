@@ -46,6 +46,17 @@ impl Lane {
         Self { variant, media, current: None, next: None, asking: false, exhausted: false, stream_no: 0 }
     }
 
+    /// A lane as an earlier run left it: its streams in order, each with its highest index used. No
+    /// capability is known to reach any.
+    #[must_use]
+    pub fn restored(variant: Variant, media: Media, streams: impl IntoIterator<Item = (StreamId, u64)>) -> Self {
+        let mut open: Vec<Open> = streams.into_iter().map(|(stream, used)| Open { stream, used, max: 0 }).collect();
+        let current = open.iter().rposition(|open| open.used > 0).unwrap_or(0);
+        let next = open.drain(..).skip(current).take(2).collect::<Vec<_>>();
+        let mut next = next.into_iter();
+        Self { current: next.next(), next: next.next(), stream_no: current as u64, ..Self::new(variant, media) }
+    }
+
     /// Whether a stream is to be asked for now: the first, or the next at two thirds of the
     /// current one. The value is the stream it follows.
     #[must_use]
@@ -108,11 +119,27 @@ impl Lane {
         self.current.iter().chain(self.next.iter()).filter(|open| open.max == 0).map(|open| &open.stream)
     }
 
+    /// The last place given was not used: the next chunk gets it.
+    pub fn take_back(&mut self) {
+        if let Some(open) = &mut self.current {
+            open.used = open.used.saturating_sub(1);
+        }
+    }
+
     /// Whether no chunk will ever get a place again.
     #[must_use]
     pub fn is_over(&self) -> bool {
         let full = |open: &Open| open.max > 0 && open.used >= open.max;
         self.exhausted && self.next.is_none() && self.current.as_ref().is_none_or(full)
+    }
+
+    /// Whether [`Self::place`] would give one.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        let free = |open: &Open| open.used < open.max;
+        let full = |open: &Open| open.max > 0 && open.used >= open.max;
+        self.current.as_ref().is_some_and(free)
+            || self.current.as_ref().is_some_and(full) && self.next.as_ref().is_some_and(free)
     }
 
     /// The place of the next chunk; none while the authority has not given one.
@@ -168,6 +195,22 @@ mod tests {
         assert!(!lane.is_over());
         assert!(lane.place().is_some());
         assert!(lane.is_over());
+    }
+
+    #[test]
+    fn a_lane_goes_on_where_an_earlier_run_left_it() {
+        let streams = [(id(0), 3), (id(1), 2), (id(2), 0)];
+        let mut lane = Lane::restored(Variant::AudioPriority, Media::Audio, streams);
+        assert_eq!(lane.place(), None, "not covered yet");
+        lane.covered(&id(1), 3);
+        lane.covered(&id(2), 3);
+        assert_eq!(lane.place(), Some(Place { stream: id(1), index: 3, stream_no: 1, rolled: false }));
+        let next = Place { stream: id(2), index: 1, stream_no: 2, rolled: true };
+        assert_eq!(lane.place(), Some(next.clone()));
+        lane.take_back();
+        assert_eq!(lane.place(), Some(Place { rolled: false, ..next }));
+        let fresh = Lane::restored(Variant::AudioPriority, Media::Audio, []);
+        assert_eq!(fresh.wants_stream(), Some(None));
     }
 
     proptest! {

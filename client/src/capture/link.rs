@@ -58,6 +58,8 @@ pub(crate) enum FromLink {
     Sent { id: u64, attempt: u64 },
     /// The relay spoke of a chunk.
     Verdict { id: u64, attempt: u64, verdict: Verdict },
+    /// The relay holds so many bytes of a chunk.
+    Offset { id: u64, attempt: u64, offset: u64 },
     /// One chunk's way broke off, the connection did not.
     Broken { id: u64, attempt: u64 },
     /// Advice.

@@ -64,6 +64,8 @@ async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<Fr
             Ok(held) => offset = held,
             Err(verdict) => return Ok(verdict),
         }
+        let (id, attempt) = (job.id, job.offer.attempt);
+        let _ = news.send(FromLink::Offset { id, attempt, offset }).await;
     }
     for _ in 0..MAX_OFFSETS {
         let reply = put(client, job, offset, wait_s, news).await?;

@@ -64,10 +64,8 @@ pub struct Waiting {
 /// How many chunks are on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moving {
-    /// Offered, and their bytes are not all sent.
-    pub bodies: usize,
-    /// Of those, of class master (which always gets one place, and so its share).
-    pub masters: usize,
+    /// Offered, and their bytes are not all sent; by class, as [`Class::rank`].
+    pub bodies: [usize; 4],
     /// Asked about only: the relay is thought to hold them.
     pub probes: usize,
 }
@@ -75,8 +73,10 @@ pub struct Moving {
 /// How many may be on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Bodies in all. Audio may use every place, preview all but one, context all but two,
-    /// masters all but three; each class at least one.
+    /// Bodies whose bytes move. The connection sends in the order of mercy, so a body of a lower
+    /// class stands still while one of a higher class is sent: only those of the same and of
+    /// higher classes count against a chunk. Beside them each lower class has at most one that
+    /// stands still, and masters always one place, and so their share.
     pub bodies: usize,
     /// Probes.
     pub probes: usize,
@@ -152,15 +152,32 @@ impl Queue {
     }
 }
 
+impl Moving {
+    /// Bodies in all.
+    #[must_use]
+    pub fn all(&self) -> usize {
+        self.bodies.iter().sum()
+    }
+}
+
 impl Room {
+    /// With no more than this many bodies.
+    #[must_use]
+    pub fn at_most(self, bodies: usize) -> Self {
+        Self { bodies: self.bodies.min(bodies), ..self }
+    }
+
     fn has_place(self, item: &Waiting, moving: Moving) -> bool {
         if item.held {
             return moving.probes < self.probes;
         }
-        if item.class == Class::Master && moving.masters == 0 && moving.bodies <= self.bodies {
-            return true;
+        let class = item.class.rank();
+        let ahead: usize = moving.bodies[..=class].iter().sum();
+        let lower = moving.bodies.len() - 1 - class;
+        if item.class == Class::Master && moving.bodies[class] == 0 && self.bodies > 0 {
+            return moving.all() <= self.bodies;
         }
-        moving.bodies < self.bodies.saturating_sub(item.class.rank()).max(1)
+        ahead < self.bodies && moving.all() < self.bodies + lower
     }
 }
 
@@ -182,7 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     const WIDE: Room = Room { bodies: 100, probes: 100 };
-    const BUSY: usize = 1;
+    const BUSY: [usize; 4] = [1, 0, 0, 0];
 
     fn item(id: u64, class: Class, first: bool) -> Waiting {
         Waiting { id, class, first, started_ms: id as i64, length: 1000, held: false, due_ms: 0 }
@@ -222,23 +239,28 @@ mod tests {
     }
 
     #[test]
-    fn masters_leave_room_and_always_have_one_place() {
-        let room = Room { bodies: 4, probes: 1 };
+    fn sound_finds_a_place_beside_masters_and_masters_always_have_one() {
+        let room = Room { bodies: 1, probes: 1 };
         let mut queue = Queue::default();
         queue.put(item(1, Class::Master, false));
-        let busy = |bodies, masters| Moving { bodies, masters, probes: 0 };
-        assert!(queue.take(0, None, busy(1, 1), room).is_none());
         queue.put(item(2, Class::Audio, false));
-        assert_eq!(queue.take(0, None, busy(3, 1), room).unwrap().0.id, 2);
-        queue.put(item(3, Class::Audio, false));
-        assert_eq!(queue.take(0, None, busy(4, 0), room).unwrap().0.id, 1, "its share, though all places are taken");
+        queue.put(item(3, Class::Preview, false));
+        let busy = |bodies| Moving { bodies, probes: 0 };
+        let mut take = |bodies| queue.take(0, None, busy(bodies), room).map(|(item, _)| item.id);
+        assert_eq!(take([0, 0, 0, 1]), Some(2), "it overtakes a master that is half sent");
+        assert_eq!(take([1, 0, 0, 1]), None, "one chunk's bytes move");
+        assert_eq!(take([1, 0, 0, 0]), Some(1), "the masters' share");
+        assert_eq!(take([0, 0, 0, 0]), Some(3));
+        let none = room.at_most(0);
+        queue.put(item(4, Class::Master, false));
+        assert!(queue.take(0, None, Moving::default(), none).is_none(), "nothing moves without a network");
     }
 
     #[test]
     fn what_the_relay_holds_takes_no_place_of_bytes() {
         let mut queue = Queue::default();
         queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
-        let moving = Moving { bodies: 9, masters: 9, probes: 0 };
+        let moving = Moving { bodies: [9; 4], probes: 0 };
         assert!(queue.take(0, None, moving, Room { bodies: 4, probes: 1 }).is_some());
     }
 
@@ -281,6 +303,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_more_move_than_there_is_room_for(
+            bodies in 0usize..4,
+            classes in prop::collection::vec(0usize..4, 0..60),
+        ) {
+            let (mut queue, mut moving) = (Queue::default(), Moving::default());
+            let room = Room { bodies, probes: 0 };
+            for (id, class) in (0..).zip(classes) {
+                queue.put(item(id, Class::ALL[class], false));
+                if let Some((taken, _)) = queue.take(0, None, moving, room) {
+                    moving.bodies[taken.class.rank()] += 1;
+                }
+                prop_assert!(moving.all() <= if bodies == 0 { 0 } else { bodies + 4 }, "{moving:?}");
+                prop_assert!(moving.bodies[0] <= bodies);
+            }
+        }
+
         #[test]
         fn no_later_chunk_of_a_class_goes_before_an_earlier_one(
             items in prop::collection::vec(any_item(), 0..40),

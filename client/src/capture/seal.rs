@@ -8,6 +8,7 @@ use waystation_proto::{Class, Media, Offer, Variant};
 
 use super::Config;
 use super::lane::Place;
+use crate::authority::Ids;
 use crate::envelope::{self, Identity, NONCE_BYTES};
 
 /// Name of an envelope: lane and running number, so that whoever opens it can tell the lane's
@@ -21,6 +22,24 @@ pub(crate) fn envelope_id(variant: Variant, lane_seq: u64) -> String {
 pub(crate) fn lane_seq(envelope_id: &str, variant: Variant) -> Option<u64> {
     let (name, seq) = envelope_id.rsplit_once('.')?;
     if name == variant.as_str() { seq.parse().ok() } else { None }
+}
+
+/// What is known of a chunk before it is sealed.
+pub(crate) struct About {
+    pub(crate) variant: Variant,
+    pub(crate) media: Media,
+    pub(crate) lane_seq: u64,
+    pub(crate) sequence: u64,
+    pub(crate) started_ms: i64,
+    pub(crate) ended_ms: i64,
+}
+
+impl About {
+    /// With its plaintext.
+    pub(crate) const fn of<'a>(&self, plaintext: &'a [u8]) -> Subject<'a> {
+        let Self { variant, media, lane_seq, sequence, started_ms, ended_ms } = *self;
+        Subject { variant, media, lane_seq, sequence, plaintext, started_ms, ended_ms }
+    }
 }
 
 /// What is sealed.
@@ -37,12 +56,13 @@ pub(crate) struct Subject<'a> {
 /// Seals once. None if the cryptographic library fails.
 pub(crate) fn seal(
     config: &Config,
+    ids: &Ids,
     place: &Place,
     subject: &Subject<'_>,
     nonce: [u8; NONCE_BYTES],
 ) -> Option<(Bytes, Offer)> {
     let identity = Identity {
-        incident: config.incident.clone(),
+        incident: ids.incident.clone(),
         stream: place.stream.clone(),
         media: subject.media,
         index: place.index,
@@ -62,7 +82,7 @@ pub(crate) fn seal(
         sha256: Digest(digest.as_ref().try_into().ok()?),
         name: String::new(),
         role: Some(subject.variant),
-        group: Some(config.group.clone()),
+        group: Some(ids.group.clone()),
         segment: None,
         sequence: Some(subject.sequence),
         source: None,

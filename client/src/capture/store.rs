@@ -1,143 +1,372 @@
-//! The sealed bytes of every chunk that is not confirmed: in memory, or as files of a spool
-//! directory. Ciphertext is made once; what is kept here is what every attempt sends.
+//! The durable queue: what was recorded and is not confirmed, and what is known of it.
+//!
+//! A queue is a directory: `upload_queue.enc` ([`log`]), one file for each chunk, and a lock.
+//! Everything but the lock is encrypted under the local key ([`super::local`]); the names of the
+//! chunks' files are random. Invariants of the stored bytes, after a kill or a power cut at any
+//! instant:
+//!
+//! 1. `upload_queue.enc` is there from the first opening on, whole up to its last record that was
+//!    synced: it is written under another name, synced, renamed, and the directory synced; from
+//!    then on it is only appended to. What follows its last whole record is left out.
+//! 2. A record is synced before anybody acts on it: before a chunk is called kept, before a byte
+//!    of an envelope goes to a network, before a file is taken away. Only notes of how far a chunk
+//!    is ([`record::Note`]) are not waited for; losing some costs a question to the relay.
+//! 3. A file that a synced record names is there, synced, with its name, and never written to
+//!    again: it is made before the record, and taken away only after the record that no longer
+//!    names it.
+//! 4. So a chunk has one envelope for ever: whichever of its two files the last whole record
+//!    names counts, and the other is taken away at the next opening.
+//! 5. A file that no record names holds nothing that was promised to anybody. Where the tail of
+//!    `upload_queue.enc` was torn it may be more than that: it is then renamed to end in `.left`
+//!    and kept, up to [`MAX_LEFT`] of them.
+//! 6. An append that fails may have written something: the whole queue is written anew before the
+//!    next change, under 1.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+pub(crate) mod disk;
+mod log;
+pub(crate) mod record;
 
-use bytes::Bytes;
-use tokio::io::AsyncWriteExt as _;
+#[cfg(test)]
+mod crash_test;
 
-use crate::clock;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes kept in memory at most.
-const MAX_MEMORY: u64 = 512 << 20;
-/// Bytes kept in a spool directory at most.
-const MAX_SPOOL: u64 = 8 << 30;
+use zeroize::Zeroizing;
 
-/// Nothing more can be kept.
+use self::disk::Disk;
+use self::log::{Unreadable, Writer};
+use self::record::{Record, State};
+use super::local::{LocalKey, OVERHEAD, SALT_BYTES};
+
+/// The queue's own file.
+pub(crate) const QUEUE_FILE: &str = "upload_queue.enc";
+const NEW_QUEUE_FILE: &str = "upload_queue.new";
+/// Locked by the process that has the queue.
+pub(crate) const LOCK_FILE: &str = "upload_queue.lock";
+/// How the name of a file ends that nobody names and that may be worth something.
+const LEFT: &str = ".left";
+
+/// Bytes that chunks may take on disk, unless told otherwise.
+pub const MAX_QUEUE_BYTES: u64 = 8 << 30;
+/// Bytes that chunks may take in memory.
+pub(crate) const MAX_MEMORY_BYTES: u64 = 512 << 20;
+/// Chunks in one queue; each costs about 2 KiB of memory.
+const MAX_ITEMS: usize = 65_536;
+/// Chunks taken away with one change: it has to fit a record.
+const MAX_DISCARDED: usize = 1024;
+/// Files kept that no record names.
+const MAX_LEFT: usize = 64;
+/// The queue's file is written anew when it has grown by this and has doubled.
+const MAX_GROWTH: u64 = 256 << 10;
+
+/// Why nothing was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NotKept;
+pub(crate) enum NotKept {
+    /// The queue's own limit.
+    Full,
+    /// The disk failed or is full.
+    Disk,
+}
 
-/// Where sealed bytes wait.
+/// Why a queue can't be opened. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("another process has this queue")]
+    Busy,
+    /// It opens with another local key.
+    #[error("the queue does not open with this key")]
+    WrongKey,
+    /// It was recorded with another group key.
+    #[error("the queue is of another group key")]
+    OtherGroupKey,
+    /// It is no queue, or of a newer program.
+    #[error("the queue's file can't be read")]
+    Damaged,
+    /// The disk failed.
+    #[error("the queue's directory can't be used: {0}")]
+    Disk(#[from] std::io::Error),
+}
+
+impl From<Unreadable> for OpenError {
+    fn from(why: Unreadable) -> Self {
+        match why {
+            Unreadable::WrongKey => Self::WrongKey,
+            Unreadable::Damaged => Self::Damaged,
+        }
+    }
+}
+
+/// Random bytes; false if there are none.
+pub(crate) type Dice = Box<dyn FnMut(&mut [u8]) -> bool + Send>;
+
+/// Changes that are made together.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    /// Files that the records name.
+    made: Vec<String>,
+    /// Files that nobody will name after them.
+    spare: Vec<String>,
+    durable: bool,
+}
+
+/// An open queue.
 pub(crate) struct Store {
-    spool: Option<Spool>,
-    held: HashMap<u64, Held>,
-    bytes: u64,
-}
-
-/// A directory, and what the names of this session's files begin with: bytes that an earlier
-/// session left there are the only copy of what it recorded.
-struct Spool {
-    directory: PathBuf,
-    session: String,
-}
-
-enum Held {
-    Memory(Bytes),
-    File(u64),
+    disk: Box<dyn Disk>,
+    key: LocalKey,
+    dice: Dice,
+    max_bytes: u64,
+    state: State,
+    writer: Option<Writer>,
+    /// Bytes of the queue's file: now, and when it was written anew.
+    length: u64,
+    image: u64,
+    batch: Batch,
+    /// Files of changes that may not have been made; taken away with the queue's next file.
+    doubtful: Vec<String>,
+    /// Bytes in files of the batch.
+    pending: u64,
 }
 
 impl Store {
-    /// Keeps in memory, or in `spool`, which is made if it is not there.
-    pub(crate) async fn new(spool: Option<PathBuf>) -> std::io::Result<Self> {
-        let spool = match spool {
-            Some(directory) => Some(Spool::new(directory).await?),
-            None => None,
-        };
-        Ok(Self { spool, held: HashMap::new(), bytes: 0 })
+    /// Opens a queue, or makes one if there is none, and writes its file anew.
+    pub(crate) fn open(
+        mut disk: Box<dyn Disk>,
+        key: LocalKey,
+        dice: Dice,
+        max_bytes: u64,
+        group_key: &str,
+    ) -> Result<Self, OpenError> {
+        let (mut state, torn) = load(&mut *disk, &key)?;
+        let fresh = state.epoch == 0 && state.group_key.is_empty();
+        if !fresh && state.group_key != group_key {
+            return Err(OpenError::OtherGroupKey);
+        }
+        let epoch = if fresh { 0 } else { state.epoch + 1 };
+        state.apply(Record::Opened { epoch, group_key: group_key.into() });
+        let (batch, doubtful, pending) = (Batch::default(), Vec::new(), 0);
+        let mut store =
+            Self { disk, key, dice, max_bytes, state, writer: None, length: 0, image: 0, batch, doubtful, pending };
+        store.forget_missing()?;
+        store.rewrite()?;
+        if !fresh {
+            store.tidy(torn)?;
+        }
+        Ok(store)
     }
 
-    pub(crate) async fn put(&mut self, id: u64, bytes: Bytes) -> Result<(), NotKept> {
-        let (length, limit) = (bytes.len() as u64, if self.spool.is_some() { MAX_SPOOL } else { MAX_MEMORY });
-        if self.bytes + length > limit {
-            return Err(NotKept);
+    /// What is remembered; changes that are not committed are not in it.
+    pub(crate) const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Puts bytes into a file of their own; the record that names it is the caller's to add.
+    pub(crate) fn file(&mut self, content: &[u8]) -> Result<(String, u64), NotKept> {
+        let size = (content.len() + OVERHEAD) as u64;
+        let used = self.state.size() + self.pending;
+        if used + size > self.max_bytes || self.state.items.len() + self.batch.made.len() >= MAX_ITEMS {
+            return Err(NotKept::Full);
         }
-        let held = match &self.spool {
-            None => Held::Memory(bytes),
-            Some(spool) => {
-                spool.write(id, &bytes).await.map_err(|_| NotKept)?;
-                Held::File(length)
-            }
+        self.envelope_file(content)
+    }
+
+    /// The same for an envelope, which takes the place of a plaintext that is kept already.
+    pub(crate) fn envelope_file(&mut self, content: &[u8]) -> Result<(String, u64), NotKept> {
+        let (mut name, mut salt) = ([0; 16], [0; SALT_BYTES]);
+        if !((self.dice)(&mut name) && (self.dice)(&mut salt)) {
+            return Err(NotKept::Disk);
+        }
+        let name = format!("{:032x}", u128::from_be_bytes(name));
+        let blob = self.key.seal(salt, content).ok_or(NotKept::Disk)?;
+        self.disk.create(&name, &blob).map_err(|_| NotKept::Disk)?;
+        self.pending += blob.len() as u64;
+        self.batch.made.push(name.clone());
+        Ok((name, blob.len() as u64))
+    }
+
+    /// Adds a change that others rely on.
+    pub(crate) fn add(&mut self, record: Record) {
+        let spare = match &record {
+            Record::Sealed { id, .. } | Record::Confirmed { id } | Record::Lost { id } => self.state.items.get(id),
+            _ => None,
         };
-        self.bytes += length;
-        self.held.insert(id, held);
+        self.batch.spare.extend(spare.map(|item| item.file.clone()));
+        self.batch.durable |= !matches!(record, Record::Noted { .. } | Record::Ready);
+        self.batch.records.push(record);
+    }
+
+    /// Makes the changes added since the last time: all, or after a crash perhaps none.
+    ///
+    /// # Errors
+    /// None of them was made.
+    pub(crate) fn commit(&mut self) -> Result<(), NotKept> {
+        let batch = std::mem::take(&mut self.batch);
+        self.pending = 0;
+        if batch.records.is_empty() {
+            return Ok(());
+        }
+        let written = self.write(&batch);
+        if written.is_err() {
+            // Part of it may be on disk: the next change begins with a new file. The files made
+            // stay until then, since a crash before it may bring back records that name them.
+            self.writer = None;
+            self.doubtful.extend(batch.made);
+            return written.map_err(|_| NotKept::Disk);
+        }
+        batch.records.into_iter().for_each(|record| self.state.apply(record));
+        for name in &batch.spare {
+            // A file left behind only takes room, until the next opening.
+            let _ = self.disk.remove(name);
+        }
+        if self.length > self.image * 2 + MAX_GROWTH && self.rewrite().is_err() {
+            self.writer = None;
+        }
         Ok(())
     }
 
-    pub(crate) async fn get(&self, id: u64) -> Option<Bytes> {
-        match self.held.get(&id)? {
-            Held::Memory(bytes) => Some(bytes.clone()),
-            Held::File(length) => {
-                let bytes = tokio::fs::read(self.spool.as_ref()?.file(id)).await.ok()?;
-                (bytes.len() as u64 == *length).then(|| bytes.into())
-            }
+    /// Forgets changes that were added and not committed.
+    fn abandon(&mut self) {
+        self.pending = 0;
+        for name in std::mem::take(&mut self.batch).made {
+            let _ = self.disk.remove(&name);
         }
     }
 
-    pub(crate) async fn free(&mut self, id: u64) {
-        match self.held.remove(&id) {
-            Some(Held::Memory(bytes)) => self.bytes -= bytes.len() as u64,
-            Some(Held::File(length)) => {
-                self.bytes -= length;
-                if let Some(spool) = &self.spool {
-                    // A file left behind costs room, nothing else.
-                    let _ = tokio::fs::remove_file(spool.file(id)).await;
-                }
-            }
-            None => {}
+    /// A chunk's bytes: its envelope, or its plaintext while it has none.
+    pub(crate) fn read(&mut self, id: u64) -> Option<Zeroizing<Vec<u8>>> {
+        let item = self.state.items.get(&id)?;
+        let blob = self.disk.read(&item.file).ok()?;
+        self.key.open(blob)
+    }
+
+    /// Takes every chunk's file away: the queue's owner asked for it.
+    pub(crate) fn discard(&mut self) -> Result<(), NotKept> {
+        let ids: Vec<u64> = self.state.items.keys().copied().collect();
+        for some in ids.chunks(MAX_DISCARDED) {
+            some.iter().for_each(|id| self.add(Record::Lost { id: *id }));
+            self.commit()?;
         }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &Batch) -> std::io::Result<()> {
+        if self.writer.is_none() {
+            self.rewrite()?;
+        }
+        if !batch.made.is_empty() {
+            self.disk.sync_names()?;
+        }
+        let writer = self.writer.as_mut().ok_or(std::io::ErrorKind::Other)?;
+        let mut bytes = Vec::new();
+        writer.put(&batch.records, &mut bytes).ok_or(std::io::ErrorKind::InvalidData)?;
+        self.disk.append(QUEUE_FILE, &bytes, batch.durable)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the queue's file anew.
+    fn rewrite(&mut self) -> std::io::Result<()> {
+        let mut salt = [0; SALT_BYTES];
+        let begun = if (self.dice)(&mut salt) { Writer::begin(&self.key, salt) } else { None };
+        let (mut writer, mut bytes) = begun.ok_or(std::io::ErrorKind::Other)?;
+        for record in self.state.image() {
+            writer.put(&[record], &mut bytes).ok_or(std::io::ErrorKind::InvalidData)?;
+        }
+        // What an earlier try left under this name.
+        let _ = self.disk.remove(NEW_QUEUE_FILE);
+        self.disk.create(NEW_QUEUE_FILE, &bytes)?;
+        self.disk.rename(NEW_QUEUE_FILE, QUEUE_FILE)?;
+        self.disk.sync_names()?;
+        (self.length, self.image) = (bytes.len() as u64, bytes.len() as u64);
+        self.writer = Some(writer);
+        for name in std::mem::take(&mut self.doubtful) {
+            let _ = self.disk.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// A chunk whose file somebody took away can't be sent any more.
+    fn forget_missing(&mut self) -> std::io::Result<()> {
+        let there: HashSet<String> = self.disk.list()?.into_iter().collect();
+        let missing = self.state.items.iter().filter(|(_, item)| !there.contains(&item.file));
+        let missing: Vec<u64> = missing.map(|(id, _)| *id).collect();
+        missing.into_iter().for_each(|id| self.state.apply(Record::Lost { id }));
+        Ok(())
+    }
+
+    /// Takes away what a crash left.
+    fn tidy(&mut self, torn: bool) -> std::io::Result<()> {
+        let named: HashSet<String> = self.state.items.values().map(|item| item.file.clone()).collect();
+        let names = self.disk.list()?;
+        let mut left = names.iter().filter(|name| name.ends_with(LEFT)).count();
+        let ours = |name: &&String| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        for name in names.iter().filter(ours).filter(|name| !named.contains(*name)) {
+            if torn && left < MAX_LEFT {
+                self.disk.rename(name, &format!("{name}{LEFT}"))?;
+                left += 1;
+            } else {
+                self.disk.remove(name)?;
+            }
+        }
+        Ok(())
     }
 }
 
-impl Spool {
-    async fn new(directory: PathBuf) -> std::io::Result<Self> {
-        tokio::fs::create_dir_all(&directory).await?;
-        let session: [u8; 8] = clock::random().ok_or_else(|| std::io::Error::other("no randomness"))?;
-        Ok(Self { directory, session: format!("{:016x}", u64::from_be_bytes(session)) })
-    }
-
-    /// Names say nothing.
-    fn file(&self, id: u64) -> PathBuf {
-        self.directory.join(format!("{}-{id:08}.sealed", self.session))
-    }
-
-    /// Never over a file that is there.
-    async fn write(&self, id: u64, bytes: &[u8]) -> std::io::Result<()> {
-        let mut file = tokio::fs::OpenOptions::new().write(true).create_new(true).open(self.file(id)).await?;
-        file.write_all(bytes).await?;
-        file.flush().await
+/// Reads a queue as it is, changing nothing. The default where there is none.
+fn load(disk: &mut dyn Disk, key: &LocalKey) -> Result<(State, bool), OpenError> {
+    match disk.read(QUEUE_FILE) {
+        Ok(bytes) => {
+            let read = log::read(key, &bytes)?;
+            Ok((State::of(read.records), read.torn))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((State::default(), false)),
+        Err(error) => Err(error.into()),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a queue's file says.
+pub(crate) fn read(key: &LocalKey, bytes: &[u8]) -> Result<State, OpenError> {
+    Ok(State::of(log::read(key, bytes)?.records))
+}
 
-    #[tokio::test]
-    async fn a_spool_gives_back_what_it_got_and_forgets_what_is_freed() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = dir.path().join("spool");
-        let mut store = Store::new(Some(spool.clone())).await.unwrap();
-        store.put(7, Bytes::from_static(b"sealed")).await.unwrap();
-        assert_eq!(store.get(7).await.unwrap(), "sealed");
-        assert_eq!(std::fs::read_dir(&spool).unwrap().count(), 1);
-        store.free(7).await;
-        assert!(store.get(7).await.is_none());
-        assert_eq!((std::fs::read_dir(&spool).unwrap().count(), store.bytes), (0, 0));
+/// A queue that a task uses: what waits for the disk does so on another thread.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Store>>);
+
+impl Shared {
+    pub(crate) fn new(store: Store) -> Self {
+        Self(Arc::new(Mutex::new(store)))
     }
 
-    #[tokio::test]
-    async fn what_an_earlier_session_left_in_a_spool_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        for bytes in ["first", "second"] {
-            let mut store = Store::new(Some(dir.path().into())).await.unwrap();
-            store.put(0, bytes.into()).await.unwrap();
-            assert_eq!(store.put(0, "over it".into()).await, Err(NotKept));
-            assert_eq!(store.get(0).await.unwrap(), bytes);
-        }
-        let read = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        let mut left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(read).collect();
-        left.sort();
-        assert_eq!(left, ["first", "second"]);
+    /// Looks at what is remembered.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(self.0.lock().unwrap_or_else(PoisonError::into_inner).state())
+    }
+
+    /// Lets another process have the directory. Nothing is written from then on.
+    pub(crate) fn let_go(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).disk = Box::new(disk::Gone);
+    }
+
+    /// Works on the queue.
+    ///
+    /// # Errors
+    /// Those of the work; [`NotKept::Disk`] if the process is ending.
+    pub(crate) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, NotKept> + Send + 'static,
+    ) -> Result<T, NotKept> {
+        let store = Arc::clone(&self.0);
+        let work = move || {
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = work(&mut store);
+            if result.is_err() {
+                store.abandon();
+            }
+            result
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or(Err(NotKept::Disk))
     }
 }

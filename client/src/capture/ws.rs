@@ -316,6 +316,10 @@ impl Reader {
                 let fits = self.shared.with(|out| out.plan.send(send.handle, send.offset, send.credit));
                 let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
                 self.tell(send.handle, verdict, false).await;
+                let chunk = self.shared.with(|out| out.chunks.get(&send.handle).copied());
+                if let Some((id, attempt)) = chunk {
+                    let _ = self.news.send(FromLink::Offset { id, attempt, offset: send.offset }).await;
+                }
                 Some(fits)
             }
             kind::CREDIT => {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use secrecy::SecretString;
-use waystation_proto::id::{GroupId, IncidentId};
+use waystation_proto::id::IncidentId;
 
 use super::{CliError, CoreArgs};
-use crate::authority::{Authority, DevcoreAuthority, FixedAuthority, TokenForm, Wishes};
+use crate::authority::{Authority, AuthorityError, DevcoreAuthority, FixedAuthority, TokenForm, Wishes};
 use crate::keys::ClientKey;
 use crate::receipt::Jwks;
 use crate::session::Session;
@@ -14,25 +14,41 @@ use crate::session::Session;
 /// What speaks for a recording.
 pub(super) struct Source {
     pub(super) authority: Arc<dyn Authority>,
-    pub(super) incident: IncidentId,
-    pub(super) group: GroupId,
-    /// What a contact needs, if it can be had.
-    pub(super) for_contact: Option<Session>,
+    /// The incident, if it is known already.
+    pub(super) incident: Option<IncidentId>,
+    /// What a contact's session file is made of, if it can be had.
+    pub(super) contact: Option<Contact>,
+}
+
+/// Where a contact's session file comes from.
+pub(super) enum Contact {
+    File(Box<Session>),
+    Core { authority: Arc<DevcoreAuthority>, url: String },
+}
+
+impl Contact {
+    /// The session file.
+    pub(super) async fn session(&self) -> Result<Session, AuthorityError> {
+        match self {
+            Self::File(session) => Ok((**session).clone()),
+            Self::Core { authority, url } => authority.session_for_contact(url).await,
+        }
+    }
 }
 
 impl CoreArgs {
-    /// The authority these arguments name. `make` allows a new incident where no session file
-    /// names one.
-    pub(super) async fn source(&self, client_key: Option<ClientKey>, make: bool) -> Result<Source, CliError> {
+    /// The authority these arguments name; nobody is asked yet. `make` allows a new incident where
+    /// no session file names one.
+    pub(super) fn source(&self, client_key: Option<ClientKey>, make: bool) -> Result<Source, CliError> {
         let session = self.session_file.as_deref().map(Session::read).transpose()?;
         match (&self.core, session) {
-            (Some(url), session) => self.of_core(url, session, client_key, make).await,
+            (Some(url), session) => self.of_core(url, session, client_key, make),
             (None, Some(session)) => self.fixed(session),
             (None, None) => Err(CliError::Usage("give --session-file, or --core with --account-token-file")),
         }
     }
 
-    async fn of_core(
+    fn of_core(
         &self,
         url: &str,
         session: Option<Session>,
@@ -43,14 +59,14 @@ impl CoreArgs {
         let account = SecretString::from(std::fs::read_to_string(path)?.trim().to_owned());
         let core = super::endpoint(url, self.core_ca_file.as_deref())?;
         let wishes = Wishes { ttl_s: self.ttl, max_chunks: self.max_chunks, client_key, form: self.form() };
-        let authority = match session {
+        let incident = session.as_ref().map(|session| session.incident.clone());
+        let authority = Arc::new(match session {
             Some(session) => DevcoreAuthority::of(&core, account, session.incident, session.group, wishes),
-            None if make => DevcoreAuthority::create(&core, account, wishes).await?,
+            None if make => DevcoreAuthority::new(&core, account, wishes),
             None => return Err(CliError::Usage("--core needs --session-file to know what to watch")),
-        };
-        let for_contact = if make && !self.proofline { Some(authority.session_for_contact(url).await?) } else { None };
-        let (incident, group) = (authority.incident().clone(), authority.group().clone());
-        Ok(Source { authority: Arc::new(authority), incident, group, for_contact })
+        });
+        let contact = Contact::Core { authority: Arc::clone(&authority), url: url.into() };
+        Ok(Source { authority, incident, contact: (make && !self.proofline).then_some(contact) })
     }
 
     const fn form(&self) -> TokenForm {
@@ -62,13 +78,7 @@ impl CoreArgs {
             None => None,
             Some(path) => Some(Jwks::parse(&std::fs::read(path)?).ok_or(CliError::Usage("--jwks has no Ed25519 key"))?),
         };
-        let (incident, group) = (session.incident.clone(), session.group.clone());
-        let for_contact = Some(session.clone());
-        Ok(Source {
-            authority: Arc::new(FixedAuthority::new(session, self.form(), jwks)),
-            incident,
-            group,
-            for_contact,
-        })
+        let (incident, contact) = (Some(session.incident.clone()), Some(Contact::File(Box::new(session.clone()))));
+        Ok(Source { authority: Arc::new(FixedAuthority::new(session, self.form(), jwks)), incident, contact })
     }
 }

@@ -21,12 +21,12 @@ const AFTER_END: Duration = Duration::from_secs(3);
 
 /// Runs to the end. True if every chunk that began was opened.
 pub(super) async fn run(args: WatchArgs) -> Result<bool, CliError> {
-    let source = args.core.source(None, false).await?;
+    let source = args.core.source(None, false)?;
     let config = Config {
         relay: args.relay.endpoint()?,
         transport: args.relay.transport(),
         group_key: GroupKey::read(&args.group_key_file)?,
-        incident: source.incident,
+        incident: source.incident.ok_or(CliError::Usage("give --session-file to know what to watch"))?,
         lanes: (!args.lanes.is_empty()).then(|| args.lanes.clone()),
         from: match args.from {
             FromArg::Live => StartWord::Live,

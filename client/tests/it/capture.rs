@@ -14,7 +14,7 @@ use waystation_proto::{ChunkState, Code, Variant};
 
 use super::support::authority::TestAuthority;
 use super::support::relay::Relay;
-use super::support::{AUDIO, LIMIT, MASTER, config, group_key, incident, until};
+use super::support::{AUDIO, LIMIT, MASTER, config, files, group_key, incident, queue, until};
 
 const ALL: [Transport; 4] = [Transport::Ws, Transport::WsPlain, Transport::H1, Transport::H3];
 
@@ -216,7 +216,7 @@ async fn nothing_is_freed_while_receipts_can_not_be_checked() {
         let authority = authority();
         authority.keys_away.store(true, Ordering::SeqCst);
         let mut config = config(&relay, transport, &[AUDIO]);
-        config.spool = Some(dir.path().to_owned());
+        config.storage = queue(dir.path());
         let (capture, mut events) = Capture::start(config, authority.clone()).await.unwrap();
         capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
         until(&mut events, |event| matches!(event, Event::Sent(_))).await;
@@ -224,7 +224,7 @@ async fn nothing_is_freed_while_receipts_can_not_be_checked() {
         let ended = |event: &Event| matches!(event, Event::State { state, .. } if state.ended());
         let early = tokio::time::timeout(Duration::from_millis(300), until(&mut events, ended)).await;
         assert!(early.is_err(), "{early:?} over {transport:?}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{transport:?}");
+        assert_eq!(files(dir.path()), 1, "{transport:?}");
         authority.keys_away.store(false, Ordering::SeqCst);
         let Event::State { receipt, .. } = until(&mut events, ended).await else { unreachable!() };
         assert_eq!(receipt, Proof::Verified, "{transport:?}");
@@ -239,16 +239,16 @@ async fn end_is_said_when_all_is_done_and_the_spool_is_empty_then() {
     let dir = tempfile::tempdir().unwrap();
     relay.with(|state| state.knobs.hold = true);
     let mut config = config(&relay, Transport::Ws, &[AUDIO]);
-    config.spool = Some(dir.path().to_owned());
+    config.storage = queue(dir.path());
     let (capture, _events) = Capture::start(config, authority()).await.unwrap();
     capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
     relay.until(|state| state.whole.len() == 1).await;
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "kept until confirmed");
+    assert_eq!(files(dir.path()), 1, "kept until confirmed");
     assert_eq!(relay.with(|state| state.ends), 0);
     relay.release();
     assert_eq!(finish(capture).await.confirmed, 1);
     relay.until(|state| state.ends == 1).await;
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(files(dir.path()), 0);
 }
 
 #[tokio::test]
@@ -268,12 +268,12 @@ async fn exactly_the_given_certificate_is_believed() {
     for (shown, believed) in [(&relay, true), (&other, false)] {
         let trust = Trust::certificates(vec![shown.certificate().to_vec().into()]).unwrap();
         let mut config = config(&relay, Transport::Ws, &[AUDIO]);
-        config.relay = relay.secure_endpoint(trust);
+        config.relays = vec![relay.secure_endpoint(trust)];
         let (_capture, mut events) = Capture::start(config, authority()).await.unwrap();
         let first = until(&mut events, |e| matches!(e, Event::Connected { .. } | Event::Disconnected { .. })).await;
         assert_eq!(matches!(first, Event::Connected { .. }), believed, "{first:?}");
         let mut config = super::support::config(&relay, Transport::H3, &[AUDIO]);
-        config.relay = relay.endpoint_believing(shown);
+        config.relays = vec![relay.endpoint_believing(shown)];
         let (_capture, mut events) = Capture::start(config, authority()).await.unwrap();
         let first = until(&mut events, |e| matches!(e, Event::Connected { .. } | Event::Disconnected { .. })).await;
         assert_eq!(matches!(first, Event::Connected { .. }), believed, "{first:?}");
@@ -286,7 +286,7 @@ async fn where_udp_does_not_get_through_a_websocket_does() {
     let trust = Trust::certificates(vec![relay.certificate().to_vec().into()]).unwrap();
     let mut config = config(&relay, Transport::Auto, &[AUDIO]);
     // TLS over TCP is served there, and nothing listens for QUIC.
-    config.relay = relay.secure_endpoint(trust);
+    config.relays = vec![relay.secure_endpoint(trust)];
     let (capture, _events) = Capture::start(config, authority()).await.unwrap();
     capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
     let summary = finish(capture).await;
@@ -343,7 +343,7 @@ async fn a_relay_that_is_not_there_costs_nothing() {
         let relay = Relay::start().await;
         let gone = Relay::start().await;
         let mut config = config(&relay, transport, &[AUDIO]);
-        config.relay = gone.endpoint(transport);
+        config.relays = vec![gone.endpoint(transport)];
         drop(gone);
         let (capture, mut events) = Capture::start(config, authority()).await.unwrap();
         capture.chunk(Variant::AudioPriority, vec![1; 100], 0, 2000).await.unwrap();

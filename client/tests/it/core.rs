@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::ClientKey;
-use waystation_client::authority::{Authority, AuthorityError, DevcoreAuthority, TokenForm, Wishes};
+use waystation_client::authority::{Authority, AuthorityError, DevcoreAuthority, Reconciled, TokenForm, Wishes};
 use waystation_client::connect::{Endpoint, Trust};
 use waystation_proto::id::StreamId;
 use waystation_proto::{Media, Variant};
@@ -60,6 +60,13 @@ fn made(path: &str, body: &Value) -> Value {
         "/v1/incidents/i/groups/g/capabilities" => {
             json!({"capability": capability(body), "expires_at": 1300, "sid": "sid_1", "jti": "j"})
         }
+        "/v1/incidents/i/chunks/reconcile" => {
+            assert_eq!(
+                (&body["stream_id"], &body["chunk_index"], &body["byte_size"]),
+                (&json!("str_1"), &json!(3), &json!(9))
+            );
+            json!({"reconciliation": {"status": "matched", "receipt": "a.b.c"}})
+        }
         "/v1/incidents/i/streams/str_1/relay-session" => {
             let vectors: Value = serde_json::from_str(include_str!("../../testdata/vectors.json")).unwrap();
             json!({"relay_session": {"relay_session_id": "r", "fanout_capability": "f",
@@ -97,13 +104,17 @@ async fn the_authority_speaks_devcores_client_api() {
     let (core, endpoint, _task) = start().await;
     let key = ClientKey::from_seed(&[2; 32]).unwrap();
     let wishes = Wishes { ttl_s: Some(20), max_chunks: Some(8), client_key: Some(key.clone()), form: TokenForm::Jwt };
-    let authority = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), wishes).await.unwrap();
+    let authority = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), wishes);
     let stream = authority.next_stream(Variant::LivePreview, Media::Video, StreamId::new("s").ok()).await.unwrap();
     let tokens = authority.upload_capability(vec![stream.clone()]).await.unwrap();
     assert_eq!(tokens[0].expires, 1020);
     authority.upload_capability(vec![stream.clone()]).await.unwrap();
     authority.fanout_capability().await.unwrap();
     assert!(authority.jwks().await.unwrap().is_some());
+    let header = r#"incident="i", stream="str_1", index=3, media="audio", started="2026-06-10T12:00:00Z", ended="2026-06-10T12:00:02Z""#;
+    let offer = waystation_proto::dictionary::parse_offer(header, waystation_proto::Digest([1; 32]), Some(9)).unwrap();
+    let reconciled = authority.reconcile(offer).await;
+    assert_eq!(reconciled, Ok(Reconciled::Stored { receipt: Some("a.b.c".into()) }));
     let asked = core.asked.lock().unwrap().clone();
     assert_eq!(asked[2].1, json!({"variant": "live_preview", "media": "video", "follows": "s"}));
     let jwk = key.jwk().unwrap();
@@ -120,7 +131,7 @@ async fn the_authority_speaks_devcores_client_api() {
 async fn an_unchanged_cores_tokens_come_from_relay_sessions() {
     let (_core, endpoint, _task) = start().await;
     let wishes = Wishes { form: TokenForm::Proofline, ..Wishes::default() };
-    let authority = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), wishes).await.unwrap();
+    let authority = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), wishes);
     let tokens = authority.upload_capability(vec![StreamId::new("str_1").unwrap()]).await.unwrap();
     assert_eq!(tokens[0].max_chunks(&StreamId::new("stream_1").unwrap()), Some(64));
 }
@@ -128,9 +139,9 @@ async fn an_unchanged_cores_tokens_come_from_relay_sessions() {
 #[tokio::test]
 async fn a_refusal_is_told_apart_from_absence() {
     let (core, endpoint, _task) = start().await;
-    let refused = DevcoreAuthority::create(&endpoint, "other".to_owned().into(), Wishes::default()).await;
+    let refused = DevcoreAuthority::new(&endpoint, "other".to_owned().into(), Wishes::default()).ids(None).await;
     assert_eq!(refused.unwrap_err(), AuthorityError::Refused("unauthorized".into()));
     core.away.store(true, Ordering::SeqCst);
-    let away = DevcoreAuthority::create(&endpoint, "account_1".to_owned().into(), Wishes::default()).await;
+    let away = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), Wishes::default()).ids(None).await;
     assert_eq!(away.unwrap_err(), AuthorityError::Away);
 }

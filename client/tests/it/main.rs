@@ -6,5 +6,6 @@
 mod capture;
 mod cli;
 mod core;
+mod queue;
 mod support;
 mod watch;

@@ -15,10 +15,6 @@ use super::site::Site;
 use super::{Args, bars};
 use crate::Failure;
 
-/// Whether a phone that was killed is started again on the directory it had, and goes on. If not,
-/// only relays are killed: a queue that is in memory alone would be lost with its phone.
-pub(super) const PHONE_GOES_ON: bool = false;
-
 const LANE: Variant = Variant::EvidenceMaster;
 const CHUNK_BYTES: u64 = 128 * 1024;
 /// Between two kills, in seconds.
@@ -68,7 +64,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let payload = chunks * CHUNK_BYTES;
     let limit = Duration::from_secs_f64(10.0 * bars::floor_s(profile, payload)) + PATIENCE;
     let mut plan = site.plan(&lanes, limit);
-    plan.keep = PHONE_GOES_ON.then(|| site.file("phone"));
+    plan.keep = Some(site.file("phone"));
     let mut phone = Handset::start(&site, &plan).await?;
     let (mut received, mut phones) = (0, 0);
     for kill in 0..args.kills {
@@ -77,7 +73,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
         phone.until(pause, |_| false).await?;
         // A phone that has brought everything, or failed, is gone before its time.
         tokio::time::sleep_until(next).await;
-        if PHONE_GOES_ON && kill % 2 == 1 {
+        if kill % 2 == 1 {
             phone = phone.again(&site, &mut plan).await?;
             phones += 1;
         } else {
@@ -86,11 +82,12 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
             site.start_relay().await?;
         }
     }
-    phone.until(limit, |phone| phone.confirmed_ms.len() as u64 >= chunks).await?;
+    // It ends by itself when all is confirmed.
+    phone.until(limit, |_| false).await?;
     let wire = site.link.stats().up.sent_bytes;
     received += site.received().await?;
     let held = site.held(&lanes).await?;
     phone.kill().await?;
-    let lost = held.lost(&phone.confirmed_ms, chunks);
+    let lost = held.missing(chunks);
     Ok(Run { kills: args.kills, phones, received, payload, wire, lost })
 }

@@ -9,7 +9,7 @@ use super::output::Line;
 use super::phone::unix_ms;
 use super::site::Site;
 use super::survival::live;
-use super::{Args, bars, kills};
+use super::{Args, bars};
 use crate::Failure;
 
 /// Seconds recorded.
@@ -42,12 +42,10 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<(Option<f64>, 
     let recording = Duration::from_secs(args.seconds.unwrap_or(SECONDS)) + PATIENCE;
     let sending = Duration::from_secs_f64(10.0 * bars::floor_s(profile, bytes)) + PATIENCE;
     let mut plan = site.plan(&lanes, recording + sending);
-    plan.keep = kills::PHONE_GOES_ON.then(|| site.file("phone"));
+    plan.keep = Some(site.file("phone"));
     let mut phone = Handset::start(&site, &plan).await?;
     phone.until(recording, |phone| phone.cut_ms.len() as u64 + phone.refused >= wanted).await?;
-    if kills::PHONE_GOES_ON {
-        phone = phone.again(&site, &mut plan).await?;
-    }
+    phone = phone.again(&site, &mut plan).await?;
     let returned_ms = unix_ms();
     site.link.mend();
     phone.until(sending, |phone| phone.confirmed_ms.len() as u64 >= wanted).await?;

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use waystation_client::authority::{FixedAuthority, TokenForm};
-use waystation_client::capture::{Capture, Config, Event, Label, LaneSpec};
+use waystation_client::capture::local::KeyFile;
+use waystation_client::capture::{Capture, Config, Event, Label, LaneSpec, Storage};
 use waystation_client::connect::Trust;
 use waystation_client::session::Session;
 use waystation_client::{Endpoint, GroupKey};
@@ -136,7 +137,7 @@ pub async fn main(args: Args) -> ExitCode {
 }
 
 async fn run(plan: &Path) -> Result<bool, Error> {
-    let plan: Plan = serde_json::from_slice(&std::fs::read(plan)?)?;
+    let mut plan: Plan = serde_json::from_slice(&std::fs::read(plan)?)?;
     let session = Session::read(&plan.session)?;
     let config = config(&plan, &session)?;
     let authority = Arc::new(FixedAuthority::new(session, TokenForm::Jwt, None));
@@ -144,7 +145,13 @@ async fn run(plan: &Path) -> Result<bool, Error> {
     say(&Said::Began { at_ms: began_ms });
     let (capture, events) = Capture::start(config, authority).await?;
     let telling = tokio::spawn(tell(events));
-    record(&capture, &plan, began, began_ms).await;
+    for lane in &mut plan.lanes {
+        // The queue knows what was cut by the phone before this one.
+        lane.from = lane.from.max(capture.next_seq(lane.variant)).min(lane.to);
+    }
+    if !capture.was_finished() {
+        record(&capture, &plan, began, began_ms).await;
+    }
     let summary = capture.finish(Duration::from_secs(plan.finish_s), "stopped").await;
     telling.await?;
     say(&Said::Ended { chunks: summary.chunks, confirmed: summary.confirmed });
@@ -158,14 +165,16 @@ fn config(plan: &Plan, session: &Session) -> Result<Config, Error> {
         Ok::<_, Error>(LaneSpec { variant: lane.variant, media })
     };
     Ok(Config {
-        relay: Endpoint::parse(&plan.relay, Trust::file(&plan.certificate)?)?,
+        relays: vec![Endpoint::parse(&plan.relay, Trust::file(&plan.certificate)?)?],
         transport: plan.transport.client(),
         group_key: GroupKey::read(&plan.group_key)?,
-        incident: session.incident.clone(),
-        group: session.group.clone(),
         lanes: plan.lanes.iter().map(lane).collect::<Result<_, _>>()?,
         client_key: None,
-        spool: plan.keep.clone(),
+        storage: plan.keep.as_ref().map_or(Storage::Memory, |directory| {
+            let key = directory.with_extension("key");
+            Storage::directory(directory, Arc::new(KeyFile::new(key)))
+        }),
+        manifest: false,
         wait_s: WAIT_S,
     })
 }

@@ -87,6 +87,12 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Chunks of `wanted` that the core does not have as they were recorded. What a phone was told
+    /// right before it was killed nobody knows.
+    pub(super) fn missing(&self, wanted: u64) -> u64 {
+        wanted.saturating_sub(self.equal.len() as u64) + self.other
+    }
+
     /// Chunks of `wanted` that the phone was not told of, or that are not what was recorded.
     pub(super) fn lost(&self, told: &Chunks<f64>, wanted: u64) -> u64 {
         let safe = self.equal.iter().filter(|key| told.contains_key(key)).count() as u64;

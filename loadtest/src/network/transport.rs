@@ -31,7 +31,8 @@ impl Transport {
     pub const fn client(self) -> waystation_client::Transport {
         match self {
             Self::H3 => waystation_client::Transport::H3,
-            Self::Ws | Self::WsCubic => waystation_client::Transport::Ws,
+            Self::Ws => waystation_client::Transport::Ws,
+            Self::WsCubic => waystation_client::Transport::WsPlain,
         }
     }
 

@@ -1,66 +1,208 @@
-//! Chunks on their way through the session: accepted, placed and sealed, given to the connection.
+//! Chunks on their way through the session: kept, placed and sealed, given to the connection.
 
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use waystation_proto::Offer;
+use zeroize::Zeroizing;
+
+use super::{Engine, LaneQueue, PAUSE_MS, Unsealed};
+use crate::capture::book::New;
 use crate::capture::event::{Event, Label};
-use crate::capture::lane::Place;
+use crate::capture::lane::{Lane, Place};
 use crate::capture::link::{Job, ToLink};
-use crate::capture::seal::{self, Subject};
-use crate::capture::{ChunkError, Cut};
+use crate::capture::queue::{self, Waiting};
+use crate::capture::seal;
+use crate::capture::status::Step;
+use crate::capture::store::record::{LaneState, Manifest, Record};
+use crate::capture::store::{NotKept, Store};
+use crate::capture::{ChunkError, Command, Cut, manifest};
 use crate::clock;
 use crate::token::Token;
 
-use super::{Engine, MAX_UNSEALED, Unsealed};
+/// Chunks that are kept with one sync.
+const MAX_TOGETHER: usize = 16;
+/// Chunks that are sealed before the connection gets its turn again.
+const MAX_SEALED: usize = 8;
+
+type Reply = oneshot::Sender<Result<u64, ChunkError>>;
+
+/// A chunk that was given a place, and what it is sealed from.
+struct Placed {
+    lane: usize,
+    chunk: Unsealed,
+    place: Place,
+}
+
+impl LaneQueue {
+    /// The lane as nobody used it yet.
+    pub(super) fn record(&self) -> Record {
+        let (variant, media) = (self.lane.variant, self.lane.media);
+        Record::Lane { lane: LaneState { variant, media, next_seq: 0, streams: Vec::new(), chain: String::new() } }
+    }
+}
 
 impl Engine {
-    pub(super) fn accept(&mut self, cut: Cut) -> Result<u64, ChunkError> {
-        let lane = self.lanes.iter().position(|lane| lane.variant == cut.variant).ok_or(ChunkError::NoLane)?;
-        if self.unsealed_bytes + cut.plaintext.len() > MAX_UNSEALED {
-            return Err(ChunkError::Full);
-        }
-        let lane_seq = self.lane_seqs[lane];
-        self.lane_seqs[lane] += 1;
-        self.unsealed_bytes += cut.plaintext.len();
-        let Cut { plaintext, started_ms, ended_ms, .. } = cut;
-        self.unsealed.push_back(Unsealed { lane, lane_seq, plaintext, started_ms, ended_ms });
-        Ok(lane_seq)
-    }
+    // === kept ===
 
-    /// Seals every chunk whose lane has a place for it, each lane in order.
-    pub(super) async fn seal_waiting(&mut self) {
-        let mut blocked = vec![false; self.lanes.len()];
-        for chunk in std::mem::take(&mut self.unsealed) {
-            let place = if blocked[chunk.lane] { None } else { self.lanes[chunk.lane].place() };
-            match place {
-                Some(place) => {
-                    self.unsealed_bytes -= chunk.plaintext.len();
-                    self.seal(&chunk, place).await;
+    /// Keeps a chunk, and those that wait behind it.
+    pub(super) async fn accept(&mut self, cut: Cut, reply: Reply) {
+        let mut cuts = vec![(cut, reply)];
+        while cuts.len() < MAX_TOGETHER {
+            match self.commands.try_recv() {
+                Ok(Command::Chunk(cut, reply)) => cuts.push((cut, reply)),
+                Ok(other) => {
+                    self.later = Some(other);
+                    break;
                 }
-                None if self.lanes[chunk.lane].is_over() => {
-                    self.unsealed_bytes -= chunk.plaintext.len();
-                    self.lose(&chunk);
-                }
-                None => {
-                    blocked[chunk.lane] = true;
-                    self.unsealed.push_back(chunk);
+                Err(_) => break,
+            }
+        }
+        let mut kept = Vec::with_capacity(cuts.len());
+        let mut replies = Vec::with_capacity(cuts.len());
+        for (cut, reply) in cuts {
+            match self.lanes.iter().position(|queue| queue.lane.variant == cut.variant) {
+                _ if self.closing => drop(reply.send(Err(ChunkError::Over))),
+                None => drop(reply.send(Err(ChunkError::NoLane))),
+                Some(lane) => {
+                    kept.push((lane, cut));
+                    replies.push(reply);
                 }
             }
         }
-        self.ask_for_streams();
+        let results = self.keep(kept, false).await;
+        for (reply, result) in replies.into_iter().zip(results) {
+            // Nobody waits for the answer: the chunk is kept all the same.
+            let _ = reply.send(result);
+        }
     }
 
-    pub(super) async fn seal(&mut self, chunk: &Unsealed, place: Place) {
-        let lane = &self.lanes[chunk.lane];
-        let (variant, media, id) = (lane.variant, lane.media, self.next_id);
-        let subject = Subject {
-            variant,
-            media,
-            lane_seq: chunk.lane_seq,
-            sequence: id + 1,
-            plaintext: &chunk.plaintext,
-            started_ms: chunk.started_ms,
-            ended_ms: chunk.ended_ms,
+    /// `manifest`: the last of them is the manifest.
+    async fn keep(&mut self, cuts: Vec<(usize, Cut)>, manifest: bool) -> Vec<Result<u64, ChunkError>> {
+        let mut seqs: Vec<u64> = self.lanes.iter().map(|queue| queue.next_seq).collect();
+        let (mut id, count) = (self.next_id, cuts.len());
+        let mut taken = Vec::with_capacity(count);
+        let work = move |store: &mut Store| {
+            for (lane, cut) in cuts {
+                let file = store.file(&cut.plaintext);
+                taken.push(file.map(|(file, size)| {
+                    let Cut { variant, started_ms, ended_ms, .. } = cut;
+                    let unsealed = Unsealed { id, lane_seq: seqs[lane], started_ms, ended_ms };
+                    let lane_seq = unsealed.lane_seq;
+                    store.add(Record::Kept { id, variant, lane_seq, file, size, started_ms, ended_ms });
+                    id += 1;
+                    seqs[lane] += 1;
+                    (lane, unsealed)
+                }));
+            }
+            if manifest && taken.iter().all(Result::is_ok) {
+                store.add(Record::Manifest { id: id.checked_sub(1) });
+            }
+            store.commit()?;
+            Ok(taken)
         };
-        let sealed = clock::random().and_then(|nonce| seal::seal(&self.config, &place, &subject, nonce));
-        let Some((frame, offer)) = sealed else { return self.lose(chunk) };
+        match self.store.work(work).await {
+            Ok(taken) => taken.into_iter().map(|taken| self.took(taken)).collect(),
+            Err(why) => (0..count).map(|_| Err(why.into())).collect(),
+        }
+    }
+
+    fn took(&mut self, taken: Result<(usize, Unsealed), NotKept>) -> Result<u64, ChunkError> {
+        let (lane, unsealed) = taken?;
+        let queue = &mut self.lanes[lane];
+        queue.next_seq = unsealed.lane_seq + 1;
+        queue.unsealed.push_back(unsealed);
+        self.next_id = unsealed.id + 1;
+        if self.session == crate::capture::SessionState::Initiated {
+            self.step(Step::Resume);
+        }
+        Ok(unsealed.lane_seq)
+    }
+
+    // === sealed ===
+
+    pub(super) fn can_seal_more(&self) -> bool {
+        self.ids.is_some()
+            && clock::unix_ms() >= self.not_before_ms.sealing
+            && self.lanes.iter().any(LaneQueue::is_ready)
+    }
+
+    /// Seals some chunks whose lanes have a place for them, in the order of mercy.
+    pub(super) async fn seal_some(&mut self) {
+        if self.ids.is_none() || clock::unix_ms() < self.not_before_ms.sealing {
+            return;
+        }
+        self.give_up_lanes().await;
+        let mut placed = Vec::new();
+        while placed.len() < MAX_SEALED
+            && let Some(lane) = self.next_lane()
+        {
+            let queue = &mut self.lanes[lane];
+            let (Some(place), Some(chunk)) = (queue.lane.place(), queue.unsealed.pop_front()) else { break };
+            placed.push(Placed { lane, chunk, place });
+        }
+        if !placed.is_empty() {
+            self.seal(placed).await;
+            self.ask_for_streams();
+        }
+    }
+
+    /// The lane whose oldest chunk goes first.
+    fn next_lane(&self) -> Option<usize> {
+        let ready = self.lanes.iter().enumerate().filter(|(_, queue)| queue.is_ready());
+        let ranked = ready.filter_map(|(n, queue)| Some((queue.rank()?, n)));
+        ranked.min().map(|(_, n)| n)
+    }
+
+    async fn seal(&mut self, placed: Vec<Placed>) {
+        let chunks: Vec<_> = placed.iter().map(|placed| self.subject(placed)).collect();
+        let (config, Some(ids)) = (self.config.clone(), self.ids.clone()) else { return };
+        let work = move |store: &mut Store| {
+            let mut plaintexts = Vec::with_capacity(chunks.len());
+            for (id, ..) in &chunks {
+                plaintexts.push(store.read(*id).ok_or(*id));
+            }
+            let gone: Vec<u64> = plaintexts.iter().filter_map(|read| read.as_ref().err().copied()).collect();
+            let mut sealed = Vec::with_capacity(chunks.len());
+            for ((id, place, about), plaintext) in chunks.into_iter().zip(plaintexts.into_iter().flatten()) {
+                if gone.is_empty() {
+                    let nonce = clock::random().ok_or(NotKept::Disk)?;
+                    let subject = about.of(&plaintext);
+                    let (frame, offer) = seal::seal(&config, &ids, &place, &subject, nonce).ok_or(NotKept::Disk)?;
+                    let (file, size) = store.envelope_file(&frame)?;
+                    store.add(Record::sealed(id, file, size, &offer, place.stream_no));
+                    sealed.push(offer);
+                }
+            }
+            gone.iter().for_each(|id| store.add(Record::Lost { id: *id }));
+            store.commit()?;
+            Ok((sealed, gone))
+        };
+        match self.store.work(work).await {
+            Ok((sealed, gone)) if gone.is_empty() => {
+                placed.into_iter().zip(sealed).for_each(|(placed, offer)| self.sealed(placed, offer));
+            }
+            Ok((_, gone)) => {
+                self.not_sealed(placed);
+                self.forget(&gone);
+            }
+            Err(_) => {
+                self.not_before_ms.sealing = clock::unix_ms() + PAUSE_MS;
+                self.not_sealed(placed);
+            }
+        }
+    }
+
+    fn subject(&self, placed: &Placed) -> (u64, Place, seal::About) {
+        let lane = &self.lanes[placed.lane].lane;
+        let Unsealed { id, lane_seq, started_ms, ended_ms } = placed.chunk;
+        let (variant, media) = (lane.variant, lane.media);
+        let about = seal::About { variant, media, lane_seq, sequence: id + 1, started_ms, ended_ms };
+        (id, placed.place.clone(), about)
+    }
+
+    fn sealed(&mut self, placed: Placed, offer: Offer) {
+        let Placed { lane, chunk, place } = placed;
+        let variant = self.lanes[lane].lane.variant;
         let label = Label {
             variant,
             lane_seq: chunk.lane_seq,
@@ -69,12 +211,8 @@ impl Engine {
             started_ms: chunk.started_ms,
             length: offer.length,
         };
-        if self.store.put(id, frame).await.is_err() {
-            return self.lose(chunk);
-        }
-        self.next_id += 1;
-        self.summary.bytes += offer.length;
-        self.book.add(id, label, variant.class(), offer, self.now_ms());
+        let manifest = self.store.look(|state| state.is_manifest(chunk.id));
+        self.book.add(chunk.id, New { label, offer, manifest, note: Default::default() }, self.now_ms());
         if place.rolled {
             self.summary.rolls += 1;
             self.emit(Event::Rolled { variant, stream_no: place.stream_no });
@@ -82,33 +220,136 @@ impl Engine {
         self.emit(Event::Cut(label));
     }
 
-    pub(super) fn lose(&mut self, chunk: &Unsealed) {
-        self.summary.lost += 1;
-        let variant = self.lanes[chunk.lane].variant;
-        self.emit(Event::Lost { variant, lane_seq: chunk.lane_seq });
+    /// Their places are given again, so that no index is left out.
+    fn not_sealed(&mut self, placed: Vec<Placed>) {
+        for placed in placed.into_iter().rev() {
+            let queue = &mut self.lanes[placed.lane];
+            queue.lane.take_back();
+            queue.unsealed.push_front(placed.chunk);
+        }
     }
+
+    /// The files of these are gone.
+    fn forget(&mut self, gone: &[u64]) {
+        let mut lost = Vec::new();
+        for queue in &mut self.lanes {
+            let variant = queue.lane.variant;
+            let of_lane = queue.unsealed.iter().filter(|chunk| gone.contains(&chunk.id));
+            lost.extend(of_lane.map(|chunk| Event::Lost { variant, lane_seq: chunk.lane_seq }));
+            queue.unsealed.retain(|chunk| !gone.contains(&chunk.id));
+        }
+        lost.into_iter().for_each(|event| self.emit(event));
+    }
+
+    /// A lane without a further stream takes its chunks with it.
+    async fn give_up_lanes(&mut self) {
+        for n in 0..self.lanes.len() {
+            if !self.lanes[n].lane.is_over() || self.lanes[n].unsealed.is_empty() {
+                continue;
+            }
+            let variant = self.lanes[n].lane.variant;
+            for chunk in std::mem::take(&mut self.lanes[n].unsealed) {
+                self.records.push(Record::Lost { id: chunk.id });
+                self.emit(Event::Lost { variant, lane_seq: chunk.lane_seq });
+            }
+        }
+        self.write_down().await;
+    }
+
+    // === the manifest ===
+
+    /// Whether the recording is over and its manifest is not cut.
+    pub(super) fn manifest_is_due(&self) -> bool {
+        let due = || self.store.look(|state| state.manifest == Manifest::Due && state.totals.chunks > 0);
+        self.config.manifest && self.closing && self.ids.is_some() && due()
+    }
+
+    /// Cuts the manifest once everything else is sealed and its lane has a stream.
+    pub(super) async fn cut_manifest(&mut self) {
+        let sealed = self.lanes.iter().all(|queue| queue.unsealed.is_empty());
+        if !sealed || clock::unix_ms() < self.not_before_ms.sealing || !self.manifest_is_due() {
+            return;
+        }
+        let (variant, media) = manifest::LANE;
+        let Some(lane) = self.lanes.iter().position(|queue| queue.lane.variant == variant) else {
+            let queue = LaneQueue { lane: Lane::new(variant, media), next_seq: 0, unsealed: Default::default() };
+            self.records.push(queue.record());
+            self.lanes.push(queue);
+            return self.ask_for_streams();
+        };
+        if self.lanes[lane].lane.is_over() {
+            // Nobody gives it a stream: the recording is what it is.
+            return self.records.push(Record::Manifest { id: None });
+        }
+        if self.lanes[lane].lane.streams().next().is_none() {
+            return;
+        }
+        let plaintext = Zeroizing::new(self.store.look(manifest::write));
+        let now_ms = clock::unix_ms();
+        let cut = Cut { variant, plaintext, started_ms: now_ms, ended_ms: now_ms };
+        if !matches!(self.keep(vec![(lane, cut)], true).await.pop(), Some(Ok(_))) {
+            self.not_before_ms.sealing = now_ms + PAUSE_MS;
+        }
+    }
+
+    // === given ===
 
     /// Gives the connection what it has room for.
     pub(super) async fn give(&mut self) {
+        if self.is_idle() {
+            return;
+        }
         let now_ms = self.now_ms();
         while let Some(room) = self.link.as_ref().filter(|link| link.jobs.capacity() > 1).map(|link| link.room) {
             self.book.hold(self.policy.turns(now_ms));
-            let Some(next) = self.book.take(now_ms, room) else { return };
+            let Some(next) = self.book.take(now_ms, room.at_most(self.network.bodies())) else { return };
+            let id = next.id;
             let live = |token: &&Token| !token.expired(clock::unix_ms());
             let token = self.wallet.covering(&next.offer.stream).filter(live).cloned();
-            let bytes = self.store.get(next.id).await;
-            let (Some(token), Some(bytes)) = (token, bytes) else {
+            let Some(token) = token else {
                 self.wallet.want();
-                self.book.give_back(next.id, now_ms + 1000);
+                self.book.give_back(id, now_ms + 1000);
                 continue;
             };
-            let id = next.id;
+            let Ok(bytes) = self.store.work(move |store| store.read(id).ok_or(NotKept::Disk)).await else {
+                self.book.give_back(id, now_ms + 1000);
+                continue;
+            };
+            // A process that is killed after the offer must know of it, so as not to send again what
+            // the relay holds.
+            let effect = self.book.given(id);
+            self.act(effect.into_iter().collect());
+            self.write_down().await;
+            let bytes = Bytes::from_owner(bytes);
             let job = Job { id, rank: next.rank, offer: next.offer, bytes, token, resume: next.resume };
             let given = self.link.as_ref().is_some_and(|link| link.jobs.try_send(ToLink::Job(Box::new(job))).is_ok());
             if !given {
                 self.book.give_back(id, now_ms);
                 return;
             }
+        }
+    }
+}
+
+impl LaneQueue {
+    /// A chunk waits, and there is a place for it.
+    fn is_ready(&self) -> bool {
+        !self.unsealed.is_empty() && self.lane.has_place()
+    }
+
+    fn rank(&self) -> Option<queue::Rank> {
+        let chunk = self.unsealed.front()?;
+        let (class, first) = (self.lane.variant.class(), chunk.lane_seq == 0);
+        let started_ms = chunk.started_ms;
+        Some(queue::rank(&Waiting { id: chunk.id, class, first, started_ms, length: 0, held: false, due_ms: 0 }, None))
+    }
+}
+
+impl From<NotKept> for ChunkError {
+    fn from(why: NotKept) -> Self {
+        match why {
+            NotKept::Full => Self::Full,
+            NotKept::Disk => Self::Disk,
         }
     }
 }

@@ -6,21 +6,33 @@ use std::time::Duration;
 
 use waystation_proto::id::StreamId;
 
-use crate::authority::{self, AuthorityError};
+use crate::authority::{self, AuthorityError, Ids};
 use crate::capture::event::Event;
-use crate::capture::lane::Lane;
 use crate::capture::link::ToLink;
+use crate::capture::store::record::Record;
 use crate::clock;
 use crate::token::Token;
 
-use super::{AUTHORITY_PAUSE_MS, Engine, KEYS_PAUSE_MS, MAX_STREAMS, Told};
+use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, Told};
 
 impl Engine {
-    pub(super) fn ask_for_streams(&mut self) {
-        if clock::unix_ms() < self.retry_streams_ms {
+    /// Asks what the recording is called: at the start, and until somebody says. What an earlier
+    /// run was told is said along, so that the authority speaks for it.
+    pub(super) fn ask_for_ids(&mut self) {
+        if self.ids_asked || !self.network.is_usable() || clock::unix_ms() < self.not_before_ms.ids {
             return;
         }
-        for (n, lane) in self.lanes.iter_mut().enumerate() {
+        self.ids_asked = true;
+        let (authority, kept) = (Arc::clone(&self.authority), self.ids.clone());
+        self.tasks.spawn(async move { Told::Ids(authority.ids(kept).await) });
+    }
+
+    pub(super) fn ask_for_streams(&mut self) {
+        if !self.can_ask() || clock::unix_ms() < self.not_before_ms.streams {
+            return;
+        }
+        for (n, queue) in self.lanes.iter_mut().enumerate() {
+            let lane = &mut queue.lane;
             if let Some(follows) = lane.wants_stream() {
                 lane.asked();
                 let (authority, variant, media) = (Arc::clone(&self.authority), lane.variant, lane.media);
@@ -31,13 +43,13 @@ impl Engine {
 
     pub(super) fn ask_for_capability(&mut self) {
         // Lanes tend to roll together: one capability for all of their new streams.
-        if self.lanes.iter().all(|lane| !lane.is_asking())
-            && self.lanes.iter().any(|lane| lane.uncovered().next().is_some())
+        if self.lanes.iter().all(|queue| !queue.lane.is_asking())
+            && self.lanes.iter().any(|queue| queue.lane.uncovered().next().is_some())
         {
             self.wallet.want();
         }
         let now_ms = clock::unix_ms();
-        if self.wallet.ask_at().is_none_or(|at| at > now_ms) {
+        if !self.can_ask() || self.wallet.ask_at().is_none_or(|at| at > now_ms) {
             return;
         }
         let streams = self.streams_in_use();
@@ -54,7 +66,7 @@ impl Engine {
     pub(super) fn streams_in_use(&self) -> Vec<StreamId> {
         let now_ms = clock::unix_ms();
         let mut seen = HashSet::new();
-        let filling = self.lanes.iter().flat_map(Lane::streams).cloned();
+        let filling = self.lanes.iter().flat_map(|queue| queue.lane.streams()).cloned();
         let mut pending: Vec<StreamId> = self.book.open().map(|entry| entry.offer.stream.clone()).collect();
         pending.dedup();
         pending.sort_by_cached_key(|stream| self.wallet.covers(stream, now_ms));
@@ -72,39 +84,86 @@ impl Engine {
     pub(super) fn fetch_keys_again(&mut self) {
         if !self.keys_asked {
             let now_ms = clock::unix_ms();
-            let at = self.keys_not_before_ms.max(now_ms);
-            self.keys_not_before_ms = at + KEYS_PAUSE_MS;
+            let at = self.not_before_ms.keys.max(now_ms);
+            self.not_before_ms.keys = at + KEYS_PAUSE_MS;
             self.fetch_keys(Duration::from_millis(at.abs_diff(now_ms)));
         }
     }
 
-    pub(super) async fn told(&mut self, told: Told) {
+    /// Asks the core what it has of a chunk; not more of them at once than are bearable: the others
+    /// come up again with the relay's next word.
+    pub(super) fn reconcile(&mut self, id: u64) {
+        if self.reconciling.len() >= MAX_RECONCILING || self.reconciling.contains(&id) {
+            return;
+        }
+        let Some(offer) = self.book.offer(id) else { return };
+        self.reconciling.insert(id);
+        let authority = Arc::clone(&self.authority);
+        self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+    }
+
+    pub(super) fn told(&mut self, told: Told) {
         let now_ms = clock::unix_ms();
         match told {
-            Told::Stream(lane, Ok(stream)) => self.lanes[lane].opened(stream),
-            Told::Stream(lane, Err(error)) => {
-                self.lanes[lane].refused(matches!(error, AuthorityError::Refused(_)));
-                self.retry_streams_ms = now_ms + AUTHORITY_PAUSE_MS;
+            Told::Ids(Ok(ids)) => self.are_named(ids),
+            Told::Ids(Err(error)) => {
+                self.ids_asked = false;
+                self.not_before_ms.ids = now_ms + PAUSE_MS;
+                self.emit(Event::Authority { error: error.to_string() });
+            }
+            Told::Stream(n, Ok(stream)) => {
+                let lane = &mut self.lanes[n].lane;
+                self.records.push(Record::Stream { variant: lane.variant, stream: stream.clone() });
+                lane.opened(stream);
+            }
+            Told::Stream(n, Err(error)) => {
+                self.lanes[n].lane.refused(matches!(error, AuthorityError::Refused(_)));
+                self.not_before_ms.streams = now_ms + PAUSE_MS;
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Capability(Ok(tokens)) => self.renewed(&tokens, now_ms),
             Told::Capability(Err(error)) => {
-                self.wallet.failed(now_ms + AUTHORITY_PAUSE_MS);
+                self.wallet.failed(now_ms + PAUSE_MS);
                 self.emit(Event::Authority { error: error.to_string() });
+            }
+            Told::Reconciled(id, answer) => {
+                self.reconciling.remove(&id);
+                let now_ms = self.now_ms();
+                let effects = answer.map(|core| self.book.reconciled(id, core, now_ms));
+                self.act(effects.unwrap_or_default());
             }
             Told::Keys(answer) => {
                 self.keys_asked = false;
-                let effects = self.book.set_keys(answer);
-                self.act(effects).await;
+                let effects = self.book.set_keys(answer, self.now_ms());
+                self.act(effects);
             }
             Told::Connected(result) => self.connected(result),
+        }
+    }
+
+    fn are_named(&mut self, ids: Ids) {
+        self.named = true;
+        if self.ids.as_ref() != Some(&ids) {
+            self.records.push(Record::Ids { ids: ids.clone() });
+            self.ids = Some(ids);
+        }
+        self.emit(Event::Named);
+    }
+
+    /// The relay session outlives this run: what it was told of chunks counts for the next too.
+    fn remember_session(&mut self, tokens: &[Token]) {
+        let Some(sid) = tokens.iter().find_map(|token| token.sid.clone()) else { return };
+        if let Some(ids) = self.ids.as_mut().filter(|ids| ids.sid.as_ref() != Some(&sid)) {
+            ids.sid = Some(sid);
+            self.records.push(Record::Ids { ids: ids.clone() });
         }
     }
 
     pub(super) fn renewed(&mut self, tokens: &[Token], now_ms: i64) {
         let first = self.wallet.live(i64::MIN).is_empty();
         self.wallet.add(tokens, now_ms);
-        for lane in &mut self.lanes {
+        self.remember_session(tokens);
+        for lane in self.lanes.iter_mut().map(|queue| &mut queue.lane) {
             let streams: Vec<StreamId> = lane.streams().cloned().collect();
             for stream in streams {
                 if let Some(max) = tokens.iter().find_map(|token| token.max_chunks(&stream)) {

@@ -7,11 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use waystation_client::ClientKey;
-use waystation_client::authority::{Answer, Authority, AuthorityError};
+use waystation_client::authority::{Answer, Authority, AuthorityError, Ids};
 use waystation_client::receipt::Jwks;
 use waystation_client::token::Token;
 use waystation_proto::Offer;
-use waystation_proto::id::StreamId;
+use waystation_proto::id::{GroupId, StreamId};
 use waystation_proto::receipt::RECEIPT_TYP;
 use waystation_proto::{Media, Variant};
 
@@ -24,6 +24,8 @@ pub struct TestAuthority {
     pub key_id: Mutex<String>,
     streams: AtomicU64,
     minted: AtomicU64,
+    /// Names that a session brought along.
+    pub asked: Mutex<Vec<Option<Ids>>>,
     /// Streams in the order they were given, with the one each follows.
     pub given: Mutex<Vec<(String, Option<String>)>>,
 }
@@ -38,6 +40,7 @@ impl TestAuthority {
             key_id: Mutex::new("k1".into()),
             streams: AtomicU64::new(0),
             minted: AtomicU64::new(0),
+            asked: Mutex::default(),
             given: Mutex::default(),
         }
     }
@@ -66,6 +69,15 @@ impl TestAuthority {
 }
 
 impl Authority for TestAuthority {
+    fn ids(&self, kept: Option<Ids>) -> Answer<'_, Ids> {
+        Box::pin(async move {
+            self.here()?;
+            let made = Ids { incident: super::incident(), group: GroupId::new("group_1").unwrap(), sid: None };
+            self.asked.lock().unwrap().push(kept.clone());
+            Ok(kept.unwrap_or(made))
+        })
+    }
+
     fn next_stream(&self, _: Variant, _: Media, follows: Option<StreamId>) -> Answer<'_, StreamId> {
         Box::pin(async move {
             self.here()?;

@@ -5,13 +5,16 @@ pub mod relay;
 mod web;
 mod ws;
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use waystation_client::GroupKey;
-use waystation_client::capture::{Config, Event, LaneSpec};
+use waystation_client::capture::local::LocalKey;
+use waystation_client::capture::{Config, Event, LaneSpec, Storage};
 use waystation_client::connect::Transport;
-use waystation_proto::id::{GroupId, IncidentId};
+use waystation_proto::id::IncidentId;
 use waystation_proto::{Media, Variant};
 
 pub const AUDIO: LaneSpec = LaneSpec { variant: Variant::AudioPriority, media: Media::Audio };
@@ -30,16 +33,26 @@ pub fn group_key() -> GroupKey {
 
 pub fn config(relay: &relay::Relay, transport: Transport, lanes: &[LaneSpec]) -> Config {
     Config {
-        relay: relay.endpoint(transport),
+        relays: vec![relay.endpoint(transport)],
         transport,
         group_key: group_key(),
-        incident: incident(),
-        group: GroupId::new("group_1").unwrap(),
         lanes: lanes.to_vec(),
         client_key: None,
-        spool: None,
+        storage: Storage::Memory,
+        manifest: false,
         wait_s: 5,
     }
+}
+
+/// A queue in a directory.
+pub fn queue(path: &Path) -> Storage {
+    Storage::directory(path, Arc::new(LocalKey::new([5; 32])))
+}
+
+/// Chunks that wait in a queue's directory.
+pub fn files(path: &Path) -> usize {
+    let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.starts_with("upload_queue.")).count()
 }
 
 /// Takes events until one is found.

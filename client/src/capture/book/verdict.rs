@@ -1,0 +1,233 @@
+//! What follows from the relay's word on a chunk.
+
+use super::*;
+use crate::authority::Reconciled;
+use crate::capture::retry::{self, Meaning};
+
+impl Book {
+    /// The relay spoke of a chunk. What an attempt brings that is no longer the chunk's changes
+    /// nothing.
+    pub(crate) fn verdict(&mut self, id: u64, attempt: u64, verdict: Verdict, now_ms: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.attempt == attempt) else { return out };
+        if matches!(entry.stage, Stage::Doubted | Stage::Refused) {
+            return out;
+        }
+        entry.heard_ms = now_ms;
+        let code = verdict.error.as_ref().map(crate::wire::code_of);
+        let mut verdict = verdict;
+        if verdict.error.as_ref().is_some_and(|error| retry::meaning(error) == Meaning::Reconcile) {
+            // A relay that did not bring it calls the core's "duplicate" a refusal.
+            verdict.state = Some(ChunkState::Unsettled);
+        }
+        match verdict.state {
+            Some(ChunkState::Confirmed) => {
+                self.confirm(id, verdict.receipt, false, now_ms, &mut out);
+                if self.entries.get(&id).is_some_and(|entry| entry.stage == Stage::Unsettled) {
+                    out.push(Effect::Reconcile { id });
+                }
+                self.rate.paused(self.moving().all() == 0, now_ms);
+                return out;
+            }
+            Some(state) => self.note(id, state, code.clone(), Proof::Absent, now_ms, &mut out),
+            None => {}
+        }
+        let held = verdict.state.is_some_and(ChunkState::held);
+        if verdict.state == Some(ChunkState::AwaitingCapability) {
+            out.push(Effect::Renew);
+        }
+        let floor_ms = verdict.retry_after_s.map(|seconds| seconds.max(1) * 1000);
+        match (&verdict.error, verdict.state) {
+            // Both said their last word of this try.
+            (_, Some(ChunkState::Unsettled)) => out.push(Effect::Reconcile { id }),
+            (_, Some(ChunkState::Rejected)) => self.refused(id, code, &mut out),
+            (_, Some(ChunkState::Expired)) => self.failed(id, code, floor_ms, now_ms, &mut out),
+            // The relay holds it, and says what it waits for; it will tell, or is asked again.
+            _ if held => self.held(id, &verdict, floor_ms, now_ms),
+            (Some(error), _) => self.error(id, error, code, floor_ms, now_ms, &mut out),
+            (None, _) if verdict.last => self.again(id, floor_ms.unwrap_or(1000), now_ms),
+            (None, _) => {}
+        }
+        self.rate.paused(self.moving().all() == 0, now_ms);
+        out
+    }
+
+    /// The core itself said what it has of an unsettled chunk.
+    pub(crate) fn reconciled(&mut self, id: u64, core: Reconciled, now_ms: u64) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let unsettled = |entry: &Entry| entry.note.state == Some(ChunkState::Unsettled);
+        if !self.entries.get(&id).is_some_and(unsettled) {
+            return out;
+        }
+        let code = || Some("duplicate_chunk_conflict".to_owned());
+        match core {
+            Reconciled::Stored { receipt } => self.confirm(id, receipt, false, now_ms, &mut out),
+            Reconciled::Conflict => {
+                self.note(id, ChunkState::Rejected, code(), Proof::Absent, now_ms, &mut out);
+                self.refused(id, code(), &mut out);
+            }
+            // What a relay takes for stored is not: it is brought again.
+            Reconciled::Missing => {
+                self.note(id, ChunkState::Receiving, None, Proof::Absent, now_ms, &mut out);
+                self.go_on(id, 0, now_ms);
+            }
+        }
+        out
+    }
+
+    fn held(&mut self, id: u64, verdict: &Verdict, floor_ms: Option<u64>, now_ms: u64) {
+        if verdict.last {
+            let wait = floor_ms.unwrap_or(1000);
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.floor_ms = now_ms + wait;
+            }
+            self.again(id, wait, now_ms);
+        }
+    }
+
+    fn error(
+        &mut self,
+        id: u64,
+        error: &Error,
+        code: Option<String>,
+        floor_ms: Option<u64>,
+        now_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        match retry::meaning(error) {
+            Meaning::Failure => self.failed(id, code, floor_ms, now_ms, out),
+            Meaning::GoOn if error.retry == waystation_proto::Retry::Never => self.go_on(id, 1000, now_ms),
+            Meaning::GoOn => self.go_on(id, floor_ms.unwrap_or(0), now_ms),
+            Meaning::Wait => {
+                let wait = floor_ms.unwrap_or(1000);
+                self.floor(id, now_ms + wait);
+                self.again(id, wait, now_ms);
+            }
+            Meaning::Renew => {
+                self.again(id, 0, now_ms);
+                self.stage(id, Stage::Parked);
+                out.push(Effect::Renew);
+            }
+            // Taken for the state it stands for before it comes here.
+            Meaning::Reconcile => {}
+            Meaning::Refused => {
+                self.note(id, ChunkState::Rejected, code.clone(), Proof::Absent, now_ms, out);
+                self.refused(id, code, out);
+            }
+        }
+    }
+
+    /// A try failed and counts.
+    fn failed(&mut self, id: u64, code: Option<String>, floor_ms: Option<u64>, now_ms: u64, out: &mut Vec<Effect>) {
+        let dice = self.jitter.roll();
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let label = entry.label;
+        let delay = retry::delay_ms(entry.note.retries + 1, dice);
+        let state = match delay {
+            Some(_) => {
+                entry.note.retries += 1;
+                ItemState::Retrying
+            }
+            None => {
+                entry.note.failed = true;
+                ItemState::Failed
+            }
+        };
+        out.push(Effect::Note { id, note: entry.note });
+        out.push(Effect::Item { label, state, code });
+        match delay {
+            Some(delay) => {
+                let floor = floor_ms.unwrap_or(0);
+                self.floor(id, now_ms + floor);
+                self.again(id, delay.max(floor), now_ms);
+            }
+            None => {
+                self.again(id, 0, now_ms);
+                self.stage(id, Stage::Failed);
+            }
+        }
+    }
+
+    fn floor(&mut self, id: u64, until_ms: u64) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.floor_ms = until_ms;
+        }
+    }
+
+    fn refused(&mut self, id: u64, code: Option<String>, out: &mut Vec<Effect>) {
+        if let Some(entry) = self.entries.get(&id) {
+            out.push(Effect::Item { label: entry.label, state: ItemState::Failed, code });
+        }
+        self.stage(id, Stage::Refused);
+    }
+
+    /// The core confirmed, says the relay; the receipt, if there is one, must agree.
+    pub(super) fn confirm(
+        &mut self,
+        id: u64,
+        receipt: Option<String>,
+        keys_are_new: bool,
+        now_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(entry) = self.entries.get(&id) else { return };
+        let check = |text: &str| self.keys.check(text, keys_are_new, |receipt| receipt.is_for(&entry.offer));
+        let checked = match receipt.as_deref().map_or(Some(Proof::Absent), check) {
+            Some(checked) => checked,
+            None => {
+                // The bytes stay here until the receipt is checked.
+                self.stage(id, Stage::Doubted);
+                self.doubted.insert(id, receipt.unwrap_or_default());
+                return out.push(Effect::FetchKeys);
+            }
+        };
+        if checked == Proof::Invalid {
+            // The relay is no authority: what its receipt does not prove is not confirmed.
+            return self.note(id, ChunkState::Unsettled, Some("receipt_invalid".into()), checked, now_ms, out);
+        }
+        self.note(id, ChunkState::Confirmed, None, checked, now_ms, out);
+        self.entries.remove(&id);
+        self.queue.remove(id);
+        out.push(Effect::Free { id });
+    }
+
+    /// Writes a state down.
+    pub(super) fn note(
+        &mut self,
+        id: u64,
+        state: ChunkState,
+        code: Option<String>,
+        receipt: Proof,
+        now_ms: u64,
+        out: &mut Vec<Effect>,
+    ) {
+        let relay = self.relay;
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let before = entry.note;
+        if entry.note.state != Some(state) {
+            entry.note.state = Some(state);
+            entry.quick = 0;
+            out.push(Effect::State { id, label: entry.label, state, code, receipt });
+        }
+        entry.held_by = state.held().then_some(relay);
+        if state.held() {
+            entry.reached(entry.offer.length);
+            entry.note.retries = 0;
+        }
+        if state == ChunkState::Expired {
+            entry.accepted = 0;
+        }
+        match (state, entry.stage) {
+            (ChunkState::Unsettled, _) => {
+                entry.floor_ms = now_ms + UNSETTLED_MS;
+                self.stage(id, Stage::Unsettled);
+            }
+            (ChunkState::Receiving, Stage::Probing) => entry.stage = Stage::Moving,
+            (state, Stage::Probing | Stage::Moving) if state.held() => entry.stage = Stage::Sent,
+            _ => {}
+        }
+        if let Some(entry) = self.entries.get(&id).filter(|entry| entry.note != before) {
+            out.push(Effect::Note { id, note: entry.note });
+        }
+    }
+}
