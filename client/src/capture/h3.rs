@@ -129,10 +129,10 @@ async fn run(
 
 /// Waits until the relay did not take what was sent early; for ever if it did.
 async fn refused(early: Option<Early>) {
-    if let Some(early) = early {
-        if tokio::time::timeout(EARLY_LIMIT, early).await != Ok(true) {
-            return;
-        }
+    if let Some(early) = early
+        && tokio::time::timeout(EARLY_LIMIT, early).await != Ok(true)
+    {
+        return;
     }
     std::future::pending().await
 }
@@ -189,7 +189,7 @@ impl Shared {
             let asking = self.connection.ask(native::head(job)?);
             match native::held(&limited(GRACE, asking).await?, job) {
                 Ok(held) => offset = held,
-                Err(verdict) => return Ok(verdict),
+                Err(verdict) => return Ok(*verdict),
             }
             let (id, attempt) = (job.id, job.offer.attempt);
             let _ = self.news.send(FromLink::Offset { id, attempt, offset }).await;

@@ -31,11 +31,11 @@ pub(super) fn head(job: &Job) -> Result<Request<()>, Broken> {
 }
 
 /// The offset that the answer to a `HEAD` names, or what else it says.
-pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Verdict> {
+pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Box<Verdict>> {
     match reply.status {
         StatusCode::NOT_FOUND => Ok(0),
         status if status.is_success() => Ok(upload_offset(&reply.headers).unwrap_or(0).min(job.offer.length)),
-        _ => Err(read(reply)),
+        _ => Err(Box::new(read(reply))),
     }
 }
 

@@ -62,7 +62,7 @@ async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<Fr
     if job.resume {
         match native::held(&client.send(native::head(job)?, Bytes::new()).await?, job) {
             Ok(held) => offset = held,
-            Err(verdict) => return Ok(verdict),
+            Err(verdict) => return Ok(*verdict),
         }
         let (id, attempt) = (job.id, job.offer.attempt);
         let _ = news.send(FromLink::Offset { id, attempt, offset }).await;

@@ -36,7 +36,7 @@ pub(crate) enum Source {
         Box<Streaming<H3Body>>,
         /** Held, because the stream ends with its connection. */
         #[expect(dead_code)]
-        H3,
+        Box<H3>,
     ),
 }
 
@@ -126,7 +126,7 @@ async fn open_h3(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectErr
     if !answer.status().is_success() {
         return Err(refusal(answer.status(), answer.headers(), streaming.rest(h3_data).await));
     }
-    Ok(Source::H3(Box::new(streaming), connection))
+    Ok(Source::H3(Box::new(streaming), Box::new(connection)))
 }
 
 fn refusal(status: http::StatusCode, headers: &http::HeaderMap, body: Vec<u8>) -> ConnectError {
