@@ -25,8 +25,13 @@ const INITIAL_MTU: u16 = 1232;
 /// A connection on which nothing comes back for this long is dead. Longer than outages, since a
 /// connection that lives on needs neither a handshake nor a question where it was.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// A sign after so much silence: NATs of mobile networks forget a quiet flow after 30 s and more.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A sign after so much silence from a capture client, which says `ALIVE` anyway: NATs of mobile
+/// networks forget a quiet flow after 30 s and more.
+pub(crate) const CAPTURE_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The same from a contact, which says nothing else: a relay that is gone is found out by it.
+pub(crate) const WATCH_KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// The same in keep-alives: a contact has nothing else to find a dead relay by.
+const IDLE_FACTOR: u32 = 4;
 /// Bytes that QUIC holds until they are acknowledged in order. How many of them wait to be sent is
 /// the gauge's concern; this bounds the memory.
 const SEND_WINDOW: u64 = 4 * 1024 * 1024;
@@ -74,11 +79,11 @@ pub(crate) type Early = quinn::ZeroRttAccepted;
 
 impl H3 {
     /// Connects and completes the handshake.
-    pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, ConnectError> {
+    pub(crate) async fn connect(endpoint: &Endpoint, keep_alive: Duration) -> Result<Self, ConnectError> {
         let addresses = endpoint.addresses().await?;
         let mut dialers = Vec::new();
         for address in addresses {
-            dialers.push(Dialer::new(endpoint, address)?);
+            dialers.push(Dialer::new(endpoint, address, keep_alive)?);
         }
         let through = race::staggered(|n| dialers[n % dialers.len()].attempt());
         let (socket, connection, gauge) = through.await?;
@@ -89,10 +94,10 @@ impl H3 {
     /// The second value is there if the handshake is still under way.
     pub(crate) async fn connect_early(endpoint: &Endpoint) -> Result<(Self, Option<Early>), ConnectError> {
         let address = endpoint.addresses().await?[0];
-        let dialer = Dialer::new(endpoint, address)?;
+        let dialer = Dialer::new(endpoint, address, CAPTURE_KEEP_ALIVE)?;
         let gauge = Arc::new(Gauge::new());
         let Ok((connection, early)) = dialer.begin(&gauge)?.into_0rtt() else {
-            return Ok((Self::connect(endpoint).await?, None));
+            return Ok((Self::connect(endpoint, CAPTURE_KEEP_ALIVE).await?, None));
         };
         let over = Self::over(endpoint, dialer.socket, connection, gauge);
         Ok((over.await?, Some(early)))
@@ -236,12 +241,13 @@ impl H3Body {
 struct Dialer<'a> {
     endpoint: &'a Endpoint,
     address: SocketAddr,
+    keep_alive: Duration,
     socket: quinn::Endpoint,
     tls: Arc<QuicClientConfig>,
 }
 
 impl<'a> Dialer<'a> {
-    fn new(endpoint: &'a Endpoint, address: SocketAddr) -> Result<Self, ConnectError> {
+    fn new(endpoint: &'a Endpoint, address: SocketAddr, keep_alive: Duration) -> Result<Self, ConnectError> {
         if !endpoint.tls() {
             return Err(ConnectError::NeedsTls);
         }
@@ -249,12 +255,12 @@ impl<'a> Dialer<'a> {
             if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         let socket = quinn::Endpoint::client(any).map_err(|_| ConnectError::Unreachable)?;
         let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
-        Ok(Self { endpoint, address, socket, tls: Arc::new(tls) })
+        Ok(Self { endpoint, address, keep_alive, socket, tls: Arc::new(tls) })
     }
 
     fn begin(&self, gauge: &Arc<Gauge>) -> Result<quinn::Connecting, ConnectError> {
         let mut config = quinn::ClientConfig::new(self.tls.clone());
-        config.transport_config(Arc::new(transport(gauge)));
+        config.transport_config(Arc::new(transport(gauge, self.keep_alive)));
         self.socket.connect_with(config, self.address, self.endpoint.host()).map_err(|_| ConnectError::Url)
     }
 
@@ -275,11 +281,11 @@ fn is_certificate(code: quinn::TransportErrorCode) -> bool {
     (0x12a..=0x130).contains(&u64::from(code))
 }
 
-fn transport(gauge: &Arc<Gauge>) -> quinn::TransportConfig {
+fn transport(gauge: &Arc<Gauge>, keep_alive: Duration) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     transport
-        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_LIMIT).ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_LIMIT.min(IDLE_FACTOR * keep_alive)).ok())
+        .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)
         .initial_mtu(INITIAL_MTU)
         // What was written first goes first, and what was lost of it before all else.

@@ -26,7 +26,7 @@ use super::native::{self, MAX_OFFSETS};
 use super::plan::{Next, Plan};
 use crate::congestion::{Beat, Path, Pulse};
 use crate::connect::ConnectError;
-use crate::h3link::{Early, H3, Receiving, Sending};
+use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Receiving, Sending};
 use crate::http::{Broken, Reply};
 
 /// Chunks given to the connection at once: the next one's bytes are at hand when the last one's
@@ -48,7 +48,7 @@ const EARLY_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectError> {
     let (connection, early) = match early {
         true => H3::connect_early(&dial.relay).await?,
-        false => (H3::connect(&dial.relay).await?, None),
+        false => (H3::connect(&dial.relay, CAPTURE_KEEP_ALIVE).await?, None),
     };
     Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
 }

@@ -15,7 +15,7 @@ use waystation_proto::message::{self, StartAt, StartWord};
 use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
 
 use crate::connect::{ConnectError, Endpoint, Transport};
-use crate::h3link::{H3, H3Body};
+use crate::h3link::{H3, H3Body, WATCH_KEEP_ALIVE};
 use crate::http::{self as http_wire, Broken, Client, Progress, Upload};
 use crate::token::Token;
 use crate::wsio::{self, GREETING_LIMIT, PING_AFTER, SILENCE_LIMIT, Socket};
@@ -120,7 +120,7 @@ async fn open_h1(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectErr
 }
 
 async fn open_h3(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectError> {
-    let connection = H3::connect(relay).await?;
+    let connection = H3::connect(relay, WATCH_KEEP_ALIVE).await?;
     let (answer, body) = connection.open(request(wish)?).await.map_err(|Broken| ConnectError::Unreachable)?;
     let mut streaming = Streaming { body, decoder: Decoder::default() };
     if !answer.status().is_success() {
