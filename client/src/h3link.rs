@@ -288,8 +288,6 @@ fn transport(gauge: &Arc<Gauge>, keep_alive: Duration) -> quinn::TransportConfig
         .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)
         .initial_mtu(INITIAL_MTU)
-        // What was written first goes first, and what was lost of it before all else.
-        .send_fairness(false)
         .congestion_controller_factory(Arc::new(congestion::Factory(Arc::clone(gauge))))
         .send_window(SEND_WINDOW)
         .stream_receive_window(STREAM_WINDOW.into())
