@@ -64,6 +64,8 @@ pub(crate) struct Path {
     pub(crate) rate: u64,
     /// The round trip of late, queues included.
     pub(crate) rtt: Duration,
+    /// Part of the bytes that is lost, in thousandths.
+    pub(crate) loss_permille: u64,
 }
 
 #[derive(Debug)]

@@ -44,7 +44,11 @@ struct PathController {
 
 impl PathController {
     fn path(&self) -> Path {
-        Path { rate: self.model.rate() as u64, rtt: Duration::from_micros(self.model.recent_rtt()) }
+        Path {
+            rate: self.model.rate() as u64,
+            rtt: Duration::from_micros(self.model.recent_rtt()),
+            loss_permille: (self.model.loss() * 1000.0) as u64,
+        }
     }
 
     fn micros(&self, at: Instant) -> Micros {
