@@ -220,8 +220,15 @@ impl Shared {
         }
         let (begun, receiving) = oneshot::channel();
         self.with(|waiting| waiting.add(job, offset, begun));
-        let reply = receiving.await.map_err(|_| Broken)?.reply();
-        reply.await
+        let mut reply = std::pin::pin!(receiving.await.map_err(|_| Broken)?.reply());
+        // As long as bytes wait the connection's own silence counts; then the relay's promise.
+        loop {
+            match tokio::time::timeout(limit, &mut reply).await {
+                Ok(reply) => return reply,
+                Err(_) if self.with_quietly(|waiting| waiting.plan.holds(job.id)) => {}
+                Err(_) => return Err(Broken),
+            }
+        }
     }
 }
 

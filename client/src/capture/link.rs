@@ -26,6 +26,8 @@ const PROBES: usize = 16;
 
 /// Capabilities that a connection remembers to bring to the next.
 const MAX_TOKENS: usize = 64;
+/// The same in bytes: they fit a control frame.
+const MAX_HELLO_BYTES: usize = 48 * 1024;
 /// QUIC is tried again so long after it did not come through, and twice as long after each
 /// further time, up to the second value.
 const QUIC_AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
@@ -170,12 +172,13 @@ impl Dial {
         race::prefer(super::h3::connect(quic, early), other, GRACE).await
     }
 
-    /// One more capability; the newest are kept.
+    /// One more capability; the newest are kept, as many as one `HELLO` brings.
     pub(crate) fn add(&mut self, token: Token) {
-        if self.tokens.len() >= MAX_TOKENS {
+        self.tokens.push(token);
+        let bytes = |tokens: &[Token]| tokens.iter().map(|token| token.as_str().len()).sum::<usize>();
+        while self.tokens.len() > MAX_TOKENS || (self.tokens.len() > 1 && bytes(&self.tokens) > MAX_HELLO_BYTES) {
             self.tokens.remove(0);
         }
-        self.tokens.push(token);
     }
 }
 

@@ -77,6 +77,12 @@ impl Plan {
         }
     }
 
+    /// Whether bytes of this chunk are still to go.
+    #[must_use]
+    pub fn holds(&self, handle: u64) -> bool {
+        self.bodies.contains_key(&handle)
+    }
+
     /// Nothing more of this chunk needs to go.
     pub fn forget(&mut self, handle: u64) {
         self.bodies.remove(&handle);
