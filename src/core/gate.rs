@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use super::line::{Line, Place};
 use crate::clock::Clock;
-use crate::proto::budget::{Budget, Call, Limiter, Poll, backoff_ms};
+use crate::proto::budget::{AWAY_LONGEST_MS, Budget, Call, Limiter, Poll, RETRY_LONGEST_MS, backoff_ms};
 use crate::proto::outcome::Outcome;
 use crate::telemetry::Metrics;
 
@@ -126,7 +126,7 @@ impl Gate {
         if poll == Poll::Go && state.failures > 0 {
             // Doubled already: if this one fails too, nothing else has to change.
             state.failures = state.failures.saturating_add(1);
-            state.away_until = now + backoff_ms(state.failures, self.clock.random_below(u64::MAX));
+            state.away_until = now + backoff_ms(state.failures, AWAY_LONGEST_MS, self.clock.random_below(u64::MAX));
             self.reach.send_replace(Reach::Away { until_ms: state.away_until });
         }
         if poll == Poll::Go {
@@ -162,7 +162,7 @@ impl Gate {
             // Calls that were under way together fail together: that is one failure.
             if state.failures == 0 || now >= state.away_until {
                 state.failures = state.failures.saturating_add(1);
-                state.away_until = now + backoff_ms(state.failures, self.clock.random_below(u64::MAX));
+                state.away_until = now + backoff_ms(state.failures, AWAY_LONGEST_MS, self.clock.random_below(u64::MAX));
                 self.reach.send_replace(Reach::Away { until_ms: state.away_until });
                 self.metrics.core.reachable(false);
             }
@@ -177,7 +177,7 @@ impl Gate {
     fn trouble(&self, state: &mut State, now: u64) {
         state.troubles = state.troubles.saturating_add(1);
         let failures = (state.troubles + 1).saturating_sub(TROUBLES);
-        state.troubled_until = now + backoff_ms(failures, self.clock.random_below(u64::MAX));
+        state.troubled_until = now + backoff_ms(failures, RETRY_LONGEST_MS, self.clock.random_below(u64::MAX));
     }
 
     /// Whether commits wait because the core, or what answers in its place, does nothing for

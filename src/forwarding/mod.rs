@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::core::{ChunkFields, CoreApi, Permit, Reach};
 use crate::proto::Class;
 use crate::proto::Code;
-use crate::proto::budget::{Call, Limiter, backoff_ms};
+use crate::proto::budget::{AWAY_LONGEST_MS, Call, Limiter, RETRY_LONGEST_MS, backoff_ms};
 use crate::proto::ledger::{Reason, Verdict};
 use crate::proto::outcome::{Doubt, Outcome};
 use crate::staging::{Job, Staging};
@@ -105,7 +105,7 @@ impl Forwarding {
         let verdict = match job.body().await {
             // Rotten bytes are no evidence, and the core refused nothing: the uploader may have them.
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Verdict::Damaged,
-            Err(_) => Verdict::Retry(self.backoff(job.tries())),
+            Err(_) => Verdict::Retry(self.backoff(job.tries(), RETRY_LONGEST_MS)),
             Ok(body) => {
                 let begun = self.clock.now_ms();
                 let fields = ChunkFields { session: job.session(), capability: job.capability(), offer: job.offer() };
@@ -122,7 +122,8 @@ impl Forwarding {
 
     fn verdict(&self, outcome: Outcome, tries: u32) -> Verdict {
         let retry_after = outcome.refusal().and_then(|refusal| refusal.retry_after_s).unwrap_or(0) * 1000;
-        let backoff = self.backoff(tries).max(retry_after);
+        let longest = if outcome.away() { AWAY_LONGEST_MS } else { RETRY_LONGEST_MS };
+        let backoff = self.backoff(tries, longest).max(retry_after);
         match outcome {
             // What is here may be the only copy, and a portal on the way can answer `{}` too.
             Outcome::Confirmed(confirmed) if confirmed.bare => Verdict::Ambiguous(backoff),
@@ -142,8 +143,8 @@ impl Forwarding {
         }
     }
 
-    fn backoff(&self, tries: u32) -> u64 {
-        backoff_ms(tries, self.clock.random_below(u64::MAX))
+    fn backoff(&self, tries: u32, longest_ms: u64) -> u64 {
+        backoff_ms(tries, longest_ms, self.clock.random_below(u64::MAX))
     }
 
     /// A moving average of the rate of single commits: what a master's first chunk would take.

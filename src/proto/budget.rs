@@ -370,13 +370,18 @@ impl Passed {
     }
 }
 
+/// The longest wait before a core that was away is asked again, in milliseconds. One call goes each
+/// time, so it can be short: contacts and the phone wait for the news.
+pub const AWAY_LONGEST_MS: u64 = 8_000;
+/// The longest wait of what the core answered and did not take, in milliseconds.
+pub const RETRY_LONGEST_MS: u64 = 30_000;
+
 /// How long to stay away after the `failures`-th failure in a row (from 1), in milliseconds:
-/// 0.5 s doubled up to 30 s, the upper half of it by chance. `random` is any random number.
+/// 0.5 s doubled up to `longest_ms`, the upper half of it by chance. `random` is any random number.
 #[must_use]
-pub fn backoff_ms(failures: u32, random: u64) -> u64 {
+pub fn backoff_ms(failures: u32, longest_ms: u64, random: u64) -> u64 {
     const FIRST_MS: u64 = 500;
-    const LONGEST_MS: u64 = 30_000;
-    let whole = (FIRST_MS << failures.clamp(1, 16)).min(LONGEST_MS);
+    let whole = (FIRST_MS << failures.clamp(1, 16)).min(longest_ms);
     whole / 2 + random % (whole / 2 + 1)
 }
 
