@@ -50,7 +50,7 @@ use crate::clock;
 use crate::connect::{Endpoint, Transport};
 use crate::keys::{ClientKey, GroupKey, KeyError};
 
-pub use event::{Event, Label, Summary};
+pub use event::{Event, Label, Path, Summary};
 pub(crate) use seal::lane_seq;
 pub use store::{MAX_QUEUE_BYTES, OpenError};
 

@@ -25,10 +25,7 @@ const ADD_EVERY: Duration = Duration::from_secs(1);
 /// One connection now, more when they are needed.
 pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
     let first = super::ws::connect(dial.clone(), false).await?;
-    let room = first.room;
-    let mut link = Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs));
-    link.room.bodies = room.bodies;
-    Ok(link)
+    Ok(Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs)))
 }
 
 type News = (usize, Option<FromLink>);
@@ -118,6 +115,12 @@ impl Bundle {
                 }
                 true
             }
+            ToLink::Moved => {
+                for strand in self.strands.values() {
+                    let _ = strand.jobs.send(ToLink::Moved).await;
+                }
+                true
+            }
             ToLink::End(reason) => {
                 for strand in self.strands.values() {
                     let _ = strand.jobs.send(ToLink::End(reason.clone())).await;
@@ -158,7 +161,9 @@ impl Bundle {
                 strand.given.remove(&id);
                 self.tell(FromLink::Broken { id, attempt }).await
             }
-            Some(other @ (FromLink::Hint(_) | FromLink::Offset { .. })) => self.tell(other).await,
+            Some(other @ (FromLink::Hint(_) | FromLink::Path(_) | FromLink::Bodies(_) | FromLink::Offset { .. })) => {
+                self.tell(other).await
+            }
         }
     }
 

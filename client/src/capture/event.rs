@@ -5,6 +5,7 @@ use waystation_proto::{ChunkState, Variant};
 
 use super::policy::Change;
 use super::status::{ItemState, SessionState};
+pub use crate::congestion::Path;
 use crate::receipt::Proof;
 
 /// Which chunk, without an identifier of incident, group or stream.
@@ -88,6 +89,8 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// What the way to the relay is like now; told when it changed, over QUIC alone.
+    Path(Path),
     /// Advice of the relay.
     Hint(Hint),
     /// What follows from it for the recorder.

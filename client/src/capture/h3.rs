@@ -40,6 +40,8 @@ const PIECE_BYTES: (u64, u64) = (2 * 1024, 16 * 1024);
 const GRACE: Duration = Duration::from_secs(20);
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// The path is told at every so many looks.
+const PATH_EVERY: u32 = 2;
 /// After the last byte so many signs follow, each a packet: a loss is found by three packets after
 /// it, where there would be none, and so in one round trip instead of a time-out.
 const SIGNS: u32 = 3;
@@ -108,6 +110,7 @@ async fn run(
     let mut running = JoinSet::new();
     let (mut pulse, mut beside) = (Pulse::default(), Beside::default());
     let mut tick = tokio::time::interval(TICK);
+    let mut seen = Seen::default();
     let mut refused = std::pin::pin!(refused(early));
     loop {
         tokio::select! {
@@ -119,6 +122,10 @@ async fn run(
                     let _ = say.try_send(Say::Capability(token.clone()));
                     dial.add(token);
                 }
+                Some(ToLink::Moved) => {
+                    shared.connection.rebind();
+                    shared.connection.nudge();
+                }
                 Some(ToLink::End(reason)) => {
                     let _ = say.try_send(Say::End(reason));
                     let _ = (&mut control).await;
@@ -127,7 +134,10 @@ async fn run(
                 None => return,
             },
             Some(_) = running.join_next() => {}
-            _ = tick.tick() => look(&mut pulse, &shared, &dial, &mut beside),
+            _ = tick.tick() => {
+                look(&mut pulse, &shared, &dial, &mut beside);
+                seen.tell(&shared);
+            }
             Some(better) = beside.ready() => drop(news.send(FromLink::Better(Box::new(better))).await),
             () = &mut refused => break,
             () = shared.connection.closed() => break,
@@ -147,6 +157,25 @@ async fn refused(early: Option<Early>) {
 }
 
 /// Looks whether the connection is alive, and helps it.
+/// What was last told of the path, and how many looks ago.
+#[derive(Default)]
+struct Seen {
+    path: Path,
+    looks: u32,
+}
+
+impl Seen {
+    /// Tells the path as it is now, if it is another than before. News go first: where there is no
+    /// place for it now, the next look has it.
+    fn tell(&mut self, shared: &Shared) {
+        self.looks += 1;
+        let path = shared.connection.gauge().path();
+        if self.looks >= PATH_EVERY && path != self.path && shared.news.try_send(FromLink::Path(path)).is_ok() {
+            *self = Self { path, looks: 0 };
+        }
+    }
+}
+
 fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
     match pulse.look(gauge.silence(), gauge.path().rtt) {

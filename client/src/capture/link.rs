@@ -13,6 +13,7 @@ use waystation_proto::message::Hint;
 
 use super::book::Verdict;
 use super::queue::{Rank, Room};
+use crate::congestion::Path;
 use crate::connect::{ConnectError, Endpoint, Transport};
 use crate::race;
 use crate::token::Token;
@@ -50,6 +51,8 @@ pub(crate) enum ToLink {
     Job(Box<Job>),
     /// Use a new capability too.
     Capability(Token),
+    /// The device is on another network: the way there may be dead without a word.
+    Moved,
     /// The recording is over; say so, send what is queued, close.
     End(String),
 }
@@ -64,8 +67,12 @@ pub(crate) enum FromLink {
     Offset { id: u64, attempt: u64, offset: u64 },
     /// One chunk's way broke off, the connection did not.
     Broken { id: u64, attempt: u64 },
+    /// What the way is like.
+    Path(Path),
     /// Advice.
     Hint(Hint),
+    /// The relay takes so many bodies at once from one connection.
+    Bodies(usize),
     /// Another connection, better than this one: it came through where this one stalls, or is
     /// QUIC where this one is not. The session takes it in this one's place.
     Better(Box<Link>),
@@ -96,6 +103,11 @@ impl Link {
         Self { jobs, news, room: Room { bodies: BODIES.min(in_flight.max(1)), probes: PROBES }, task }
     }
 
+    /// The relay takes no more bodies than this at once.
+    pub(crate) fn allow(&mut self, bodies: usize) {
+        self.room.bodies = BODIES.min(bodies.max(1));
+    }
+
     /// The same, but QUIC is tried again now and then, and offered when it is through.
     fn looking_for(self, quic: Dial) -> Self {
         let Self { jobs, mut news, room, task } = self;
@@ -106,8 +118,10 @@ impl Link {
                 tokio::select! {
                     job = asked.recv() => {
                         let Some(job) = job else { return };
-                        if let ToLink::Capability(token) = &job {
-                            quic.add(token.clone());
+                        match &job {
+                            ToLink::Capability(token) => quic.add(token.clone()),
+                            ToLink::Moved => look = Box::pin(look_now(quic.clone())),
+                            ToLink::Job(_) | ToLink::End(_) => {}
                         }
                         if jobs.send(job).await.is_err() {
                             return;
@@ -179,6 +193,14 @@ impl Dial {
         while self.tokens.len() > MAX_TOKENS || (self.tokens.len() > 1 && bytes(&self.tokens) > MAX_HELLO_BYTES) {
             self.tokens.remove(0);
         }
+    }
+}
+
+/// Another network may let QUIC through.
+async fn look_now(quic: Dial) -> Link {
+    match Box::pin(quic.clone().connect(false)).await {
+        Ok(link) => link,
+        Err(_) => look(quic).await,
     }
 }
 

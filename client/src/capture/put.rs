@@ -38,7 +38,8 @@ async fn run(client: Arc<Client>, wait_s: u64, mut jobs: mpsc::Receiver<ToLink>,
                     running.spawn(bring(Arc::clone(&client), *job, wait_s, news.clone()));
                 }
                 // Each job brings its own capability.
-                Some(ToLink::Capability(_)) => {}
+                // Each request brings its own, and makes a connection if there is none.
+                Some(ToLink::Capability(_) | ToLink::Moved) => {}
                 Some(ToLink::End(_)) | None => return,
             },
             Some(_) = running.join_next() => {}

@@ -19,10 +19,10 @@ use super::book::Verdict;
 use super::ear::Ear;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::plan::Plan;
-use crate::connect::{ConnectError, Endpoint};
+use crate::connect::ConnectError;
 use crate::race;
 use crate::token::Token;
-use crate::wsio::{self, GREETING_LIMIT, Socket};
+use crate::wsio::{self, Socket};
 
 /// `ALIVE` is sent when nothing else was for this long.
 const ALIVE_AFTER: Duration = Duration::from_secs(5);
@@ -31,60 +31,21 @@ const TICK: Duration = Duration::from_millis(250);
 /// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A connection that the relay has welcomed.
-struct Welcomed {
-    socket: Socket,
-    max_piece: usize,
-    in_flight: usize,
-    rest: Vec<Frame>,
-}
-
 /// Connects; tries again beside a try that hangs. `bbr`: ask the kernel for it.
+///
+/// `WELCOME` is not waited for: the first offers go right behind `HELLO`, a round trip earlier. A
+/// relay that does not want them says `BYE`.
 pub(crate) fn connect(dial: Dial, bbr: bool) -> BoxFuture<'static, Result<Link, ConnectError>> {
     Box::pin(async move {
-        let welcomed = race::staggered(|_| greet(&dial.relay, &dial.tokens, bbr)).await?;
-        Ok(Link::spawn(welcomed.in_flight, move |jobs, news| run(welcomed, dial, bbr, jobs, news)))
+        let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, bbr);
+        let socket = race::staggered(open).await?;
+        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, dial, bbr, jobs, news)))
     })
 }
 
-/// Connects, says `HELLO`, waits for `WELCOME`.
-async fn greet(endpoint: &Endpoint, tokens: &[Token], bbr: bool) -> Result<Welcomed, ConnectError> {
-    let mut socket = wsio::open(endpoint, "/capture", CAPTURE_SUBPROTOCOL, bbr).await?;
+fn hello(tokens: &[Token]) -> Bytes {
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
-    let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
-    let greeting = async {
-        let hello = wsio::binary(frame::encode_json(kind::HELLO, &hello));
-        socket.send(hello).await.map_err(|_| ConnectError::Unreachable)?;
-        welcome(&mut socket).await
-    };
-    let (welcome, rest) =
-        tokio::time::timeout(GREETING_LIMIT, greeting).await.map_err(|_| ConnectError::Unreachable)??;
-    let max_piece = usize::try_from(welcome.limits.max_piece).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
-    let in_flight = welcome.limits.in_flight.min(welcome.limits.offers) as usize;
-    Ok(Welcomed { socket, max_piece, in_flight, rest })
-}
-
-async fn welcome(socket: &mut Socket) -> Result<(Welcome, Vec<Frame>), ConnectError> {
-    while let Some(Ok(message)) = socket.next().await {
-        let Message::Binary(bytes) = message else { continue };
-        let frames = frame::split_message(bytes).map_err(|_| ConnectError::Unreachable)?;
-        let mut frames = frames.into_iter();
-        while let Some(first) = frames.next() {
-            match first.kind {
-                kind::WELCOME => {
-                    let welcome = frame::control(&first).map_err(|_| ConnectError::Unreachable)?;
-                    return Ok((welcome, frames.collect()));
-                }
-                kind::BYE => {
-                    let bye: Bye = frame::control(&first).map_err(|_| ConnectError::Unreachable)?;
-                    let code = crate::wire::plain(&bye.reason);
-                    return Err(ConnectError::Refused { code, retry_after_s: bye.retry_after_s });
-                }
-                _ => {}
-            }
-        }
-    }
-    Err(ConnectError::Unreachable)
+    frame::encode_json(kind::HELLO, &Hello { protocol: PROTOCOL, capabilities, network: None })
 }
 
 /// What waits to be written: control frames first, then the plan's next piece.
@@ -145,18 +106,17 @@ impl Outbox {
 }
 
 async fn run(
-    welcomed: Welcomed,
+    socket: Socket,
     mut dial: Dial,
     bbr: bool,
     mut jobs: mpsc::Receiver<ToLink>,
     news: mpsc::Sender<FromLink>,
 ) {
-    let Welcomed { socket, max_piece, rest, .. } = welcomed;
     let (sink, mut stream) = socket.split();
     let outbox = Outbox {
-        control: VecDeque::new(),
+        control: VecDeque::from([hello(&dial.tokens)]),
         plan: Plan::new(),
-        max_piece,
+        max_piece: PIECE_BYTES,
         chunks: HashMap::new(),
         closing: false,
         pings: 0,
@@ -168,13 +128,16 @@ async fn run(
     let mut reader = Reader { shared, news, next_handle: 1, ear: Ear::default(), code: None, retry_after_s: None };
     let mut beside = Beside::default();
     let mut tick = tokio::time::interval(TICK);
-    let mut open = reader.frames(rest).await;
+    let mut open = true;
     while open {
         open = tokio::select! {
             job = jobs.recv() => match job {
                 Some(job) => {
-                    if let ToLink::Capability(token) = &job {
-                        dial.add(token.clone());
+                    match &job {
+                        ToLink::Capability(token) => dial.add(token.clone()),
+                        // Whichever is heard first goes on.
+                        ToLink::Moved => beside.begin(connect(dial.clone(), bbr)),
+                        ToLink::Job(_) | ToLink::End(_) => {}
                     }
                     reader.asked(job)
                 }
@@ -245,6 +208,7 @@ impl Reader {
                 let body = message::Capability { capability: token.as_str().into() };
                 self.control(frame::encode_json(kind::CAPABILITY, &body));
             }
+            ToLink::Moved => self.shared.with(|out| out.pings = 1),
             ToLink::End(reason) => {
                 let end = frame::encode_json(kind::END, &End { reason });
                 self.shared.with(|out| {
@@ -311,6 +275,13 @@ impl Reader {
     /// Handles one frame; none or false ends the connection.
     async fn frame(&mut self, frame: &Frame) -> Option<bool> {
         match frame.kind {
+            kind::WELCOME => {
+                let limits = frame::control::<Welcome>(frame).ok()?.limits;
+                let max_piece = usize::try_from(limits.max_piece).unwrap_or(PIECE_BYTES);
+                self.shared.with(|out| out.max_piece = max_piece.clamp(1, PIECE_BYTES));
+                let bodies = limits.in_flight.min(limits.offers) as usize;
+                Some(self.news.send(FromLink::Bodies(bodies)).await.is_ok())
+            }
             kind::SEND => {
                 let send: Send = frame::control(frame).ok()?;
                 let fits = self.shared.with(|out| out.plan.send(send.handle, send.offset, send.credit));

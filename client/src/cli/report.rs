@@ -52,6 +52,10 @@ pub(super) fn event(event: &Event) -> Option<serde_json::Value> {
             json!({"event": "rolled", "variant": variant, "stream_no": stream_no, "at_ms": at_ms})
         }
         Event::Authority { error } => json!({"event": "authority", "error": error, "at_ms": at_ms}),
+        Event::Path(path) => {
+            let rtt_ms = path.rtt.as_millis() as u64;
+            json!({"event": "path", "rate": path.rate, "rtt_ms": rtt_ms, "loss_permille": path.loss_permille, "at_ms": at_ms})
+        }
         Event::Hint(hint) => json!({"event": "hint", "hint": hint, "at_ms": at_ms}),
         Event::Advice(Change::Lanes(kept)) => json!({"event": "lanes", "kept": kept, "at_ms": at_ms}),
         Event::Advice(Change::ChunkLength(length)) => {

@@ -58,14 +58,14 @@ impl Ledger {
 }
 
 /// What the path is like.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Path {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Path {
     /// Bytes a second that arrive at best; 0 before anything is known.
-    pub(crate) rate: u64,
+    pub rate: u64,
     /// The round trip of late, queues included.
-    pub(crate) rtt: Duration,
+    pub rtt: Duration,
     /// Part of the bytes that is lost, in thousandths.
-    pub(crate) loss_permille: u64,
+    pub loss_permille: u64,
 }
 
 #[derive(Debug)]

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-pub(crate) use gauge::{Gauge, Path};
+pub(crate) use gauge::Gauge;
+pub use gauge::Path;
 use model::{Micros, Model};
 pub(crate) use pulse::{Beat, Pulse};
 

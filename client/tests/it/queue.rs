@@ -118,6 +118,19 @@ async fn nothing_is_sent_without_a_network_and_everything_at_once_with_one() {
 }
 
 #[tokio::test]
+async fn on_another_network_the_connection_goes_on_from_another_port_at_once() {
+    let relay = Relay::start().await;
+    let (capture, _events) = Capture::start(config(&relay, Transport::H3, &[AUDIO]), authority()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+    status(&capture, |status| status.complete == 1).await;
+    capture.control().network(Network { kind: NetworkKind::Wifi, battery_low: false }).await;
+    capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+    status(&capture, |status| status.complete == 2).await;
+    assert_eq!(relay.with(|state| state.ports.len()), 2);
+    assert_eq!(finish(capture).await.reconnects, 0, "it is the same connection");
+}
+
+#[tokio::test]
 async fn one_chunk_moves_on_cellular_and_two_on_wifi() {
     for (kind, most) in [(NetworkKind::Cellular, 1), (NetworkKind::Wifi, 2)] {
         let relay = Relay::start().await;

@@ -1,5 +1,6 @@
 //! Ten chunks of 128 KiB, all there at the start.
 
+use std::path::Path;
 use std::time::Duration;
 
 use waystation_netlab::Profile;
@@ -8,8 +9,9 @@ use waystation_proto::Variant;
 use super::handset::Handset;
 use super::output::{Line, median, percentile};
 use super::phone::Recorded;
-use super::plot::{self, Curve};
+use super::plot::{self, Curve, Panel, Way};
 use super::site::Site;
+use super::transport::Transport;
 use super::{Args, Rebind, bars};
 use crate::Failure;
 
@@ -34,15 +36,14 @@ struct Run {
     wire_ratio: f64,
     lost: u64,
     curve: Curve,
+    way: Way,
 }
 
 pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Failure> {
     let runs = args.each(|seed| one(args, profile, seed)).await?;
     let floor = bars::floor_s(profile, PAYLOAD);
     if let Some(dir) = &args.plots {
-        let title = format!("{} over {}", profile.name, args.transport.as_str());
-        let curves: Vec<_> = runs.iter().map(|run| (run.seed, &run.curve)).collect();
-        plot::write(dir, &title, &curves, PAYLOAD, floor)?;
+        draw(dir, profile, args, &runs, floor)?;
     }
     let all = |figure: fn(&Run) -> Option<f64>| runs.iter().map(figure).collect::<Vec<_>>();
     let seconds = all(|run| run.seconds);
@@ -70,6 +71,30 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
     Ok(line.failing(lost > 0 || seconds.contains(&None)))
 }
 
+/// Bytes at the relay; and where the phone knows its path, what it knew of it.
+fn draw(dir: &Path, profile: &Profile, args: &Args, runs: &[Run], floor_s: f64) -> Result<(), Failure> {
+    let name = format!("{} over {}", profile.name, args.transport.as_str());
+    let panel = |title: &str, unit, figure: fn(&Run) -> &Curve, dashed| {
+        let curves = runs.iter().map(|run| (run.seed, figure(run))).collect();
+        Panel { title: format!("{name}: {title}"), unit, curves, dashed }
+    };
+    let floor = [(0.0, 0.0), (floor_s, PAYLOAD as f64)];
+    let bytes = panel("bytes at the relay; dashed: the floor", ("kB", 1000.0), |run| &run.curve, floor);
+    plot::write(dir, &name, &[bytes])?;
+    if !matches!(args.transport, Transport::H3) {
+        return Ok(());
+    }
+    let level = |value: f64| [(0.0, value), (floor_s, value)];
+    let (rate, rtt) = (profile.up.rate / 8.0, profile.rtt().as_secs_f64() * 1000.0);
+    let loss = profile.up.loss.share() * 1000.0;
+    let panels = [
+        panel("rate; dashed: the link's", ("kB/s", 1000.0), |run| &run.way.rate, level(rate)),
+        panel("round trip; dashed: the link's without a queue", ("ms", 1.0), |run| &run.way.rtt_ms, level(rtt)),
+        panel("loss; dashed: the link's", ("%", 10.0), |run| &run.way.loss_permille, level(loss)),
+    ];
+    plot::write(dir, &format!("{name} path"), &panels)
+}
+
 async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> {
     let site = Site::start(args.setup(profile, seed), &[LANE]).await?;
     let lanes = [Recorded { variant: LANE, bytes: CHUNK_BYTES as usize, every_ms: 0, from: 0, to: CHUNKS }];
@@ -85,7 +110,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     // Before the phone says goodbye.
     let wire = site.link.stats().up.sent_bytes;
     let (confirmed_ms, chunk1_ms) = (phone.all_confirmed_ms(LANE, CHUNKS), phone.all_confirmed_ms(LANE, 1));
-    let told = phone.confirmed_ms.clone();
+    let (told, way) = (phone.confirmed_ms.clone(), std::mem::take(&mut phone.way));
     match confirmed_ms {
         Some(_) => phone.leave().await,
         None => phone.kill().await?,
@@ -95,7 +120,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let at_relay = (0..CHUNKS).map(|seq| commits.get(&(LANE, seq)).map(|commit| commit.arrived_ms));
     let at_relay = at_relay.collect::<Option<Vec<f64>>>().and_then(|times| times.into_iter().reduce(f64::max));
     if let Some(seconds) = confirmed_ms.map(since) {
-        curve.end(seconds, PAYLOAD);
+        curve.end(seconds, PAYLOAD as f64);
     }
     Ok(Run {
         seed,
@@ -105,6 +130,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
         wire_ratio: wire as f64 / PAYLOAD as f64,
         lost: held.lost(&told, CHUNKS),
         curve,
+        way,
     })
 }
 
@@ -112,7 +138,7 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
 async fn follow(site: &Site, began_ms: f64, curve: &mut Curve) -> Failure {
     loop {
         match site.received().await {
-            Ok(bytes) => curve.add((super::phone::unix_ms() - began_ms) / 1000.0, bytes),
+            Ok(bytes) => curve.add((super::phone::unix_ms() - began_ms) / 1000.0, bytes as f64),
             Err(failure) => return failure,
         }
         tokio::time::sleep(SAMPLE).await;

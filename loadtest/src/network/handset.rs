@@ -9,6 +9,7 @@ use waystation_netlab::Side;
 use waystation_proto::Variant;
 
 use super::phone::{Plan, Said};
+use super::plot::Way;
 use super::site::{Chunks, Site};
 use crate::Failure;
 
@@ -27,6 +28,8 @@ pub(super) struct Handset {
     pub(super) confirmed_ms: Chunks<f64>,
     /// When the relay told it of each chunk that it holds it whole.
     pub(super) held_ms: Chunks<f64>,
+    /// What its way was like.
+    pub(super) way: Way,
     /// Chunks that it could not keep.
     pub(super) refused: u64,
     /// It will say no more.
@@ -53,6 +56,7 @@ impl Handset {
             cut_ms: Chunks::new(),
             confirmed_ms: Chunks::new(),
             held_ms: Chunks::new(),
+            way: Way::default(),
             refused: 0,
             gone: false,
         };
@@ -73,6 +77,12 @@ impl Handset {
         match &said {
             Said::Cut { variant, seq, at_ms } => drop(self.cut_ms.insert((*variant, *seq), *at_ms)),
             Said::State { variant, seq, state, at_ms } => self.note((*variant, *seq), state, *at_ms),
+            Said::Path { rate, rtt_ms, loss_permille, at_ms } => {
+                let seconds = (at_ms - self.began_ms) / 1000.0;
+                self.way.rate.add(seconds, *rate as f64);
+                self.way.rtt_ms.add(seconds, *rtt_ms);
+                self.way.loss_permille.add(seconds, *loss_permille as f64);
+            }
             Said::Refused { .. } => self.refused += 1,
             _ => {}
         }

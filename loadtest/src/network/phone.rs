@@ -115,6 +115,17 @@ pub enum Said {
         /// When.
         at_ms: f64,
     },
+    /// What the way to the relay is like.
+    Path {
+        /// Bytes a second that arrive at best.
+        rate: u64,
+        /// The round trip of late.
+        rtt_ms: f64,
+        /// Part of the bytes that is lost, in thousandths.
+        loss_permille: u64,
+        /// When.
+        at_ms: f64,
+    },
     /// The last word: everything has ended, or time is up.
     Ended {
         /// Chunks cut.
@@ -222,6 +233,12 @@ async fn tell(mut events: mpsc::Receiver<Event>) {
             }
             Event::Connected { .. } => say(&Said::Link { up: true, at_ms: unix_ms() }),
             Event::Disconnected { .. } => say(&Said::Link { up: false, at_ms: unix_ms() }),
+            Event::Path(path) => say(&Said::Path {
+                rate: path.rate,
+                rtt_ms: path.rtt.as_secs_f64() * 1000.0,
+                loss_permille: path.loss_permille,
+                at_ms: unix_ms(),
+            }),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Plots of bytes over time, as SVG.
+//! Plots over time, as SVG: panels one below the other with the same axis of time.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,7 +6,10 @@ use std::path::Path;
 use crate::Failure;
 
 const WIDTH: f64 = 800.0;
+/// Of one panel.
 const HEIGHT: f64 = 420.0;
+/// Of one among several.
+const LOW: f64 = 220.0;
 /// Room for the axes' figures.
 const LEFT: f64 = 70.0;
 const BOTTOM: f64 = 40.0;
@@ -17,97 +20,127 @@ const STEPS: u32 = 5;
 /// Of the curves, one after the other.
 const COLOURS: [&str; 6] = ["#1b6ca8", "#c8553d", "#3c896d", "#8e5aa8", "#b5892a", "#555555"];
 
-/// Bytes at the relay over seconds.
+/// A figure over seconds.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Curve(Vec<(f64, u64)>);
+pub(super) struct Curve(Vec<(f64, f64)>);
 
 impl Curve {
-    /// What is there at a time.
-    pub(super) fn add(&mut self, seconds: f64, bytes: u64) {
-        self.0.push((seconds, bytes));
+    /// What it is at a time.
+    pub(super) fn add(&mut self, seconds: f64, value: f64) {
+        self.0.push((seconds, value));
     }
 
-    /// Where it ends.
-    pub(super) fn end(&mut self, seconds: f64, bytes: u64) {
-        let most = self.0.last().map_or(bytes, |(_, last)| bytes.max(*last));
+    /// Where a curve that only grows ends.
+    pub(super) fn end(&mut self, seconds: f64, value: f64) {
+        let most = self.0.last().map_or(value, |(_, last)| value.max(*last));
         self.add(seconds, most);
     }
 }
 
-/// Writes `title` as an SVG file into `dir`: a curve for each seed, and the floor as a line from
-/// nothing to `payload` bytes.
-pub(super) fn write(
-    dir: &Path,
-    title: &str,
-    curves: &[(u64, &Curve)],
-    payload: u64,
-    floor_s: f64,
-) -> Result<(), Failure> {
+/// What a phone saw of its way to the relay.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Way {
+    /// Bytes a second.
+    pub(super) rate: Curve,
+    /// Milliseconds.
+    pub(super) rtt_ms: Curve,
+    /// Thousandths.
+    pub(super) loss_permille: Curve,
+}
+
+/// One plot: a curve for each seed, and what they are measured by as a dashed line.
+pub(super) struct Panel<'a> {
+    pub(super) title: String,
+    /// What the axis counts in, and how many of the curves' units that is.
+    pub(super) unit: (&'static str, f64),
+    pub(super) curves: Vec<(u64, &'a Curve)>,
+    pub(super) dashed: [(f64, f64); 2],
+}
+
+/// Writes panels as the SVG file `name` into `dir`.
+pub(super) fn write(dir: &Path, name: &str, panels: &[Panel<'_>]) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).map_err(Failure::io("the directory of plots"))?;
-    let file = dir.join(format!("{}.svg", title.replace(' ', "-")));
-    std::fs::write(file, svg(title, curves, payload, floor_s)).map_err(Failure::io("a plot"))
+    let file = dir.join(format!("{}.svg", name.replace(' ', "-")));
+    std::fs::write(file, svg(panels)).map_err(Failure::io("a plot"))
 }
 
-struct Scale {
-    seconds: f64,
-    bytes: f64,
-}
-
-impl Scale {
-    fn point(&self, seconds: f64, bytes: f64) -> (f64, f64) {
-        let x = LEFT + seconds / self.seconds * (WIDTH - LEFT - RIGHT);
-        let y = HEIGHT - BOTTOM - bytes / self.bytes * (HEIGHT - TOP - BOTTOM);
-        (x, y)
-    }
-
-    fn line(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
-        let points = points.map(|(seconds, bytes)| self.point(seconds, bytes));
-        points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
-    }
-}
-
-fn svg(title: &str, curves: &[(u64, &Curve)], payload: u64, floor_s: f64) -> String {
-    let points = || curves.iter().flat_map(|(_, curve)| curve.0.iter());
-    let scale = Scale {
-        seconds: points().map(|(seconds, _)| *seconds).fold(floor_s, f64::max).max(0.1),
-        bytes: points().map(|(_, bytes)| *bytes as f64).fold(payload as f64, f64::max).max(1.0),
-    };
+fn svg(panels: &[Panel<'_>]) -> String {
+    let height = if panels.len() > 1 { LOW } else { HEIGHT };
+    let points = || panels.iter().flat_map(Panel::points);
+    let seconds = points().map(|(seconds, _)| seconds).fold(0.1, f64::max);
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"{LEFT}\" y=\"24\" font-size=\"15\">{title}: bytes at the relay; dashed: the floor</text>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        height * panels.len() as f64,
     );
-    axes(&mut out, &scale);
-    let floor = scale.line([(0.0, 0.0), (floor_s, payload as f64)].into_iter());
-    let _ = writeln!(out, "<polyline points=\"{floor}\" fill=\"none\" stroke=\"black\" stroke-dasharray=\"6 4\"/>");
-    for ((seed, curve), colour) in curves.iter().zip(COLOURS.iter().cycle()) {
-        let line = scale.line(curve.0.iter().map(|(seconds, bytes)| (*seconds, *bytes as f64)));
-        let _ = writeln!(
-            out,
-            "<polyline points=\"{line}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\">\
-             <title>seed {seed}</title></polyline>"
-        );
+    for (place, panel) in panels.iter().enumerate() {
+        let _ = writeln!(out, "<g transform=\"translate(0 {:.0})\">", height * place as f64);
+        panel.draw(&mut out, height, seconds);
+        out.push_str("</g>\n");
     }
     out.push_str("</svg>\n");
     out
 }
 
-fn axes(out: &mut String, scale: &Scale) {
-    for step in 0..=STEPS {
-        let share = f64::from(step) / f64::from(STEPS);
-        let (seconds, bytes) = (scale.seconds * share, scale.bytes * share);
-        let ((x, bottom), (left, y)) = (scale.point(seconds, 0.0), scale.point(0.0, bytes));
-        let right = WIDTH - RIGHT;
-        let _ = writeln!(
-            out,
-            "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{seconds:.1} s</text>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{:.0} kB</text>",
-            bottom + 18.0,
-            left - 8.0,
-            y + 4.0,
-            bytes / 1000.0,
-        );
+impl Panel<'_> {
+    fn points(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.curves.iter().flat_map(|(_, curve)| curve.0.iter().copied()).chain(self.dashed)
+    }
+
+    fn draw(&self, out: &mut String, height: f64, seconds: f64) {
+        let most = self.points().map(|(_, value)| value).fold(0.0, f64::max);
+        let scale = Scale { height, seconds, most: if most > 0.0 { most } else { 1.0 } };
+        let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"24\" font-size=\"15\">{}</text>", self.title);
+        self.axes(out, &scale);
+        let dashed = scale.line(self.dashed.into_iter());
+        let _ =
+            writeln!(out, "<polyline points=\"{dashed}\" fill=\"none\" stroke=\"black\" stroke-dasharray=\"6 4\"/>");
+        for ((seed, curve), colour) in self.curves.iter().zip(COLOURS.iter().cycle()) {
+            let line = scale.line(curve.0.iter().copied());
+            let _ = writeln!(
+                out,
+                "<polyline points=\"{line}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\">\
+                 <title>seed {seed}</title></polyline>"
+            );
+        }
+    }
+
+    fn axes(&self, out: &mut String, scale: &Scale) {
+        for step in 0..=STEPS {
+            let share = f64::from(step) / f64::from(STEPS);
+            let (seconds, value) = (scale.seconds * share, scale.most * share);
+            let ((x, bottom), (left, y)) = (scale.point(seconds, 0.0), scale.point(0.0, value));
+            let (right, (unit, size)) = (WIDTH - RIGHT, self.unit);
+            let _ = writeln!(
+                out,
+                "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\
+                 <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{seconds:.1} s</text>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{:.0} {unit}</text>",
+                bottom + 18.0,
+                left - 8.0,
+                y + 4.0,
+                value / size,
+            );
+        }
+    }
+}
+
+struct Scale {
+    height: f64,
+    seconds: f64,
+    most: f64,
+}
+
+impl Scale {
+    fn point(&self, seconds: f64, value: f64) -> (f64, f64) {
+        let x = LEFT + seconds / self.seconds * (WIDTH - LEFT - RIGHT);
+        let y = self.height - BOTTOM - value / self.most * (self.height - TOP - BOTTOM);
+        (x, y)
+    }
+
+    fn line(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
+        let points = points.map(|(seconds, value)| self.point(seconds, value));
+        points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -115,22 +148,35 @@ fn axes(out: &mut String, scale: &Scale) {
 mod tests {
     use super::*;
 
+    fn panel<'a>(curves: Vec<(u64, &'a Curve)>, dashed: [(f64, f64); 2]) -> Panel<'a> {
+        Panel { title: "lossy over h3".into(), unit: ("kB", 1000.0), curves, dashed }
+    }
+
     #[test]
     fn a_curve_goes_from_corner_to_corner() {
         let mut curve = Curve::default();
-        curve.add(0.0, 0);
-        curve.end(10.0, 1000);
-        let text = svg("lossy over h3", &[(7, &curve)], 1000, 5.0);
+        curve.add(0.0, 0.0);
+        curve.end(10.0, 1000.0);
+        let text = svg(&[panel(vec![(7, &curve)], [(0.0, 0.0), (5.0, 1000.0)])]);
         assert!(text.contains("points=\"70.0,380.0 780.0,40.0\""), "{text}");
         assert!(text.contains("points=\"70.0,380.0 425.0,40.0\""), "the floor is at half the time: {text}");
         assert!(text.contains("seed 7") && text.ends_with("</svg>\n"));
     }
 
     #[test]
+    fn panels_share_the_axis_of_time() {
+        let mut curve = Curve::default();
+        curve.add(10.0, 1.0);
+        let text = svg(&[panel(vec![(1, &curve)], [(0.0, 0.0); 2]), panel(vec![], [(0.0, 2.0), (5.0, 2.0)])]);
+        assert!(text.contains("translate(0 220)") && text.contains("viewBox=\"0 0 800 440\""));
+        assert!(text.contains("points=\"70.0,40.0 425.0,40.0\""), "five of ten seconds: {text}");
+    }
+
+    #[test]
     fn a_plot_without_curves_is_a_plot() {
         let dir = tempfile::tempdir().unwrap();
-        write(&dir.path().join("plots"), "clean over ws", &[], 1000, 0.0).unwrap();
+        write(&dir.path().join("plots"), "clean over ws", &[panel(vec![], [(0.0, 0.0); 2])]).unwrap();
         let text = std::fs::read_to_string(dir.path().join("plots/clean-over-ws.svg")).unwrap();
-        assert!(!text.contains("NaN") && text.contains("clean over ws"));
+        assert!(!text.contains("NaN") && text.contains("lossy over h3"));
     }
 }

@@ -122,6 +122,12 @@ impl Engine {
                 self.emit(Event::Hint(hint));
                 self.advised(changes);
             }
+            Some(FromLink::Path(path)) => self.emit(Event::Path(path)),
+            Some(FromLink::Bodies(bodies)) => {
+                if let Some(link) = &mut self.link {
+                    link.allow(bodies);
+                }
+            }
             Some(FromLink::Better(link)) => {
                 self.disconnected(None, None);
                 self.connected(Ok(*link));

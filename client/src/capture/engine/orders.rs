@@ -78,6 +78,10 @@ impl Engine {
             (self.not_before_ms.ids, self.not_before_ms.streams) = (0, 0);
             self.retry_all();
         }
+        if let Some(link) = self.link.as_ref().filter(|_| network.kind != before.kind && network.is_usable()) {
+            // A full channel has a stalled connection behind it, which finds out by itself.
+            let _ = link.jobs.try_send(ToLink::Moved);
+        }
     }
 
     fn retry_all(&mut self) {

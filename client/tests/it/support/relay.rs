@@ -1,7 +1,7 @@
 //! The relay's side of the wire, small: chunks by reference, knobs to misbehave, a log of frames
 //! for contacts.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct State {
     pub whole: Vec<(String, u64)>,
     /// Bytes of bodies received in all.
     pub received: usize,
+    /// Ports that requests over QUIC came from.
+    pub ports: HashSet<u16>,
     pub hellos: usize,
     pub capabilities: usize,
     pub alive: usize,

@@ -223,6 +223,7 @@ async fn requests(connection: quinn::Connection, shared: &Arc<Shared>) {
         let (shared, connection) = (Arc::clone(shared), connection.clone());
         running.spawn(async move {
             let Ok((request, stream)) = resolver.resolve_request().await else { return };
+            shared.with(|state| state.ports.insert(connection.remote_address().port()));
             let (mut send, mut receive) = stream.split();
             let (tx, rx) = mpsc::channel(1);
             let feeding = async move {
