@@ -104,6 +104,13 @@ pub(super) fn mixed_s(profile: &Profile) -> Option<f64> {
     }
 }
 
+/// The client's part of a link that one cubic flow fills too.
+pub(super) const MOST_BESIDE_CUBIC: f64 = 0.7;
+/// The least of it.
+pub(super) const LEAST_BESIDE_CUBIC: f64 = 0.15;
+/// Wire bytes that signs of life may cost in 5 s.
+pub(super) const SIGN_BYTES: f64 = 100.0;
+
 /// Bytes that may be sent again after a kill: those in flight, of which there are about two
 /// bandwidth-delay products, and what a relay holds before it writes.
 pub(super) fn again_bytes(profile: &Profile) -> f64 {

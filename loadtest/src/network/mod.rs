@@ -6,6 +6,7 @@
 //! stands beside it and answers at once: its list of commits has their times.
 
 mod bars;
+mod beside;
 mod bulk;
 mod content;
 mod handset;
@@ -17,6 +18,7 @@ mod outage;
 mod output;
 pub mod phone;
 mod plot;
+mod quiet;
 mod site;
 mod survival;
 mod transport;
@@ -52,6 +54,10 @@ pub enum Scenario {
     Kills,
     /// A recording made without any network, which then comes: all is confirmed
     Offline,
+    /// Beside one TCP flow with cubic: who gets how much
+    Beside,
+    /// Nothing to send for ten minutes: what signs of life cost, and whether they are heard
+    Quiet,
 }
 
 /// `waystation-loadtest network`
@@ -78,7 +84,7 @@ pub struct Args {
     /// What the NAT does with old TCP flows after the address has changed
     #[arg(long, value_enum, default_value = "rst")]
     rebind_tcp: Rebind,
-    /// Seconds recorded: at most before the kill (survival, 120), in all (mixed 120, offline 300)
+    /// Seconds recorded: at most before the kill (survival, 120), in all (mixed 120, offline 300), quiet (600)
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     seconds: Option<u64>,
     /// How many kills
@@ -186,5 +192,7 @@ async fn scenario(args: &Args, profile: &Profile) -> Result<Line, Failure> {
         Scenario::Mixed => mixed::measure(args, profile).await,
         Scenario::Kills => kills::measure(args, profile).await,
         Scenario::Offline => offline::measure(args, profile).await,
+        Scenario::Beside => beside::measure(args, profile).await,
+        Scenario::Quiet => quiet::measure(args, profile).await,
     }
 }

@@ -284,6 +284,12 @@ impl Site {
         self.metric("waystation_received_bytes_total").await
     }
 
+    /// Where a contact at the server's end finds the relay, and its capability.
+    pub(super) fn watching(&self) -> Result<(SocketAddr, String), Failure> {
+        let capability = self.session.fanout_capability.as_ref().ok_or(Failure::Wire("the core made no session"))?;
+        Ok((self.plain, capability.clone()))
+    }
+
     /// A connection that asks how much of each chunk of a lane the relay has.
     pub(super) async fn offsets(&self, lane: Variant, chunks: u64) -> Result<Offsets, Failure> {
         Offsets::of(self.connect(self.plain)?, self.plain, &self.session, lane, chunks).await
