@@ -19,6 +19,8 @@ use crate::telemetry::names::{Route, Transport};
 /// What a path names. Everything else, a trailing slash too, is not found (contract B.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target<'a> {
+    /// The server as a whole (RFC 9110, section 9.3.7): only `OPTIONS`.
+    Server,
     Chunks,
     Chunk(&'a str),
     Capture,
@@ -33,6 +35,7 @@ enum Target<'a> {
 impl<'a> Target<'a> {
     fn of(path: &'a str) -> Self {
         match path {
+            "*" => Self::Server,
             "/chunks" => Self::Chunks,
             "/capture" => Self::Capture,
             "/watch" => Self::Watch,
@@ -48,7 +51,7 @@ impl<'a> Target<'a> {
     }
 
     const fn native(self) -> bool {
-        matches!(self, Self::Chunks | Self::Chunk(_) | Self::Capture | Self::Watch)
+        matches!(self, Self::Server | Self::Chunks | Self::Chunk(_) | Self::Capture | Self::Watch)
     }
 
     fn shape(self, headers: &HeaderMap) -> Shape {
@@ -61,6 +64,7 @@ impl<'a> Target<'a> {
 
     const fn allow(self) -> &'static str {
         match self {
+            Self::Server => "OPTIONS",
             Self::Chunks => "POST, OPTIONS",
             Self::Chunk(_) => "GET, HEAD, PUT, PATCH, DELETE, OPTIONS",
             Self::Capture => "GET, POST, OPTIONS",
@@ -88,7 +92,7 @@ impl<'a> Target<'a> {
             Self::Ready => Route::HealthReady,
             Self::Upload => Route::Upload,
             Self::Subscribe => Route::Subscribe,
-            Self::Chunks | Self::Nothing => Route::Other,
+            Self::Server | Self::Chunks | Self::Nothing => Route::Other,
         }
     }
 }
@@ -140,7 +144,7 @@ async fn dispatch(ctx: &Ctx, target: Target<'_>, parts: &mut Parts, body: &mut R
     match (target, method) {
         (Target::Nothing, _) => respond::refusal(Shape::DropIn, &Code::NotFound.into()),
         (Target::Capture | Target::Watch, Method::OPTIONS) => cors::preflight(ctx, parts, target.allow()),
-        (Target::Chunks | Target::Chunk(_), Method::OPTIONS) => {
+        (Target::Server | Target::Chunks | Target::Chunk(_), Method::OPTIONS) => {
             let mut reply = cors::preflight(ctx, parts, target.allow());
             respond::served(reply.headers_mut(), ctx.shared.max_chunk);
             reply
