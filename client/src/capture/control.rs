@@ -17,8 +17,8 @@ use crate::h3link::{FIRST, H3Body, Sending};
 use crate::http::Broken;
 use crate::token::Token;
 
-/// `ALIVE` is sent when nothing else was for this long.
-const ALIVE_AFTER: Duration = Duration::from_secs(5);
+/// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
+const ALIVE_AFTER: Duration = Duration::from_millis(4500);
 /// A stream that the relay ended is opened again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Things to say that wait at most.

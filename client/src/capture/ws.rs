@@ -24,8 +24,8 @@ use crate::race;
 use crate::token::Token;
 use crate::wsio::{self, Socket};
 
-/// `ALIVE` is sent when nothing else was for this long.
-const ALIVE_AFTER: Duration = Duration::from_secs(5);
+/// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
+const ALIVE_AFTER: Duration = Duration::from_millis(4500);
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);
 /// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.

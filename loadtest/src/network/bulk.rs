@@ -84,7 +84,8 @@ fn draw(dir: &Path, profile: &Profile, args: &Args, runs: &[Run], floor_s: f64) 
     if !matches!(args.transport, Transport::H3) {
         return Ok(());
     }
-    let level = |value: f64| [(0.0, value), (floor_s, value)];
+    let longest = runs.iter().filter_map(|run| run.seconds).fold(floor_s, f64::max);
+    let level = |value: f64| [(0.0, value), (longest, value)];
     let (rate, rtt) = (profile.up.rate / 8.0, profile.rtt().as_secs_f64() * 1000.0);
     let loss = profile.up.loss.share() * 1000.0;
     let panels = [
