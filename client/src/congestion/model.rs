@@ -38,7 +38,7 @@ const STEADY_GAIN: f64 = 1.15;
 const DRAIN_GAIN: f64 = 0.75;
 /// Part of rate × present round trip kept in flight when others fill the queue. It must stay
 /// below 1, or the path's own queue would feed it.
-const FAIR_SHARE: f64 = 0.3;
+const FAIR_SHARE: f64 = 0.4;
 /// Growth of the rate in a round below which the start counts as stuck.
 const STARTUP_GROWTH: f64 = 1.25;
 /// Stuck rounds after which the start is over.
