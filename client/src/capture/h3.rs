@@ -49,6 +49,10 @@ const SIGNS: u32 = 3;
 const SIGN_EVERY: Duration = Duration::from_millis(10);
 /// They come where at least this part is lost, in thousandths.
 const SIGNS_FROM: u64 = 20;
+/// Chunks whose answers are waited for, in number and bytes. Beyond, an answer says what the relay
+/// has instead of waiting for the core: a core that is away takes no streams and no memory here.
+const MAX_UNANSWERED: usize = 32;
+const MAX_UNANSWERED_BYTES: u64 = 32 << 20;
 /// A handshake that was begun together with the first requests must be done by then.
 const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
@@ -62,10 +66,12 @@ pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectErro
     Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
 }
 
-/// A chunk whose turn comes.
+/// One `PUT` whose turn comes.
 struct Entry {
     job: Arc<Job>,
     offset: u64,
+    /// Seconds that its answer may wait for the core.
+    wait_s: u64,
     /// Where the answer is waited for.
     begun: Option<oneshot::Sender<Receiving>>,
 }
@@ -73,7 +79,11 @@ struct Entry {
 #[derive(Default)]
 struct Waiting {
     plan: Plan,
+    /// By a number of its own for each `PUT`: an answered one has no part in the next of its chunk.
     entries: HashMap<u64, Entry>,
+    puts: u64,
+    /// Requests without an answer, and the bytes of their chunks.
+    unanswered: (usize, u64),
 }
 
 pub(super) struct Shared {
@@ -178,7 +188,8 @@ impl Seen {
 
 fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
-    match pulse.look(gauge.silence(), gauge.path().rtt) {
+    let owes = gauge.owes(shared.with_quietly(|waiting| waiting.unanswered.0 > 0));
+    match pulse.look(gauge.silence(), gauge.path().rtt, owes) {
         Beat::Rest => {}
         Beat::Poke => shared.connection.nudge(),
         Beat::Stalls => {
@@ -215,7 +226,6 @@ impl Shared {
             Ok(verdict) => FromLink::Verdict { id, attempt, verdict },
             Err(Broken) => FromLink::Broken { id, attempt },
         };
-        self.with(|waiting| waiting.forget(id));
         // The session may be gone already; then nobody needs to know.
         let _ = self.news.send(last).await;
     }
@@ -244,20 +254,34 @@ impl Shared {
 
     async fn put(&self, job: &Arc<Job>, offset: u64) -> Result<Reply, Broken> {
         let limit = Duration::from_secs(self.wait_s) + GRACE;
-        if offset >= job.offer.length {
-            return limited(limit, self.connection.ask(native::put(job, offset, self.wait_s)?)).await;
-        }
         let (begun, receiving) = oneshot::channel();
-        self.with(|waiting| waiting.add(job, offset, begun));
+        let (handle, wait_s) = self.with(|waiting| waiting.begin(job, offset, self.wait_s, begun));
+        let put = Put { shared: self, handle, length: job.offer.length };
+        if offset >= job.offer.length {
+            return limited(limit, self.connection.ask(native::put(job, offset, wait_s)?)).await;
+        }
         let mut reply = std::pin::pin!(receiving.await.map_err(|_| Broken)?.reply());
         // As long as bytes wait the connection's own silence counts; then the relay's promise.
         loop {
             match tokio::time::timeout(limit, &mut reply).await {
                 Ok(reply) => return reply,
-                Err(_) if self.with_quietly(|waiting| waiting.plan.holds(job.id)) => {}
+                Err(_) if self.with_quietly(|waiting| waiting.plan.holds(put.handle)) => {}
                 Err(_) => return Err(Broken),
             }
         }
+    }
+}
+
+/// A `PUT` that is under way. When it goes, whatever came of it, nothing more of it is sent.
+struct Put<'a> {
+    shared: &'a Shared,
+    handle: u64,
+    length: u64,
+}
+
+impl Drop for Put<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|waiting| waiting.end(self.handle, self.length));
     }
 }
 
@@ -266,15 +290,30 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = Result<T, Broken
 }
 
 impl Waiting {
-    fn add(&mut self, job: &Arc<Job>, offset: u64, begun: oneshot::Sender<Receiving>) {
-        self.plan.offered(job.id, job.rank, job.bytes.clone());
-        self.plan.send(job.id, offset, u64::MAX);
-        self.entries.insert(job.id, Entry { job: Arc::clone(job), offset, begun: Some(begun) });
+    /// Takes in a `PUT`; the writer brings what is left from `offset` on, if anything is.
+    fn begin(&mut self, job: &Arc<Job>, offset: u64, wait_s: u64, begun: oneshot::Sender<Receiving>) -> (u64, u64) {
+        let wait_s = if self.is_patient() { wait_s } else { 0 };
+        self.puts += 1;
+        self.unanswered.0 += 1;
+        self.unanswered.1 += job.offer.length;
+        if offset < job.offer.length {
+            self.plan.offered(self.puts, job.rank, job.bytes.clone());
+            self.plan.send(self.puts, offset, u64::MAX);
+            self.entries.insert(self.puts, Entry { job: Arc::clone(job), offset, wait_s, begun: Some(begun) });
+        }
+        (self.puts, wait_s)
     }
 
-    fn forget(&mut self, id: u64) {
-        self.plan.forget(id);
-        self.entries.remove(&id);
+    fn end(&mut self, handle: u64, length: u64) {
+        self.unanswered.0 -= 1;
+        self.unanswered.1 -= length;
+        self.plan.forget(handle);
+        self.entries.remove(&handle);
+    }
+
+    /// Whether one more answer may be waited for until the core has spoken.
+    const fn is_patient(&self) -> bool {
+        self.unanswered.0 < MAX_UNANSWERED && self.unanswered.1 < MAX_UNANSWERED_BYTES
     }
 
     fn next(&mut self, path: Path) -> Option<Next> {
@@ -359,36 +398,36 @@ impl Shared {
     }
 
     async fn handed(&self, (next, sending): Handed, streams: &mut HashMap<u64, Sending>) {
-        let id = next.handle;
+        let handle = next.handle;
         match sending {
-            Some(_) if next.last => self.sent(id).await,
+            Some(_) if next.last => self.sent(handle).await,
             Some(sending) => {
-                streams.insert(id, sending);
-                self.with_quietly(|waiting| waiting.plan.pause(id, false));
+                streams.insert(handle, sending);
+                self.with_quietly(|waiting| waiting.plan.pause(handle, false));
             }
             // The answer, or its absence, tells the rest.
-            None => self.with_quietly(|waiting| waiting.plan.forget(id)),
+            None => self.with_quietly(|waiting| waiting.plan.forget(handle)),
         }
     }
 
     /// Opens the stream of a chunk whose turn has come.
-    async fn begin(&self, id: u64) -> Result<Sending, Broken> {
+    async fn begin(&self, handle: u64) -> Result<Sending, Broken> {
         let found = self.with_quietly(|waiting| {
-            let entry = waiting.entries.get_mut(&id)?;
-            Some((Arc::clone(&entry.job), entry.offset, entry.begun.take()?))
+            let entry = waiting.entries.get_mut(&handle)?;
+            Some((Arc::clone(&entry.job), entry.offset, entry.wait_s, entry.begun.take()?))
         });
-        let (job, offset, begun) = found.ok_or(Broken)?;
+        let (job, offset, wait_s, begun) = found.ok_or(Broken)?;
         let (sending, receiving) =
-            self.connection.begin(native::put(&job, offset, self.wait_s)?, job.rank.priority()).await?;
+            self.connection.begin(native::put(&job, offset, wait_s)?, job.rank.priority()).await?;
         begun.send(receiving).map_err(|_| Broken)?;
         let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
-        let _ = self.news.send(FromLink::Verdict { id, attempt: job.offer.attempt, verdict }).await;
+        let _ = self.news.send(FromLink::Verdict { id: job.id, attempt: job.offer.attempt, verdict }).await;
         Ok(sending)
     }
 
-    async fn sent(&self, id: u64) {
-        let attempt = self.with_quietly(|waiting| waiting.entries.get(&id).map(|entry| entry.job.offer.attempt));
-        if let Some(attempt) = attempt {
+    async fn sent(&self, handle: u64) {
+        let of = |entry: &Entry| (entry.job.id, entry.job.offer.attempt);
+        if let Some((id, attempt)) = self.with_quietly(|waiting| waiting.entries.get(&handle).map(of)) {
             let _ = self.news.send(FromLink::Sent { id, attempt }).await;
         }
     }

@@ -129,6 +129,11 @@ impl Link {
                     }
                     told = news.recv() => {
                         let Some(told) = told else { return };
+                        // Another WebSocket in this one's place looks for QUIC too.
+                        let told = match told {
+                            FromLink::Better(link) => FromLink::Better(Box::new(link.looking_for(quic.clone()))),
+                            told => told,
+                        };
                         if tell.send(told).await.is_err() {
                             return;
                         }
@@ -180,7 +185,8 @@ impl Dial {
         let other = async move {
             tokio::time::sleep(HEAD_START).await;
             let link = Box::pin(tcp.clone().connect(false)).await?;
-            tcp.transport = Transport::H3;
+            // What QUIC is replaced by when it stalls is raced again.
+            tcp.transport = Transport::Auto;
             Ok(link.looking_for(tcp))
         };
         race::prefer(super::h3::connect(quic, early), other, GRACE).await
@@ -198,7 +204,7 @@ impl Dial {
 
 /// Another network may let QUIC through.
 async fn look_now(quic: Dial) -> Link {
-    match Box::pin(quic.clone().connect(false)).await {
+    match Box::pin(super::h3::connect(quic.clone(), false)).await {
         Ok(link) => link,
         Err(_) => look(quic).await,
     }
@@ -209,7 +215,7 @@ async fn look(quic: Dial) -> Link {
     let mut pause = QUIC_AGAIN.0;
     loop {
         tokio::time::sleep(pause).await;
-        if let Ok(link) = Box::pin(quic.clone().connect(false)).await {
+        if let Ok(link) = Box::pin(super::h3::connect(quic.clone(), false)).await {
             return link;
         }
         pause = (2 * pause).min(QUIC_AGAIN.1);

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::Owes;
+
 /// Bytes of a packet that carry no stream data: QUIC's and the frames' heads, the seal, now and
 /// then an acknowledgement. A little more than it is, so that the count errs to the side on which
 /// [`Ledger::acknowledged`] finds it out.
@@ -75,6 +77,8 @@ struct State {
     /// Bytes in flight allowed beyond the window; see [`Gauge::nudge`].
     beyond: u64,
     heard: Instant,
+    /// Something was acknowledged.
+    known: bool,
 }
 
 /// Shared by one connection's congestion controller and its writer.
@@ -86,7 +90,13 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     pub(crate) fn new() -> Self {
-        let state = State { ledger: Ledger::new(0, 1200), path: Path::default(), beyond: 0, heard: Instant::now() };
+        let state = State {
+            ledger: Ledger::new(0, 1200),
+            path: Path::default(),
+            beyond: 0,
+            heard: Instant::now(),
+            known: false,
+        };
         Self { state: Mutex::new(state), moved: Notify::new() }
     }
 
@@ -127,6 +137,15 @@ impl Gauge {
         (state.ledger.open() > 0).then(|| state.heard.elapsed())
     }
 
+    /// What is owed, where `chunks` are under way or not.
+    pub(crate) fn owes(&self, chunks: bool) -> Owes {
+        match (self.state().known, chunks) {
+            (false, _) => Owes::Trust,
+            (true, true) => Owes::Bytes,
+            (true, false) => Owes::Sign,
+        }
+    }
+
     /// Lets two packets more into flight than the window allows. After an outage the path is found
     /// again by whatever is sent first; QUIC's own probes come ever more rarely by then.
     pub(crate) fn nudge(&self) {
@@ -148,7 +167,7 @@ impl Gauge {
     pub(super) fn acknowledged(&self, window: u64, in_flight: u64, dry: bool, path: Path) {
         let mut state = self.state();
         state.ledger.acknowledged(window, in_flight, dry);
-        (state.path, state.beyond, state.heard) = (path, 0, Instant::now());
+        (state.path, state.beyond, state.heard, state.known) = (path, 0, Instant::now(), true);
         drop(state);
         self.moved.notify_waiters();
     }

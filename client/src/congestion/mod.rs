@@ -21,7 +21,7 @@ use quinn_proto::RttEstimator;
 pub(crate) use gauge::Gauge;
 pub use gauge::Path;
 use model::{Micros, Model};
-pub(crate) use pulse::{Beat, Pulse};
+pub(crate) use pulse::{Beat, Owes, Pulse};
 
 /// Makes a connection's controller, which keeps its gauge.
 #[derive(Debug)]

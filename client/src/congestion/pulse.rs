@@ -13,9 +13,27 @@ const MANY: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
 /// Those after them, for a link that is away.
 const LATER: Duration = Duration::from_secs(1);
-/// Nothing is acknowledged for this long, and six round trips: the path is given up for another,
-/// unless it is heard first.
-const STALLED: Duration = Duration::from_secs(2);
+/// What a path has been good for, and so how long its silence is borne before it is given up for
+/// another, unless it is heard first. Six round trips are always borne.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owes {
+    /// It was never heard: what was sent goes with the handshake, on trust.
+    Trust,
+    /// Bytes of chunks.
+    Bytes,
+    /// A sign of life: a new handshake costs more than it would bring.
+    Sign,
+}
+
+impl Owes {
+    const fn patience(self) -> Duration {
+        match self {
+            Self::Trust => Duration::from_secs(1),
+            Self::Bytes => Duration::from_secs(2),
+            Self::Sign => Duration::from_secs(6),
+        }
+    }
+}
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +65,11 @@ impl Pulse {
 
     /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the round
     /// trip of late.
-    pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration) -> Beat {
+    pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration, owes: Owes) -> Beat {
         let Some(silence) = silence.filter(|silence| *silence > QUIET.max(2 * rtt)) else {
             return if std::mem::take(self).stalled { Beat::Flows } else { Beat::Rest };
         };
-        if !self.stalled && silence > STALLED.max(6 * rtt) {
+        if !self.stalled && silence > owes.patience().max(6 * rtt) {
             self.stalled = true;
             return Beat::Stalls;
         }
@@ -69,7 +87,17 @@ mod tests {
     use super::*;
 
     fn at(pulse: &mut Pulse, ms: u64) -> Beat {
-        pulse.look(Some(Duration::from_millis(ms)), Duration::from_millis(100))
+        pulse.look(Some(Duration::from_millis(ms)), Duration::from_millis(100), Owes::Bytes)
+    }
+
+    #[test]
+    fn a_sign_of_life_is_borne_longer_and_trust_less() {
+        for (owes, patience) in [(Owes::Trust, 1000), (Owes::Bytes, 2000), (Owes::Sign, 6000)] {
+            let mut pulse = Pulse::default();
+            let mut look = |ms| pulse.look(Some(Duration::from_millis(ms)), Duration::from_millis(100), owes);
+            assert!(!(4..=patience / 100).any(|n| look(n * 100) == Beat::Stalls), "{owes:?}");
+            assert_eq!(look(patience + 100), Beat::Stalls, "{owes:?}");
+        }
     }
 
     #[test]
@@ -87,8 +115,8 @@ mod tests {
     #[test]
     fn nothing_owed_is_no_silence_and_a_long_way_takes_longer() {
         let mut pulse = Pulse::default();
-        assert_eq!(pulse.look(None, Duration::ZERO), Beat::Rest);
-        assert_eq!(pulse.look(Some(Duration::from_millis(1400)), Duration::from_millis(700)), Beat::Rest);
-        assert_eq!(pulse.look(Some(Duration::from_millis(1401)), Duration::from_millis(700)), Beat::Poke);
+        assert_eq!(pulse.look(None, Duration::ZERO, Owes::Bytes), Beat::Rest);
+        assert_eq!(pulse.look(Some(Duration::from_millis(1400)), Duration::from_millis(700), Owes::Bytes), Beat::Rest);
+        assert_eq!(pulse.look(Some(Duration::from_millis(1401)), Duration::from_millis(700), Owes::Bytes), Beat::Poke);
     }
 }

@@ -294,6 +294,38 @@ async fn where_udp_does_not_get_through_a_websocket_does() {
 }
 
 #[tokio::test]
+async fn an_offset_corrected_in_the_middle_of_a_body_is_gone_on_from_in_another_request() {
+    for transport in [Transport::H1, Transport::H3] {
+        let relay = Relay::start().await;
+        relay.with(|state| state.knobs.late = true);
+        let (capture, _events) = Capture::start(config(&relay, transport, &[AUDIO]), authority()).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![7; 600_000], 0, 2000).await.unwrap();
+        let summary = finish(capture).await;
+        assert_eq!((summary.confirmed, summary.reconnects), (1, 0), "{transport:?}");
+        assert!(!relay.with(|state| state.knobs.late));
+    }
+}
+
+#[tokio::test]
+async fn a_core_that_is_away_does_not_use_up_the_connection() {
+    let relay = Relay::start().await;
+    relay.with(|state| (state.knobs.hold, state.knobs.patient) = (true, true));
+    let mut config = config(&relay, Transport::H3, &[AUDIO]);
+    config.wait_s = 100;
+    let (capture, _events) = Capture::start(config, authority()).await.unwrap();
+    for n in 0..120 {
+        capture.chunk(Variant::AudioPriority, vec![n as u8; 500], n * 2000, n * 2000 + 2000).await.unwrap();
+    }
+    // More than a connection has streams, and every one of them would wait.
+    relay.until(|state| state.whole.len() == 120).await;
+    let waiting = relay.with(|state| state.waits.iter().filter(|wait| **wait > 0).count());
+    assert!((1..=32).contains(&waiting), "{waiting}");
+    relay.with(|state| state.knobs.hold = false);
+    relay.release();
+    assert_eq!(finish(capture).await.confirmed, 120);
+}
+
+#[tokio::test]
 async fn several_chunks_make_several_plain_websockets() {
     let relay = Relay::start().await;
     relay.with(|state| state.knobs.hold = true);

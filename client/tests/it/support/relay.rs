@@ -24,6 +24,11 @@ use super::{web, ws};
 pub struct Knobs {
     /// Cut the connection once this many bytes of one chunk have come; then behave.
     pub cut_at: Option<usize>,
+    /// The next `PUT` is answered in the middle of its body: what came of it is kept, and it is
+    /// told to be elsewhere.
+    pub late: bool,
+    /// An answer waits as long as it was asked to, and not just a second.
+    pub patient: bool,
     /// The core is away: nothing is confirmed.
     pub hold: bool,
     /// Answers to the next offers.
@@ -52,6 +57,8 @@ pub struct State {
     pub whole: Vec<(String, u64)>,
     /// Bytes of bodies received in all.
     pub received: usize,
+    /// Seconds that answers were asked to wait for the core.
+    pub waits: Vec<u64>,
     /// Ports that requests over QUIC came from.
     pub ports: HashSet<u16>,
     pub hellos: usize,

@@ -82,13 +82,21 @@ async fn put(shared: Arc<Shared>, name: ChunkRef, headers: &HeaderMap, mut body:
         if cut {
             return Err(Cut);
         }
+        if shared.with(|state| std::mem::take(&mut state.knobs.late)) {
+            return Ok(refusal(Code::OffsetMismatch, Some(chunk(&offer, offset))));
+        }
     }
     shared.with(|state| state.settle(name));
     Ok(verdict(&shared, name, &offer, text("prefer").unwrap()).await)
 }
 
 async fn verdict(shared: &Shared, name: ChunkRef, offer: &Offer, prefer: &str) -> Reply {
-    let wait: u64 = prefer.strip_prefix("wait=").unwrap().parse().unwrap();
+    let asked: u64 = prefer.strip_prefix("wait=").unwrap().parse().unwrap();
+    let patient = shared.with(|state| {
+        state.waits.push(asked);
+        state.knobs.patient
+    });
+    let wait = if patient { asked } else { asked.min(1) };
     let mut changed = shared.changed.subscribe();
     let confirmed = async {
         while shared.state.lock().unwrap().chunks[&name].state != ChunkState::Confirmed {
@@ -96,7 +104,7 @@ async fn verdict(shared: &Shared, name: ChunkRef, offer: &Offer, prefer: &str) -
         }
     };
     let mut chunk = chunk(offer, offer.length);
-    if tokio::time::timeout(Duration::from_secs(wait.min(1)), confirmed).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(wait), confirmed).await.is_err() {
         chunk.state = ChunkState::Staged;
         return refusal(Code::ConfirmationPending, Some(chunk));
     }
