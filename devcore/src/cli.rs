@@ -62,6 +62,12 @@ pub(crate) struct Serve {
     /// Life of capabilities, as 300s, 5m or 1h
     #[arg(long, default_value = "300s", value_parser = duration)]
     capability_ttl: Duration,
+    /// Life of the capabilities that contacts get for their grants
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    contact_ttl: Duration,
+    /// Life of contact grants
+    #[arg(long, default_value = "168h", value_parser = duration)]
+    grant_ttl: Duration,
     /// Highest chunk index of a capability
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     max_chunks: u64,
@@ -142,6 +148,8 @@ impl Serve {
             calls_per_minute: self.calls_per_minute,
             keep_nothing: self.keep_nothing,
             capability_ttl: self.capability_ttl,
+            contact_ttl: self.contact_ttl,
+            grant_ttl: self.grant_ttl,
             max_chunks: self.max_chunks,
             service_token: self.service_token_file.map_or(Secret::Generated, Secret::File),
             capability_secret: self.capability_secret_file.map_or(Secret::Generated, Secret::File),

@@ -56,6 +56,10 @@ pub struct Options {
     pub max_chunks: u64,
     /// For how long after `exp` commits are taken (JWT only).
     pub commit_grace: Duration,
+    /// Life of the capabilities that contacts get for their grants.
+    pub contact_ttl: Duration,
+    /// Life of contact grants.
+    pub grant_ttl: Duration,
     /// Largest chunk, in bytes.
     pub max_upload_bytes: u64,
     /// Bytes of uploads that may be on their way at once.
@@ -90,6 +94,8 @@ impl Options {
             capability_ttl: Duration::from_secs(300),
             max_chunks: 64,
             commit_grace: Duration::from_secs(24 * 3600),
+            contact_ttl: Duration::from_secs(300),
+            grant_ttl: Duration::from_secs(7 * 24 * 3600),
             max_upload_bytes: 250 * 1024 * 1024,
             staging_quota_bytes: 1024 * 1024 * 1024,
             account_quota_bytes: 10 * 1024 * 1024 * 1024,

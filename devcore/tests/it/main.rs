@@ -6,6 +6,7 @@
 mod account;
 mod command;
 mod commit;
+mod contact;
 mod fanout;
 mod faults;
 mod jwt;
