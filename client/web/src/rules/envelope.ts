@@ -15,7 +15,6 @@ const FIXED: Record<string, string> = {
   payload_type: "chunk",
   payload_aead: "AES-256-GCM",
 };
-const TAG = 16;
 
 export interface Identity {
   incident: string;
@@ -37,7 +36,7 @@ export function readEnvelope(frame: Uint8Array, of: Identity): Envelope | null {
   if (frame.length < PREFIX.length + 4 || !PREFIX.every((byte, i) => frame[i] === byte)) return null;
   const length = u32(frame, PREFIX.length);
   const start = PREFIX.length + 4;
-  if (length === 0 || length > MAX_HEADER || frame.length < start + length + TAG + 1) return null;
+  if (length === 0 || length > MAX_HEADER || frame.length <= start + length) return null;
   const header = frame.subarray(start, start + length);
   const values = readFields(header);
   if (!values) return null;
