@@ -166,7 +166,7 @@ class Page {
       void this.wake.want(true);
     };
     view.pause.onclick = () => (player.paused = !player.paused);
-    view.live.onclick = () => this.goLive();
+    view.live.onclick = () => (player.growing ? this.goLive() : this.seek(session.ledger.all()[0]?.started ?? 0));
     view.audioOnly.onchange = () => {
       player.audioOnly = view.audioOnly.checked;
       session.setAudioOnly(player.audioOnly);

@@ -6,6 +6,8 @@ import { type Output, MseOutput, mediaSource } from "./lane";
 import { PlainPicture, PlainSound } from "./plain";
 
 const TICK_MS = 100;
+/** A hole this short in the picture is not spoken of. */
+const LINGER_MS = 400;
 /** What lies further back than this is freed; it is fetched again when it is wanted. */
 const BEHIND_MS = 10 * 60_000;
 
@@ -76,9 +78,10 @@ export class Player {
     return this.heard || !video.line.spans.length ? [audio.line, video.line] : [video.line, audio.line];
   }
 
-  /** Whether there is a picture for the moment that plays. */
+  /** Whether there is a picture for the moment that plays; the last one stays while the next is awaited. */
   get pictured(): boolean {
-    return !this.audioOnly && this.at !== null && !!this.outputs.video.line.at(this.at);
+    const { line } = this.outputs.video;
+    return !this.audioOnly && (this.at === null || !!line.at(this.at) || !!line.at(this.at - LINGER_MS));
   }
 
   private tick(now: number): void {

@@ -68,7 +68,7 @@ export class View {
     this.forget = button("forget", text.forget);
     this.legend = new Legend(text);
     this.screen = make("section", { class: "screen", id: "screen" }, make("div", { class: "pulse", "aria-hidden": "true" }), this.screenTitle, this.screenText);
-    this.main = make("main", {}, this.statusCard(), this.stage(), this.safetyCard(), this.timeline.element, this.about());
+    this.main = make("main", {}, this.statusCard(), this.stage(), this.safetyCard(), this.about());
     // Until it is known what there is to show, nothing flashes.
     this.main.hidden = this.screen.hidden = true;
   }
@@ -136,7 +136,7 @@ export class View {
       say(this.chip, text.marks[shown.playing]);
       attribute(this.chip, "data-state", shown.playing);
     }
-    const overlay = !shown.playable ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.waiting && shown.live ? "" : shown.pictured ? "" : text.noPicture;
+    const overlay = !shown.playable ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.pictured ? "" : text.noPicture;
     say(this.overlay, overlay);
     show(this.overlay, overlay !== "");
     attribute(this.video, "data-shown", String(shown.pictured));
@@ -145,9 +145,9 @@ export class View {
     this.listen.classList.toggle("on", shown.heard);
     say(this.pause, shown.paused ? text.play : text.pause);
     const isLive = shown.live && !shown.paused && shown.canBeLive;
-    say(this.live, isLive ? text.isLive : text.toLive);
+    say(this.live, !shown.canBeLive ? text.fromStart : isLive ? text.isLive : text.toLive);
     attribute(this.live, "aria-pressed", String(isLive));
-    show(this.live, shown.canBeLive);
+    this.live.classList.toggle("start", !shown.canBeLive);
     this.audioOnly.checked = shown.audioOnly;
   }
 
@@ -171,7 +171,7 @@ export class View {
     const only = make("label", { class: "switch" }, this.audioOnly, make("span", { class: "knob", "aria-hidden": "true" }),
       make("span", {}, this.text.audioOnly, " ", make("small", {}, this.text.audioOnlyHint)));
     const controls = make("div", { class: "controls" }, this.listen, this.pause, this.live, only);
-    return make("section", { class: "stage" }, frame, controls, this.notice, this.audio);
+    return make("section", { class: "stage" }, frame, this.timeline.element, controls, this.notice, this.audio);
   }
 
   private safetyCard(): HTMLElement {
