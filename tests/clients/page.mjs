@@ -106,11 +106,12 @@ class Person {
     const end = Date.now() + patience;
     let seen;
     do {
-      seen = await this.look();
-      if (is(seen)) return seen;
+      // A page that is being left answers nothing.
+      seen = (await this.look().catch(() => null)) ?? seen;
+      if (seen && is(seen)) return seen;
       await new Promise((go) => setTimeout(go, 100));
     } while (Date.now() < end);
-    throw new Error(`never: ${what}; ${JSON.stringify({ ...seen, body: undefined, marks: seen.marks.map((m) => `${m.lane[0]}${m.index} ${m.state}`) })}`);
+    throw new Error(`never: ${what}; ${JSON.stringify({ ...seen, body: undefined, marks: seen?.marks.map((m) => `${m.lane[0]}${m.index} ${m.state}`) })}`);
   }
 
   async shot(params, name) {

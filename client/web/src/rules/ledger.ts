@@ -102,7 +102,7 @@ export class Ledger {
       stream, index, lane, media, length, sha256, started, ended, guessed: false, progress: 0, here: false, refused: false,
       gone: false,
     };
-    this.fillGap(chunk, said.replay);
+    this.fillGap(chunk);
     this.put(chunk);
     this.comeEarly(chunk);
   }
@@ -206,9 +206,9 @@ export class Ledger {
   }
 
   /** A lane that is switched on again goes on later: what lies between was never announced. */
-  private fillGap(chunk: Chunk, replay: boolean): void {
+  private fillGap(chunk: Chunk): void {
     const highest = this.highest.get(chunk.stream);
-    if (highest === undefined || replay) return;
+    if (highest === undefined) return;
     for (let index = Math.max(highest + 1, chunk.index - MAX_GAP); index < chunk.index; index++) {
       this.putMissing(chunk.stream, index, chunk.lane, "not_asked", chunk);
     }
