@@ -129,6 +129,15 @@ test("safe up to: the end before the first stretch that is not", () => {
   assert.deepEqual([safeUpTo, unsafeMs, counts.confirmed, counts.unconfirmed], [6000, 2000, 3, 1]);
 });
 
+test("a hole in what is safe is said", () => {
+  const ledger = new Ledger();
+  for (const index of [1, 2, 3]) ledger.begins(begins(index));
+  ledger.withdrawn("a", 2, "stalled");
+  for (const index of [1, 3]) ledger.confirmed("a", index, "receipt");
+  const { safeUpTo, holesMs } = summary(ledger.all());
+  assert.deepEqual([safeUpTo, holesMs], [8000, 2000]);
+});
+
 test("stretches that lie over each other count once", () => {
   assert.equal(covered([[0, 2], [1, 4], [6, 7]]), 5);
   assert.equal(covered([]), 0);

@@ -22,6 +22,8 @@ const TRUSTED_MS = 6_000;
 /** What was seen here and is not confirmed for so long is looked for in the core's own list. */
 const LATE_MS = 12_000;
 const LIST_PAUSE_MS = 15_000;
+/** The same for what is not here at all: it may never come. */
+const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
 /** How long after a new connection it is told what was missed. */
 const SETTLE_MS = 2_500;
@@ -268,16 +270,18 @@ export class Session {
     if (connection && capability && now - this.capabilityAt > (capability.lifeMs / 3) * 2) void this.renew();
     const limit = facts.capture ? QUIET_CONNECTION_MS : SILENT_CONNECTION_MS;
     if (connection && facts.watching && now - this.heardAt > limit) connection.close();
-    const pause = facts.coreAway ? AWAY_PAUSE_MS : LIST_PAUSE_MS;
-    if (facts.watched && !facts.stopped && now - this.listedAt > pause && (facts.coreAway || this.overdue())) void this.list();
+    const pause = facts.coreAway ? AWAY_PAUSE_MS : this.overdue();
+    if (facts.watched && !facts.stopped && now - this.listedAt > pause) void this.list();
   }
 
-  /** Whether something should be safe by now, as far as one can tell. */
-  private overdue(): boolean {
-    if (this.intake.doubts > 0) return true;
-    const newest = this.ledger.all().reduce((end, chunk) => Math.max(end, chunk.ended), -Infinity);
+  /** How often the core's own list is looked at: whether something should be safe by now, as far as one can tell. */
+  private overdue(): number {
+    if (this.intake.doubts > 0) return LIST_PAUSE_MS;
+    const chunks = this.ledger.all();
+    const newest = chunks.reduce((end, chunk) => Math.max(end, chunk.ended), -Infinity);
     const late = this.facts.capture ? Infinity : newest - LATE_MS;
-    return this.ledger.all().some((chunk) => markOf(chunk) === "unconfirmed" && chunk.ended < late);
+    const marks = new Set(chunks.filter((chunk) => chunk.ended < late).map(markOf));
+    return marks.has("unconfirmed") ? LIST_PAUSE_MS : marks.has("missing") ? RARE_PAUSE_MS : Infinity;
   }
 
   private pause(ms: number): Promise<void> {

@@ -256,6 +256,8 @@ export interface Summary {
   counts: Record<Mark, number>;
   /** End of the recorded stretch from the beginning on that is safe without a hole, if any. */
   safeUpTo?: number;
+  /** Milliseconds before that which are not safe: never seen here, or refused. */
+  holesMs: number;
   /** Milliseconds of recording that were seen here and are not known to be safe. */
   unsafeMs: number;
   newest?: number;
@@ -264,17 +266,20 @@ export interface Summary {
 export function summary(chunks: readonly Chunk[]): Summary {
   const counts: Record<Mark, number> = { receiving: 0, unconfirmed: 0, confirmed: 0, rejected: 0, missing: 0 };
   const unsafe: [number, number][] = [];
-  const out: Summary = { counts, unsafeMs: 0 };
+  const holes: [number, number][] = [];
+  const out: Summary = { counts, unsafeMs: 0, holesMs: 0 };
   for (const chunk of chunks) {
     const mark = markOf(chunk);
     counts[mark]++;
     out.newest = Math.max(out.newest ?? chunk.ended, chunk.ended);
     if (mark === "confirmed") out.safeUpTo = Math.max(out.safeUpTo ?? chunk.ended, chunk.ended);
-    else if (mark === "unconfirmed" || mark === "receiving") unsafe.push([chunk.started, chunk.ended]);
+    else (mark === "unconfirmed" || mark === "receiving" ? unsafe : holes).push([chunk.started, chunk.ended]);
   }
   // "Safe up to" ends where the first stretch begins that is not.
   for (const [start] of unsafe) if (out.safeUpTo !== undefined && start < out.safeUpTo) out.safeUpTo = start;
   out.unsafeMs = covered(unsafe);
+  const upTo = out.safeUpTo ?? -Infinity;
+  out.holesMs = covered(holes.filter(([start]) => start < upTo).map(([start, end]) => [start, Math.min(end, upTo)]));
   return out;
 }
 

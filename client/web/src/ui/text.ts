@@ -58,6 +58,7 @@ const en = {
   lanes: { video: "Picture", audio: "Sound" },
   laneOff: "switched off",
   safeUpTo: (time: string) => `Safe up to ${time}`,
+  safeBut: (time: string, missing: string) => `Safe up to ${time}, without ${missing}`,
   nothingSafe: "Nothing is safe yet",
   unsafe: (length: string) => `${length} seen here, not yet safe`,
   allSafe: "Everything seen here is safe",

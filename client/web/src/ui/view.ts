@@ -153,7 +153,9 @@ export class View {
 
   private drawSafety({ summary, signed, at }: Shown): void {
     const { text } = this;
-    say(this.safe, summary.safeUpTo === undefined ? text.nothingSafe : text.safeUpTo(clock(this.lang, summary.safeUpTo)));
+    const time = summary.safeUpTo === undefined ? null : clock(this.lang, summary.safeUpTo);
+    const words = (time: string): string => (summary.holesMs < 500 ? text.safeUpTo(time) : text.safeBut(time, length(text, summary.holesMs)));
+    say(this.safe, time === null ? text.nothingSafe : words(time));
     attribute(this.safe, "data-safe", String(summary.safeUpTo !== undefined));
     say(this.unsafe, summary.unsafeMs > 0 ? text.unsafe(length(text, summary.unsafeMs)) : at === null ? "" : text.allSafe);
     attribute(this.unsafe, "data-unsafe", String(summary.unsafeMs > 0));
