@@ -40,6 +40,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Certificate chain and private key, PEM; both or none.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// A directory with the contact's page, and where to serve it: another origin than the core's.
+    pub page: Option<(PathBuf, SocketAddr)>,
     /// 200 for a commit that is equal in identity, size and hash; else 409 for every duplicate.
     pub idempotent_commit: bool,
     /// The unchanged core: no JWT, no JWKS, no receipts, 409 for every duplicate.
@@ -86,6 +88,7 @@ impl Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data: data.into(),
             tls: None,
+            page: None,
             idempotent_commit: false,
             hmac_only: false,
             receipts: true,

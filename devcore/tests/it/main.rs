@@ -10,6 +10,7 @@ mod contact;
 mod fanout;
 mod faults;
 mod jwt;
+mod page;
 mod preflight;
 mod restart;
 mod support;
