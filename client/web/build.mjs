@@ -16,7 +16,7 @@ async function page(out) {
   const common = { ...shared, outdir: out, minify: true, target: ["safari14", "chrome90"], supported: { destructuring: true } };
   await build({ ...common, entryPoints: { app: "src/app.ts", worker: "src/worker.ts" }, format: "iife" });
   await build({ ...common, entryPoints: { style: "src/ui/style.css" } });
-  copyFileSync(here("index.html"), `${out}/index.html`);
+  for (const name of ["index.html", "icon.svg"]) copyFileSync(here(name), `${out}/${name}`);
   const sum = (name) => createHash("sha256").update(readFileSync(`${out}/${name}`)).digest("hex");
   const lines = readdirSync(out).sort().map((name) => `${sum(name)}  ${name}\n`);
   writeFileSync(`${out}/hashes.txt`, lines.join(""));

@@ -15,10 +15,10 @@ import { scenarios } from "./page_scenarios.mjs";
 
 const emit = (value) => console.log(JSON.stringify(value));
 const dist = new URL("../../client/web/dist/", import.meta.url);
-const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "text/css", txt: "text/plain" };
+const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "text/css", svg: "image/svg+xml" };
 /** What a host of the page says, as devcore does; the page's own meta element says the same but for the last one. */
 const policy =
-  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; img-src 'self' data:; media-src blob:; " +
+  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; img-src 'self'; media-src blob:; " +
   "connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*; base-uri 'none'; " +
   "form-action 'none'; frame-ancestors 'none'";
 /** How long anything may take that must come, on a busy machine. */
@@ -28,7 +28,7 @@ function host() {
   const server = createServer((request, response) => {
     const name = new URL(request.url, "http://page").pathname.slice(1) || "index.html";
     const file = new URL(name, dist);
-    if (!/^[a-z]+\.[a-z]+$/.test(name) || !existsSync(file)) return response.writeHead(404).end();
+    if (!types[name.split(".").pop()] || !/^[a-z.]+$/.test(name) || !existsSync(file)) return response.writeHead(404).end();
     const headers = { "content-type": types[name.split(".").pop()], "content-security-policy": policy, "cache-control": "no-cache" };
     response.writeHead(200, { ...headers, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff" }).end(readFileSync(file));
   });

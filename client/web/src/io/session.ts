@@ -3,13 +3,13 @@
 import { Assembly, type Lane } from "../rules/assembly";
 import { control, type Frame, kind } from "../rules/frames";
 import { afterEnding, Ladder } from "../rules/ladder";
-import { Ledger, markOf } from "../rules/ledger";
-import { type Link, watchUrl } from "../rules/link";
+import { type Chunk, Ledger, markOf } from "../rules/ledger";
+import type { Link } from "../rules/link";
 import { missed, type Missed } from "../rules/missed";
 import type { Facts } from "../rules/status";
 import { type Capability, Core, CoreRefusal } from "./core";
 import { Intake, type Shown } from "./intake";
-import { type Connection, type Listener, openSocket } from "./transport";
+import { type Connection, type Listener, Ways } from "./transport";
 import { Vault } from "./vault";
 
 const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_preview" };
@@ -27,6 +27,8 @@ const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
 /** How long after a new connection it is told what was missed. */
 const SETTLE_MS = 2_500;
+/** Most chunks that are asked for again after a cut; a relay holds as many requests of a contact. */
+const MOST_MENDED = 16;
 
 export interface Hooks extends Shown {
   /** After a pause: what came meanwhile. */
@@ -39,9 +41,7 @@ export class Session {
   readonly facts: Facts;
   readonly ledger = new Ledger();
   readonly intake: Intake;
-  /** Which transport carries it, for the technical line and for tests. */
-  carried = "";
-  retryAt = 0;
+  readonly ways: Ways;
   private readonly core: Core;
   private readonly vault: Vault;
   private readonly ladder = new Ladder();
@@ -62,6 +62,7 @@ export class Session {
     this.audioOnly = audioOnly;
     this.facts = { watching: false, watched: false, admitted: false, coreAway: false, relayAway: false, anyChunk: false };
     this.core = new Core(link.core, link.grant);
+    this.ways = new Ways(link);
     this.vault = new Vault("worker.js", () => (this.facts.stopped = "no_crypto"));
     this.intake = new Intake(this.facts, this.ledger, this.vault, this.core, hooks);
   }
@@ -104,7 +105,7 @@ export class Session {
   want(from: number, to: number): void {
     for (const chunk of this.ledger.all()) {
       if (chunk.ended <= from || chunk.started >= to || chunk.here || (this.audioOnly && chunk.lane === "video")) continue;
-      void this.intake.fetch(chunk, (stream, index) => this.connection?.send(control(kind.FETCH, { stream, index })));
+      this.ask(chunk);
     }
   }
 
@@ -216,8 +217,7 @@ export class Session {
         },
       };
       this.heardAt = begun;
-      this.connection = openSocket(watchUrl(this.link), listener);
-      this.carried = "websocket";
+      this.connection = this.ways.open(listener);
     });
   }
 
@@ -239,8 +239,23 @@ export class Session {
     this.ladder.reset();
     const cutAt = this.cutAt;
     this.cutAt = null;
-    if (cutAt !== null) setTimeout(() => this.hooks.missed(missed(this.ledger.of("audio"), cutAt)), SETTLE_MS);
+    if (cutAt !== null) {
+      setTimeout(() => {
+        this.mend();
+        this.hooks.missed(missed(this.ledger.of("audio"), cutAt));
+      }, SETTLE_MS);
+    }
     if (this.listedAt === -Infinity) void this.list();
+  }
+
+  /** What was cut off and did not come again is asked for by name: the browser may have had it, and this page not. */
+  private mend(): void {
+    const cut = this.ledger.all().filter((chunk) => !chunk.here && chunk.gone && (chunk.why === "cut" || (chunk.why === "not_asked" && chunk.lane === "audio")));
+    for (const chunk of cut.slice(-MOST_MENDED)) this.ask(chunk);
+  }
+
+  private ask(chunk: Chunk): void {
+    void this.intake.fetch(chunk, (stream, index) => this.connection?.send(control(kind.FETCH, { stream, index })));
   }
 
   private ending(reason: string): Ended["after"] {
@@ -286,7 +301,6 @@ export class Session {
 
   private pause(ms: number): Promise<void> {
     if (this.over) return Promise.resolve();
-    this.retryAt = performance.now() + ms;
     return new Promise((go) => {
       const timer = setTimeout(go, ms);
       this.wake = () => {
