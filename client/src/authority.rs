@@ -1,6 +1,7 @@
 //! Where streams and capabilities come from: the core, reached by the device itself. The relay
 //! can neither mint nor prolong one.
 
+mod contact;
 mod devcore;
 mod fixed;
 
@@ -16,7 +17,8 @@ use waystation_proto::{Media, Offer, Variant};
 use crate::receipt::Jwks;
 use crate::token::Token;
 
-pub use devcore::{DevcoreAuthority, Wishes};
+pub use contact::ContactAuthority;
+pub use devcore::{DevcoreAuthority, Grant, Wishes};
 pub use fixed::{FixedAuthority, TokenForm};
 
 /// Pauses between tries to get the core's keys: this, then twice as long each time.

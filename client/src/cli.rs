@@ -1,6 +1,7 @@
-//! The command line: `waystation-client capture`, `import`, `queue` and `watch`.
+//! The command line: `waystation-client capture`, `import`, `queue`, `watch` and `link`.
 
 mod capture;
+mod link;
 mod output;
 mod queue;
 mod report;
@@ -38,6 +39,8 @@ enum Command {
     Queue(QueueCommand),
     /// Receive and decrypt the near-live lanes of a recording.
     Watch(Box<WatchArgs>),
+    /// Print the link that a contact opens. Whoever has it can watch: it is for one person.
+    Link(Box<link::LinkArgs>),
 }
 
 /// How to talk to the relay.
@@ -59,7 +62,7 @@ enum TransportArg {
 struct RelayArgs {
     /// The relay, as https://host:port. Of several, the next is tried when one can't be reached;
     /// a contact uses the first.
-    #[arg(long, required = true)]
+    #[arg(long)]
     relay: Vec<String>,
     /// How to talk to it; a contact takes a WebSocket for `auto`.
     #[arg(long, value_enum, default_value = "auto")]
@@ -221,8 +224,12 @@ struct WatchArgs {
     #[command(flatten)]
     core: CoreArgs,
     /// File with the group key: 32 bytes, raw or as hexadecimal digits.
-    #[arg(long)]
-    group_key_file: PathBuf,
+    #[arg(long, required_unless_present = "link")]
+    group_key_file: Option<PathBuf>,
+    /// File with a contact's link, or - for standard input: in place of --relay, --core,
+    /// --session-file and --group-key-file.
+    #[arg(long, conflicts_with_all = ["relay", "core", "session_file", "group_key_file", "jwks", "proofline"])]
+    link: Option<PathBuf>,
     /// Directory for the decrypted chunks and the joined files.
     #[arg(long)]
     out: PathBuf,
@@ -266,6 +273,8 @@ enum CliError {
     Playback(#[from] crate::playback::PlaybackError),
     #[error("{0}")]
     Authority(#[from] crate::authority::AuthorityError),
+    #[error("{0}")]
+    Link(#[from] crate::link::InvalidLink),
     #[error("a file can't be read or written: {0}")]
     Io(#[from] std::io::Error),
     #[error("{0}")]
@@ -280,6 +289,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Import(args) => queue::import(*args).await,
         Command::Queue(command) => queue::run(command).await,
         Command::Watch(args) => watch::run(*args).await,
+        Command::Link(args) => link::run(*args).await,
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -293,6 +303,9 @@ pub async fn run(cli: Cli) -> ExitCode {
 
 impl RelayArgs {
     fn endpoints(&self) -> Result<Vec<Endpoint>, CliError> {
+        if self.relay.is_empty() {
+            return Err(CliError::Usage("give --relay"));
+        }
         self.relay.iter().map(|url| endpoint(url, self.ca_file.as_deref())).collect()
     }
 

@@ -101,13 +101,7 @@ impl Trust {
     /// # Errors
     /// [`ConnectError::Certificate`]
     pub fn file(path: &Path) -> Result<Self, ConnectError> {
-        let bytes = std::fs::read(path).map_err(|_| ConnectError::Certificate)?;
-        let pem: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-        match pem {
-            Ok(list) if !list.is_empty() => Self::certificates(list),
-            _ if bytes.starts_with(&[0x30]) => Self::certificates(vec![bytes.into()]),
-            _ => Err(ConnectError::Certificate),
-        }
+        Self::certificates(certificates(path)?)
     }
 
     /// Exactly these certificates.
@@ -131,6 +125,27 @@ impl Trust {
     #[must_use]
     pub fn tls(&self, alpn: &[&[u8]]) -> ClientConfig {
         with_alpn(&self.config, alpn)
+    }
+}
+
+/// SHA-256 of the first certificate of a PEM or DER file, as a browser may be told to expect it.
+///
+/// # Errors
+/// [`ConnectError::Certificate`]
+pub fn certificate_hash(path: &Path) -> Result<[u8; 32], ConnectError> {
+    let list = certificates(path)?;
+    let first = list.first().ok_or(ConnectError::Certificate)?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, first);
+    digest.as_ref().try_into().map_err(|_| ConnectError::Certificate)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    let bytes = std::fs::read(path).map_err(|_| ConnectError::Certificate)?;
+    let pem: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match pem {
+        Ok(list) if !list.is_empty() => Ok(list),
+        _ if bytes.starts_with(&[0x30]) => Ok(vec![bytes.into()]),
+        _ => Err(ConnectError::Certificate),
     }
 }
 

@@ -56,6 +56,11 @@ impl GroupKey {
         read_32(path).map(|bytes| Self(Arc::new(bytes)))
     }
 
+    /// The key itself, for a contact's link.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Tells two keys apart, and nothing else of either.
     pub(crate) fn check(&self) -> Option<String> {
         let name = StreamId::new(CHECK_NAME).ok()?;

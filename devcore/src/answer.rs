@@ -44,12 +44,18 @@ pub(crate) struct Answer {
 
 enum Content {
     Json(Bytes),
+    Nothing,
     File(tokio::fs::File, u64),
 }
 
 impl Answer {
     pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
         Self { status, content: Content::Json(body.to_string().into()), headers: Vec::new() }
+    }
+
+    /// 204: all that is said is in the headers.
+    pub(crate) const fn nothing() -> Self {
+        Self { status: 204, content: Content::Nothing, headers: Vec::new() }
     }
 
     /// A stored chunk's bytes.
@@ -81,20 +87,22 @@ impl Answer {
     }
 
     pub(crate) fn into_response(self) -> Response<AnswerBody> {
-        let (kind, length, body) = match self.content {
-            Content::Json(json) => {
-                ("application/json", json.len() as u64, Full::new(json).map_err(|never| match never {}).boxed_unsync())
-            }
+        let whole = |bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+        let (kind, body) = match self.content {
+            Content::Json(json) => (Some(("application/json", json.len() as u64)), whole(json)),
+            Content::Nothing => (None, whole(Bytes::new())),
             Content::File(file, length) => {
                 let stream = ReaderStream::with_capacity(file, 64 * 1024).map_ok(Frame::data);
-                ("application/octet-stream", length, StreamBody::new(stream).boxed_unsync())
+                (Some(("application/octet-stream", length)), StreamBody::new(stream).boxed_unsync())
             }
         };
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        if let Some((kind, length)) = kind {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.extend(self.headers);

@@ -29,6 +29,8 @@ pub(crate) struct Call {
     pub(crate) core: Arc<Core>,
     pub(crate) host: IpAddr,
     pub(crate) headers: HeaderMap,
+    /// What follows the path, undecoded; it is never logged.
+    pub(crate) query: String,
     pub(crate) body: Incoming,
     /// Its place in the order of calls.
     pub(crate) arrival: u64,

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use waystation_devcore::{Devcore, Options, Secret, session};
+use waystation_devcore::{Devcore, Options, PageHost, Secret, session};
 use waystation_proto::claims::Jwk;
 use waystation_proto::media::Variant;
 use waystation_proto::offer::parse_role;
@@ -23,6 +23,8 @@ type Error = Box<dyn std::error::Error>;
 pub(crate) enum Command {
     /// Serves the core API
     Serve(Box<Serve>),
+    /// Serves the contact's page alone, without a core
+    Page(PageArgs),
     /// Makes incident, group, streams and capabilities at a running devcore, and prints them as JSON
     Session(SessionArgs),
 }
@@ -47,6 +49,12 @@ pub(crate) struct Serve {
     /// Private key, PEM
     #[arg(long, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Directory with the contact's page; it is served at an origin of its own
+    #[arg(long, requires = "page_listen")]
+    page: Option<PathBuf>,
+    /// Address to serve the page on; port 0 takes a free one
+    #[arg(long, requires = "page")]
+    page_listen: Option<SocketAddr>,
     /// Answer an equal commit with 200 instead of 409
     #[arg(long)]
     idempotent_commit: bool,
@@ -62,6 +70,12 @@ pub(crate) struct Serve {
     /// Life of capabilities, as 300s, 5m or 1h
     #[arg(long, default_value = "300s", value_parser = duration)]
     capability_ttl: Duration,
+    /// Life of the capabilities that contacts get for their grants
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    contact_ttl: Duration,
+    /// Life of contact grants
+    #[arg(long, default_value = "168h", value_parser = duration)]
+    grant_ttl: Duration,
     /// Highest chunk index of a capability
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     max_chunks: u64,
@@ -77,6 +91,22 @@ pub(crate) struct Serve {
     /// Audience of JWT capabilities
     #[arg(long, default_value = "waystation")]
     audience: String,
+}
+
+#[derive(Args)]
+pub(crate) struct PageArgs {
+    /// Directory with the contact's page
+    #[arg(long)]
+    page: PathBuf,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Certificate chain, PEM
+    #[arg(long, requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key, PEM
+    #[arg(long, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -109,6 +139,7 @@ impl Command {
     pub(crate) async fn run(self) -> Result<(), Error> {
         match self {
             Self::Serve(serve) => serve.run().await,
+            Self::Page(page) => page.run().await,
             Self::Session(session) => session.run().await,
         }
     }
@@ -116,18 +147,17 @@ impl Command {
 
 impl Serve {
     async fn run(self) -> Result<(), Error> {
-        let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stopped = stopped()?;
         let running = Devcore::start(self.options()).await?;
         let mut line = serde_json::json!({ "listen": running.addr(), "url": running.url() });
+        if let Some(page) = running.page_url() {
+            line["page_url"] = page.into();
+        }
         for (name, file) in running.secret_files() {
             line[name] = serde_json::json!(file);
         }
         print(&line)?;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        stopped.await;
         running.stop().await;
         Ok(())
     }
@@ -136,18 +166,32 @@ impl Serve {
         Options {
             listen: self.listen,
             tls: self.tls_cert.zip(self.tls_key),
+            page: self.page.zip(self.page_listen),
             idempotent_commit: self.idempotent_commit,
             hmac_only: self.hmac_only,
             receipts: self.receipts == Switch::On,
             calls_per_minute: self.calls_per_minute,
             keep_nothing: self.keep_nothing,
             capability_ttl: self.capability_ttl,
+            contact_ttl: self.contact_ttl,
+            grant_ttl: self.grant_ttl,
             max_chunks: self.max_chunks,
             service_token: self.service_token_file.map_or(Secret::Generated, Secret::File),
             capability_secret: self.capability_secret_file.map_or(Secret::Generated, Secret::File),
             audience: self.audience,
             ..Options::new(self.data)
         }
+    }
+}
+
+impl PageArgs {
+    async fn run(self) -> Result<(), Error> {
+        let stopped = stopped()?;
+        let host = PageHost::start(&self.page, self.listen, self.tls_cert.zip(self.tls_key).as_ref()).await?;
+        print(&serde_json::json!({ "page_url": host.url() }))?;
+        stopped.await;
+        host.stop().await;
+        Ok(())
     }
 }
 
@@ -164,6 +208,18 @@ impl SessionArgs {
         };
         print(&serde_json::to_value(session::open(&request).await?)?)
     }
+}
+
+/// Ends at Ctrl-C, or at the signal that ends a service; it listens from the call on.
+fn stopped() -> Result<impl Future<Output = ()>, Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// The one line on stdout.

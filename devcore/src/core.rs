@@ -87,7 +87,7 @@ impl Core {
 
     /// Reads the revocation list into memory: it is asked at every call.
     pub(crate) async fn load_revocations(&self) -> Result<(), crate::store::Failed> {
-        let revoked = self.store.revoked().await?;
+        let revoked = self.store.revoked(self.clock.unix_s()).await?;
         lock(&self.revoked).extend(revoked);
         Ok(())
     }
@@ -95,6 +95,13 @@ impl Core {
     pub(crate) async fn revoke(&self, jti: &str) -> Result<(), Refusal> {
         self.store.revoke(jti.to_owned()).await?;
         lock(&self.revoked).insert(jti.to_owned());
+        Ok(())
+    }
+
+    /// Revokes a contact's grant, and its capabilities with it.
+    pub(crate) async fn revoke_grant(&self, incident: &str, group: &str, id: &str) -> Result<(), Refusal> {
+        let held = self.store.revoke_grant(incident, group, id, self.clock.unix_s()).await?;
+        lock(&self.revoked).extend(held);
         Ok(())
     }
 

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Inside: `routes` read calls in the contract's order; `fields`, `envelope`, `json`, `capability`,
-//! `multipart` and `limiter` are its rules, pure; `store` keeps; `answer` writes; `server` listens.
+//! `multipart` and `limiter` are its rules, pure; `store` keeps; `answer` writes; `server` listens; `page`
+//! is the static host of the contact's page, which knows nothing of a core.
 
 mod answer;
 mod call;
@@ -32,6 +33,7 @@ mod keys;
 mod limiter;
 mod multipart;
 mod options;
+mod page;
 mod refusal;
 mod router;
 mod routes;
@@ -47,5 +49,6 @@ mod vectors;
 pub use clock::Clock;
 pub use faults::{Effect, Fault, FaultRoute, Faults};
 pub use options::{Options, Secret};
+pub use page::PageHost;
 pub use running::{Devcore, Running, StartError};
 pub use stats::{Commit, Snapshot};

@@ -17,6 +17,8 @@ pub(crate) enum Class {
     Stream,
     /// Commits.
     Upload,
+    /// What contacts ask with their grants.
+    Contact,
 }
 
 struct Window {

@@ -40,6 +40,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Certificate chain and private key, PEM; both or none.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// A directory with the contact's page, and where to serve it: another origin than the core's.
+    pub page: Option<(PathBuf, SocketAddr)>,
     /// 200 for a commit that is equal in identity, size and hash; else 409 for every duplicate.
     pub idempotent_commit: bool,
     /// The unchanged core: no JWT, no JWKS, no receipts, 409 for every duplicate.
@@ -56,6 +58,10 @@ pub struct Options {
     pub max_chunks: u64,
     /// For how long after `exp` commits are taken (JWT only).
     pub commit_grace: Duration,
+    /// Life of the capabilities that contacts get for their grants.
+    pub contact_ttl: Duration,
+    /// Life of contact grants.
+    pub grant_ttl: Duration,
     /// Largest chunk, in bytes.
     pub max_upload_bytes: u64,
     /// Bytes of uploads that may be on their way at once.
@@ -82,6 +88,7 @@ impl Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data: data.into(),
             tls: None,
+            page: None,
             idempotent_commit: false,
             hmac_only: false,
             receipts: true,
@@ -90,6 +97,8 @@ impl Options {
             capability_ttl: Duration::from_secs(300),
             max_chunks: 64,
             commit_grace: Duration::from_secs(24 * 3600),
+            contact_ttl: Duration::from_secs(300),
+            grant_ttl: Duration::from_secs(7 * 24 * 3600),
             max_upload_bytes: 250 * 1024 * 1024,
             staging_quota_bytes: 1024 * 1024 * 1024,
             account_quota_bytes: 10 * 1024 * 1024 * 1024,

@@ -106,5 +106,12 @@ refusals! {
     INVALID_JTI = 400, "invalid_jti", "jti is required.";
     INVALID_STATE = 400, "invalid_state", "state is open, closed or deleting.";
     INVALID_FAULTS = 400, "invalid_faults", "The list of faults is not understood.";
+    GRANT_UNKNOWN = 401, "grant_unknown", "There is no such grant.";
+    GRANT_REVOKED = 403, "grant_revoked", "The grant was revoked.";
+    GRANT_EXPIRED = 403, "grant_expired", "The grant has run out.";
+    GRANT_NOT_FOUND = 404, "grant_not_found", "There is no such grant.";
+    TOO_MANY_GRANTS = 507, "too_many_grants", "The group has as many grants as it may.";
+    CONTACT_INCIDENT_CLOSED = 403, "incident_closed", "The incident is closed.";
+    INVALID_PAGE = 400, "invalid_page", "after is what next said, limit a positive number.";
     TOO_MANY_REVOCATIONS = 507, "too_many_revocations", "The revocation list is full.";
 }

@@ -9,7 +9,7 @@ use http::{Method, Response};
 use crate::answer::{Answer, AnswerBody, Stop};
 use crate::call::Call;
 use crate::refusal;
-use crate::routes::{account, chunks, control, groups, keys, relay};
+use crate::routes::{account, chunks, contact, control, grants, groups, keys, relay};
 
 /// Answers a call; `None`: the connection is to be cut.
 pub(crate) async fn serve(mut call: Call, method: Method, path: String) -> Option<Response<AnswerBody>> {
@@ -28,7 +28,13 @@ pub(crate) async fn serve(mut call: Call, method: Method, path: String) -> Optio
     call.core.stats.call(name, &outcome);
     let status = answer.as_ref().map(|answer| answer.status);
     tracing::debug!(route = name, status, outcome, duration_ms = began.elapsed().as_secs_f64() * 1000.0);
-    answer.map(Answer::into_response)
+    let pages = called_by_pages(&segments);
+    answer.map(|answer| if pages { contact::readable_by_pages(answer) } else { answer }.into_response())
+}
+
+/// Routes that a contact's page calls from another origin.
+fn called_by_pages(segments: &[&str]) -> bool {
+    matches!(segments, ["v1", "contact", ..] | ["v1", "relay", "jwks"])
 }
 
 /// A panic ends its call, not the core; what it says is not repeated anywhere.
@@ -52,6 +58,12 @@ fn name(method: &Method, segments: &[&str]) -> &'static str {
         ("POST", ["v1", "incidents", _, "chunks"]) => "direct_upload",
         ("POST", ["v1", "incidents", _, "chunks", "reconcile"]) => "reconcile",
         ("POST", ["v1", "incidents", _, "groups", _, "capabilities"]) => "capabilities",
+        ("POST", ["v1", "incidents", _, "groups", _, "grants"]) => "grants",
+        ("POST", ["v1", "incidents", _, "groups", _, "grants", _, "revoke"]) => "revoke_grant",
+        ("POST", ["v1", "contact", "capability"]) => "contact_capability",
+        ("GET", ["v1", "contact", "chunks"]) => "contact_chunks",
+        ("GET", ["v1", "contact", "chunks", _]) => "contact_chunk",
+        ("OPTIONS", segments) if called_by_pages(segments) => "page_preflight",
         (_, ["v1", "incidents", ..]) => "incidents",
         (_, ["devcore", ..]) => "devcore",
         _ => "unknown",
@@ -91,6 +103,16 @@ async fn dispatch(call: &mut Call, method: &Method, segments: &[&str]) -> Result
         ("POST", ["v1", "incidents", incident, "groups", group, "capabilities"]) => {
             groups::capabilities(call, incident, group).await
         }
+        ("POST", ["v1", "incidents", incident, "groups", group, "grants"]) => {
+            grants::new_grant(call, incident, group).await
+        }
+        ("POST", ["v1", "incidents", incident, "groups", group, "grants", id, "revoke"]) => {
+            grants::revoke(call, incident, group, id).await
+        }
+        ("POST", ["v1", "contact", "capability"]) => contact::capability(call).await,
+        ("GET", ["v1", "contact", "chunks"]) => contact::chunks(call).await,
+        ("GET", ["v1", "contact", "chunks", name]) => contact::bytes(call, name).await,
+        ("OPTIONS", segments) if called_by_pages(segments) => Ok(contact::preflight()),
         ("GET", ["devcore", "faults"]) => control::faults(call),
         ("PUT", ["devcore", "faults"]) => control::set_faults(call).await,
         ("GET", ["devcore", "stats"]) => control::stats(call).await,

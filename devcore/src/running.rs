@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::core::Core;
 use crate::faults::Faults;
 use crate::options::Options;
+use crate::page::PageHost;
 use crate::server::Server;
 use crate::stats::Snapshot;
 use crate::tls;
@@ -36,6 +37,9 @@ pub enum StartError {
     /// The address can't be bound.
     #[error("the address can't be bound: {}", .0.kind())]
     Bind(std::io::Error),
+    /// The page's directory can't be read, or holds more than it may.
+    #[error("the page's directory can't be served: {}", .0.kind())]
+    Page(std::io::Error),
     /// The revocation list can't be read.
     #[error("the revocation list can't be read")]
     Revocations,
@@ -55,7 +59,13 @@ impl Devcore {
     /// [`StartError`].
     pub async fn start(options: Options) -> Result<Running, StartError> {
         let tls = match &options.tls {
-            Some((certificate, key)) => Some(tls::acceptor(certificate, key).map_err(|_| StartError::Tls)?),
+            Some((certificate, key)) => {
+                Some(tls::acceptor(certificate, key, &[b"h2", b"http/1.1"]).map_err(|_| StartError::Tls)?)
+            }
+            None => None,
+        };
+        let page = match &options.page {
+            Some((dir, listen)) => Some(PageHost::start(dir, *listen, options.tls.as_ref()).await?),
             None => None,
         };
         let listen = options.listen;
@@ -69,7 +79,7 @@ impl Devcore {
         let stop = core.background.stop.clone().drop_guard();
         core.background.tasks.spawn(Server { core: core.clone(), tls }.run(listener));
         tracing::info!("serving");
-        Ok(Running { core, addr, secure, database, stop })
+        Ok(Running { core, addr, secure, page, database, stop })
     }
 }
 
@@ -79,6 +89,7 @@ pub struct Running {
     core: Arc<Core>,
     addr: SocketAddr,
     secure: bool,
+    page: Option<PageHost>,
     database: std::thread::JoinHandle<()>,
     stop: tokio_util::sync::DropGuard,
 }
@@ -94,6 +105,12 @@ impl Running {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http{}://{}", if self.secure { "s" } else { "" }, self.addr)
+    }
+
+    /// Where the contact's page is, with a slash behind; `None` if none is served.
+    #[must_use]
+    pub fn page_url(&self) -> Option<String> {
+        self.page.as_ref().map(PageHost::url)
     }
 
     /// Bearer token of the account.
@@ -170,8 +187,11 @@ impl Running {
     /// Stops accepting, lets running calls end (5 s), and closes the database. Starting again on the same
     /// data directory goes on where this one ended.
     pub async fn stop(self) {
-        let Self { core, database, stop, .. } = self;
+        let Self { core, page, database, stop, .. } = self;
         drop(stop);
+        if let Some(page) = page {
+            page.stop().await;
+        }
         core.background.tasks.close();
         core.background.tasks.wait().await;
         // The last handle of the store ends the database's thread.

@@ -171,7 +171,8 @@ async fn answer(
 ) -> Result<Response<AnswerBody>, Cut> {
     let (arrival, arrived_ms) = (core.stats.arrival(), core.clock.unix_ms());
     let (parts, body) = request.into_parts();
-    let call = Call { core, host: peer.ip(), headers: parts.headers, body, arrival, arrived_ms };
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    let call = Call { core, host: peer.ip(), headers: parts.headers, query, body, arrival, arrived_ms };
     let response = router::serve(call, parts.method, parts.uri.path().to_owned()).await;
     response.ok_or_else(|| {
         // The error ends this call; the token ends the connection, with the other calls on it.

@@ -13,8 +13,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 #[error("the certificate or key file can't be used")]
 pub(crate) struct Unusable;
 
-/// Serves with this certificate chain and key; HTTP/2 and HTTP/1.1.
-pub(crate) fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Unusable> {
+/// Serves with this certificate chain and key, and speaks one of these protocols.
+pub(crate) fn acceptor(certificate: &Path, key: &Path, protocols: &[&[u8]]) -> Result<TlsAcceptor, Unusable> {
     let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|_| Unusable)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -24,7 +24,7 @@ pub(crate) fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, Un
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(|_| Unusable)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

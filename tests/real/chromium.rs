@@ -9,7 +9,7 @@ use waystation_tests::{Chunk, Setup, World};
 use crate::program::{Program, bytes_of, described, master, merge, saw, states, upload};
 
 /// One browser at a time in this process: each takes several hundred MiB.
-static TURN: Mutex<()> = Mutex::const_new(());
+pub(crate) static TURN: Mutex<()> = Mutex::const_new(());
 
 /// A browser that serves a page, and a relay that allows its first origin.
 struct Page {

@@ -6,6 +6,7 @@ mod aioquic;
 mod away;
 mod chromium;
 mod curl;
+mod page;
 mod program;
 mod resumable;
 mod websockets;

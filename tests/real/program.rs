@@ -43,11 +43,20 @@ impl Program {
 
     /// Chromium, driven by Node.
     pub(crate) fn browser() -> Self {
+        Self::chromium("browser.mjs")
+    }
+
+    /// Chromium with the contact's page.
+    pub(crate) fn page() -> Self {
+        Self::chromium("page.mjs")
+    }
+
+    fn chromium(script: &str) -> Self {
         there(Path::new("/usr/bin/chromium"), "chromium");
         there(&root().join("tests/clients/node_modules/playwright-core"), "playwright-core");
         let node = in_path("node");
         there(&node, "node");
-        Self::start(&node, "browser.mjs")
+        Self::start(&node, script)
     }
 
     /// tus-js-client, in Node.

@@ -45,6 +45,14 @@ struct Made {
     id: String,
 }
 
+/// What one contact may watch with, until it is revoked.
+pub struct Grant {
+    /// Its name, to revoke it by.
+    pub id: String,
+    /// What the contact shows. The core shows it once.
+    pub secret: SecretString,
+}
+
 #[derive(Deserialize)]
 struct Minted {
     capability: String,
@@ -97,6 +105,30 @@ impl DevcoreAuthority {
             fanout_capability: Some(self.fanout_capability().await?.as_str().into()),
             sid: None,
         })
+    }
+
+    /// A new grant for one contact of this group.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]
+    pub async fn contact_grant(&self) -> Result<Grant, AuthorityError> {
+        #[derive(Deserialize)]
+        struct Granted {
+            id: String,
+            secret: String,
+        }
+        let path = format!("{}/grants", group_path(&self.names().await?));
+        let granted: Granted = post(&self.core, &self.account, &path, serde_json::json!({}), "grant").await?;
+        Ok(Grant { id: granted.id, secret: granted.secret.into() })
+    }
+
+    /// Revokes a contact's grant.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]
+    pub async fn revoke(&self, grant: &str) -> Result<(), AuthorityError> {
+        let path = format!("{}/grants/{grant}/revoke", group_path(&self.names().await?));
+        post_raw(&self.core, &self.account, &path, serde_json::json!({})).await.map(drop)
     }
 
     async fn mint(&self, body: serde_json::Value, sid: Option<String>) -> Result<Minted, AuthorityError> {
@@ -213,22 +245,31 @@ impl Authority for DevcoreAuthority {
     }
 
     fn jwks(&self) -> Answer<'_, Option<Jwks>> {
-        Box::pin(async move {
-            let request = Request::get("/v1/relay/jwks").body(()).map_err(|_| AuthorityError::Away)?;
-            let reply = self.core.send(request, bytes::Bytes::new()).await.map_err(|_| AuthorityError::Away)?;
-            match reply.status {
-                status if status.is_success() => Ok(Jwks::parse(&reply.body)),
-                // A core that knows no such route signs no receipts.
-                http::StatusCode::NOT_FOUND => Ok(None),
-                _ => Err(AuthorityError::Away),
-            }
-        })
+        Box::pin(keys_of(&self.core))
     }
 }
 
 impl std::fmt::Debug for DevcoreAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("DevcoreAuthority(…)")
+    }
+}
+
+impl std::fmt::Debug for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Grant(…)")
+    }
+}
+
+/// The core's public keys, if it has any.
+pub(super) async fn keys_of(core: &Client) -> Result<Option<Jwks>, AuthorityError> {
+    let request = Request::get("/v1/relay/jwks").body(()).map_err(|_| AuthorityError::Away)?;
+    let reply = core.send(request, bytes::Bytes::new()).await.map_err(|_| AuthorityError::Away)?;
+    match reply.status {
+        status if status.is_success() => Ok(Jwks::parse(&reply.body)),
+        // A core that knows no such route signs no receipts.
+        http::StatusCode::NOT_FOUND => Ok(None),
+        _ => Err(AuthorityError::Away),
     }
 }
 
@@ -244,14 +285,14 @@ async fn post<T: serde::de::DeserializeOwned>(
     parse(answer[member].take())
 }
 
-async fn post_raw(
+pub(super) async fn post_raw(
     core: &Client,
-    account: &SecretString,
+    bearer: &SecretString,
     path: &str,
     body: serde_json::Value,
 ) -> Result<serde_json::Value, AuthorityError> {
-    let mut bearer = http::HeaderValue::try_from(format!("Bearer {}", account.expose_secret()))
-        .map_err(|_| AuthorityError::Refused("the account token has odd characters".into()))?;
+    let mut bearer = http::HeaderValue::try_from(format!("Bearer {}", bearer.expose_secret()))
+        .map_err(|_| AuthorityError::Refused("a bearer has odd characters".into()))?;
     bearer.set_sensitive(true);
     let request = Request::builder()
         .method(Method::POST)

@@ -2,41 +2,40 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
 use serde_json::json;
 use tokio::time::Instant;
+use waystation_proto::id::IncidentId;
 use waystation_proto::message::{CaptureWord, StartWord};
 use waystation_proto::{ContactState, Variant};
 
 use super::output::Output;
 use super::{CliError, FromArg, WatchArgs};
+use crate::authority::{Authority, AuthorityError, ContactAuthority};
 use crate::clock;
+use crate::connect::Endpoint;
 use crate::keys::GroupKey;
+use crate::link::Link;
 use crate::mp4::Joiner;
 use crate::watch::{Config, Event, Label, MAX_CHUNK, Watch, Whole};
 
 /// After the device said that it ended, the relay may still tell states for this long.
 const AFTER_END: Duration = Duration::from_secs(3);
+/// Pause between tries to learn from the core what a link shows.
+const CORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs to the end. True if every chunk that began was opened.
 pub(super) async fn run(args: WatchArgs) -> Result<bool, CliError> {
-    let source = args.core.source(None, false)?;
-    let config = Config {
-        relay: args.relay.endpoint()?,
-        transport: args.relay.transport(),
-        group_key: GroupKey::read(&args.group_key_file)?,
-        incident: source.incident.ok_or(CliError::Usage("give --session-file to know what to watch"))?,
-        lanes: (!args.lanes.is_empty()).then(|| args.lanes.clone()),
-        from: match args.from {
-            FromArg::Live => StartWord::Live,
-            FromArg::Oldest => StartWord::Oldest,
-        },
-        max_chunk: MAX_CHUNK,
+    let (config, authority) = match &args.link {
+        Some(file) => args.of_link(file).await?,
+        None => args.of_session()?,
     };
     tokio::fs::create_dir_all(&args.out).await?;
     let mut viewer = Viewer::new(args.out.clone(), Output::new(args.json));
-    let mut watch = Watch::start(config, source.authority);
+    let mut watch = Watch::start(config, authority);
     let mut stop = std::pin::pin!(super::stopped());
     let mut idle_from = Instant::now();
     let mut ended_at = None;
@@ -64,6 +63,45 @@ pub(super) async fn run(args: WatchArgs) -> Result<bool, CliError> {
     }
     drop(watch);
     viewer.finish().await
+}
+
+impl WatchArgs {
+    fn of_session(&self) -> Result<(Config, Arc<dyn Authority>), CliError> {
+        let source = self.core.source(None, false)?;
+        let incident = source.incident.ok_or(CliError::Usage("give --session-file to know what to watch"))?;
+        let key = self.group_key_file.as_deref().ok_or(CliError::Usage("give --group-key-file"))?;
+        Ok((self.config(self.relay.endpoint()?, GroupKey::read(key)?, incident), source.authority))
+    }
+
+    /// What a link holds; the core is asked which incident it is of.
+    async fn of_link(&self, file: &Path) -> Result<(Config, Arc<dyn Authority>), CliError> {
+        let link = Link::parse(super::link::read(file)?.expose_secret())?;
+        let relay = super::endpoint(&link.relay, self.relay.ca_file.as_deref())?;
+        let core = super::endpoint(&link.core, self.core.core_ca_file.as_deref())?;
+        let authority = Arc::new(ContactAuthority::new(&core, link.grant));
+        let ids = loop {
+            match authority.ids(None).await {
+                Err(AuthorityError::Away) => tokio::time::sleep(CORE_PAUSE).await,
+                answered => break answered?,
+            }
+        };
+        Ok((self.config(relay, link.key, ids.incident), authority))
+    }
+
+    fn config(&self, relay: Endpoint, group_key: GroupKey, incident: IncidentId) -> Config {
+        Config {
+            relay,
+            transport: self.relay.transport(),
+            group_key,
+            incident,
+            lanes: (!self.lanes.is_empty()).then(|| self.lanes.clone()),
+            from: match self.from {
+                FromArg::Live => StartWord::Live,
+                FromArg::Oldest => StartWord::Oldest,
+            },
+            max_chunk: MAX_CHUNK,
+        }
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -123,3 +123,61 @@ async fn what_is_not_confirmed_is_told_by_the_exit_code() {
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8(missing.stderr).unwrap().contains("--session-file"));
 }
+
+#[tokio::test]
+async fn a_link_holds_what_its_files_held_and_is_printed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = URL_SAFE_NO_PAD.encode([5; 32]);
+    std::fs::write(dir.path().join("grant"), format!("{secret}\n")).unwrap();
+    std::fs::write(dir.path().join("key"), "09".repeat(32)).unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(dir.path().join("tls.pem"), made.cert.pem()).unwrap();
+    let base =
+        ["link", "--page", "http://127.0.0.1:8081/", "--relay", "http://127.0.0.1:1/", "--group-key-file", "key"];
+    let core = ["--core", "https://core.example/"];
+    let there = ["--webtransport", "https://localhost:4433", "--webtransport-certificate", "tls.pem"];
+    let output = command(dir.path(), &[&base[..], &core, &["--grant-file", "grant"], &there].concat()).output();
+    let output = output.await.unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("http://127.0.0.1:8081/#w1.") && text.lines().count() == 1);
+    let link = waystation_client::Link::parse(&text).unwrap();
+    assert_eq!((link.relay.as_str(), link.core.as_str()), ("http://127.0.0.1:1", "https://core.example"));
+    let there = link.webtransport.clone().unwrap();
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, made.cert.der());
+    assert_eq!((there.url.as_str(), &there.hashes[0][..]), ("https://localhost:4433", hash.as_ref()));
+    assert_eq!(link.write("http://127.0.0.1:8081/").unwrap().as_str(), text.trim());
+
+    // From standard input, and nothing else says more than what is wrong.
+    let mut child = command(dir.path(), &[&base[..], &core, &["--grant-file", "-"]].concat());
+    let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().unwrap(), secret.as_bytes()).await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let link = waystation_client::Link::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(link.webtransport.is_none());
+    for (core, grant) in
+        [("http://core.example", "grant"), ("https://core.example", "key"), ("https://c.example", "none")]
+    {
+        let wrong = command(dir.path(), &[&base[..], &["--core", core, "--grant-file", grant]].concat()).output();
+        let wrong = wrong.await.unwrap();
+        assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(2), 0));
+        let said = String::from_utf8(wrong.stderr).unwrap();
+        assert!(!said.contains(&secret) && !said.contains("0909"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_and_the_arguments_it_stands_for_exclude_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("link"), "w1.nothing").unwrap();
+    for (arguments, said) in [
+        (&["watch", "--out", "o", "--link", "link", "--relay", "https://r"][..], "cannot be used with"),
+        (&["watch", "--out", "o", "--link", "link"], "no link of this version"),
+        (&["watch", "--out", "o"], "--group-key-file"),
+        (&["watch", "--out", "o", "--group-key-file", "link", "--session-file", "none"], "session file"),
+    ] {
+        let output = command(dir.path(), arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8(output.stderr).unwrap().contains(said), "{said}");
+    }
+}

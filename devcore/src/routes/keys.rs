@@ -25,7 +25,7 @@ pub(crate) async fn revocations(call: &Call) -> Result<Answer, Stop> {
     if call.core.options.hmac_only {
         return Err(refusal::NOT_FOUND.into());
     }
-    let revoked = call.core.store.revoked().await?;
+    let revoked = call.core.store.revoked(call.core.clock.unix_s()).await?;
     Ok(Answer::json(200, &json!({ "revoked": revoked })))
 }
 

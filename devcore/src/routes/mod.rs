@@ -2,8 +2,10 @@
 
 pub(crate) mod account;
 pub(crate) mod chunks;
+pub(crate) mod contact;
 pub(crate) mod control;
 pub(crate) mod form;
+pub(crate) mod grants;
 pub(crate) mod groups;
 pub(crate) mod keeping;
 pub(crate) mod keys;

@@ -128,6 +128,7 @@ fn write(db: &Connection, new: &NewChunk) -> Result<(), Failed> {
             new.receipt
         ],
     )?;
+    super::grants::name(db, &new.incident, &new.stream, chunk.index)?;
     if let Some(keyed) = &new.key {
         rows::change(
             db,

@@ -2,6 +2,7 @@
 
 pub(crate) mod blobs;
 mod chunks;
+mod grants;
 mod rows;
 mod streams;
 mod thread;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 pub(crate) use chunks::{Inserted, Keyed, NewChunk};
+pub(crate) use grants::{Grant, Shown};
 pub(crate) use rows::{ChunkRow, IncidentState, StreamRow, Target};
 pub(crate) use streams::NewStream;
 pub(crate) use thread::{Database, Failed};
@@ -58,6 +60,8 @@ impl Store {
         // FULL: a commit is on disk before it is answered.
         connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
         connection.execute_batch(SCHEMA).map_err(failed)?;
+        connection.execute_batch(grants::SCHEMA).map_err(failed)?;
+        grants::name_all(&connection).map_err(|_| StartError::Database(None))?;
         let removed = {
             let mut known = connection.prepare("SELECT 1 FROM chunks WHERE blob = ?1").map_err(failed)?;
             let known = std::cell::RefCell::new(&mut known);
@@ -86,9 +90,14 @@ impl Store {
         self.database.change(run).await
     }
 
-    /// The revocation list.
-    pub(crate) async fn revoked(&self) -> Result<Vec<String>, Failed> {
-        self.database.look(|db| rows::all(db, "SELECT jti FROM revocations ORDER BY rowid", [], |row| row.get(0))).await
+    /// The revocation list: what the account put on it, and what revoked grants still have out at `now`.
+    pub(crate) async fn revoked(&self, now: i64) -> Result<Vec<String>, Failed> {
+        let run = move |db: &Connection| {
+            let mut all = rows::all(db, "SELECT jti FROM revocations ORDER BY rowid", [], |row| row.get(0))?;
+            all.extend(rows::all(db, grants::REVOKED, [now], |row| row.get::<_, String>(0))?);
+            Ok(all)
+        };
+        self.database.look(run).await
     }
 
     /// Chunks stored, and their bytes.

@@ -120,7 +120,8 @@ impl Target {
 }
 
 pub(super) const STREAM: &str = "id, grp, variant, media, label, follows, state";
-pub(super) const CHUNK: &str = "id, stream, idx, media, started, ended, size, sha256, filename, blob, created, receipt";
+pub(super) const CHUNK: &str =
+    "chunks.id, chunks.stream, idx, chunks.media, started, ended, size, sha256, filename, blob, created, receipt";
 
 pub(super) fn stream(row: &Row<'_>) -> rusqlite::Result<StreamRow> {
     let (variant, media, state): (Option<String>, String, String) = (row.get(2)?, row.get(3)?, row.get(6)?);

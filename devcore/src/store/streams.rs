@@ -129,7 +129,7 @@ impl Store {
     }
 }
 
-fn in_open_group(db: &Connection, incident: &str, group: &str) -> Result<(), Refusal> {
+pub(super) fn in_open_group(db: &Connection, incident: &str, group: &str) -> Result<(), Refusal> {
     rows::target(db, incident, "")?.open_incident()?;
     let sql = "SELECT 1 FROM groups WHERE id = ?1 AND incident = ?2";
     rows::first(db, sql, [group, incident], |_| Ok(()))?.ok_or(refusal::GROUP_NOT_FOUND)

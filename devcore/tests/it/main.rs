@@ -6,9 +6,11 @@
 mod account;
 mod command;
 mod commit;
+mod contact;
 mod fanout;
 mod faults;
 mod jwt;
+mod page;
 mod preflight;
 mod restart;
 mod support;

@@ -46,7 +46,17 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn serve(data: &Path, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_waystation-devcore"))
+        Self::start(Command::new(env!("CARGO_BIN_EXE_waystation-devcore")), data, flags)
+    }
+
+    pub(crate) fn serve_logging(data: &Path, level: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waystation-devcore"));
+        command.env("RUST_LOG", level);
+        Self::start(command, data, &[])
+    }
+
+    fn start(mut command: Command, data: &Path, flags: &[&str]) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--data"])
             .arg(data)
             .args(flags)

@@ -1,0 +1,33 @@
+// Builds the page into `dist`, or its unit tests into `target/page/test` (`node build.mjs test`).
+// The same inputs give the same bytes: `./test page` builds into another directory and compares.
+
+import { build } from "esbuild";
+import { createHash } from "node:crypto";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+const shared = { bundle: true, legalComments: "none", charset: "utf8", logLevel: "warning", absWorkingDir: here(".") };
+
+async function page(out) {
+  rmSync(out, { recursive: true, force: true });
+  mkdirSync(out, { recursive: true });
+  // Safari 14.0 knows destructuring; what esbuild minds is one odd use of it, which is not made here.
+  const common = { ...shared, outdir: out, minify: true, target: ["safari14", "chrome90"], supported: { destructuring: true } };
+  await build({ ...common, entryPoints: { app: "src/app.ts", worker: "src/worker.ts" }, format: "iife" });
+  await build({ ...common, entryPoints: { style: "src/ui/style.css" } });
+  for (const name of ["index.html", "icon.svg"]) copyFileSync(here(name), `${out}/${name}`);
+  const sum = (name) => createHash("sha256").update(readFileSync(`${out}/${name}`)).digest("hex");
+  const lines = readdirSync(out).sort().map((name) => `${sum(name)}  ${name}\n`);
+  writeFileSync(`${out}/hashes.txt`, lines.join(""));
+}
+
+async function tests() {
+  const out = here("../../target/page/test");
+  rmSync(out, { recursive: true, force: true });
+  const entryPoints = readdirSync(here("test")).filter((name) => name.endsWith(".test.ts")).map((name) => `test/${name}`);
+  await build({ ...shared, entryPoints, outdir: out, platform: "node", format: "esm", outExtension: { ".js": ".mjs" } });
+}
+
+if (process.argv[2] === "test") await tests();
+else await page(process.argv[2] ?? here("dist"));

@@ -1,0 +1,220 @@
+// The page: joins session, player and view.
+
+import { Player } from "./io/player";
+import { arrive, keep } from "./io/place";
+import { Session } from "./io/session";
+import { Wake } from "./io/wake";
+import { type Chunk, type Mark, markOf, summary } from "./rules/ledger";
+import { type Link, readLink } from "./rules/link";
+import { type Facts, heardAgo, type Phone, phoneOf, screenOf, troubleOf } from "./rules/status";
+import { download, save } from "./save";
+import { length, pick, type Text } from "./ui/text";
+import { Timeline } from "./ui/timeline";
+import { type Shown, View } from "./ui/view";
+
+/** What is still coming of the window is waited for so long before the first picture moves. */
+const GATHER_MS = 1200;
+const GATHER_MOST_MS = 6000;
+/** Safety is read out at most so often. */
+const SPEAK_MS = 45_000;
+/** What is ahead of the playhead when it does not follow the recording. */
+const AHEAD_MS = 12_000;
+
+class Page {
+  private readonly view: View;
+  private readonly timeline: Timeline;
+  private readonly player: Player;
+  private readonly session: Session;
+  private readonly wake = new Wake();
+  private started = false;
+  private playable = true;
+  private firstAt: number | null = null;
+  private lastAt = 0;
+  private said: Phone | "" = "";
+  private saidTrouble: string | null = null;
+  private spokenAt = 0;
+  private spoken = "";
+  private shelved = new Set<string>();
+
+  constructor(link: Link, private readonly fragment: string, audioOnly: boolean, private readonly text: Text, lang: string) {
+    this.session = new Session(link, audioOnly, {
+      show: (chunk, bytes) => this.show(chunk, bytes),
+      missed: ({ caughtUpMs, missingMs }) => {
+        const [came, lost] = [length(text, caughtUpMs), length(text, missingMs)];
+        this.view.note(missingMs > 500 ? text.missedSome(came, lost) : caughtUpMs > 500 ? text.missedAll(came) : text.missedNothing, performance.now());
+      },
+    });
+    this.timeline = new Timeline(text, lang, this.session.ledger, {
+      seek: (at) => this.seek(at),
+      live: () => this.goLive(),
+      fetch: (chunk) => this.session.want(chunk.started, chunk.ended),
+    });
+    this.view = new View(text, lang, this.timeline);
+    this.view.enter();
+    this.player = new Player(this.view.audio, this.view.video, {
+      jumped: (over, why) => this.view.note((why === "gap" ? text.jumpedGap : text.jumpedLive)(length(text, over)), performance.now()),
+      silenced: () => this.view.note(text.listenAgain, performance.now()),
+      ticked: () => this.tick(performance.now()),
+    });
+    this.player.audioOnly = audioOnly;
+    this.listen();
+    void this.session.run();
+  }
+
+  private show(chunk: Chunk, bytes: Uint8Array<ArrayBuffer>): void {
+    this.firstAt ??= performance.now();
+    this.lastAt = performance.now();
+    if (!this.player.add(chunk.lane, chunk.started, chunk.ended, bytes)) this.playable = false;
+  }
+
+  private tick(now: number): void {
+    const { facts } = this.session;
+    const phone = phoneOf(facts, now);
+    this.player.growing = phone !== "silent" && phone !== "ended" && !facts.stopped;
+    if (this.player.at === null) this.begin(now);
+    else if (!this.player.live) this.refill(this.player.at);
+    this.view.draw(this.shown(facts, phone, now), now);
+    this.speak(phone, now);
+  }
+
+  /** The playhead begins when the window is here: at the recording's edge, or at its start if nothing more comes. */
+  private begin(now: number): void {
+    if (this.firstAt === null || !this.player.lines().some((line) => line.spans.length)) return;
+    const gathered = this.session.intake.caughtUp || now - this.lastAt > GATHER_MS || now - this.firstAt > GATHER_MOST_MS;
+    if (gathered) this.player.begin(this.player.growing);
+  }
+
+  /** Away from the edge, what lies ahead is fetched, or given to the player again where it was freed. */
+  private refill(at: number): void {
+    this.session.want(at - 500, at + AHEAD_MS);
+    for (const chunk of this.session.ledger.all()) {
+      if (!chunk.here || chunk.ended <= at || chunk.started > at + AHEAD_MS) continue;
+      const key = `${chunk.stream}/${chunk.index}`;
+      const middle = (chunk.started + chunk.ended) / 2;
+      const bytes = this.player.outputs[chunk.lane].line.at(middle) || this.shelved.has(key) ? undefined : this.session.intake.shelf.get(chunk.stream, chunk.index);
+      if (!bytes) continue;
+      this.shelved.add(key);
+      setTimeout(() => this.shelved.delete(key), 5000);
+      this.player.add(chunk.lane, chunk.started, chunk.ended, bytes.slice());
+    }
+  }
+
+  private shown(facts: Facts, phone: Phone, now: number): Shown {
+    const { player, session } = this;
+    return {
+      phone, heardAgo: heardAgo(facts, now), trouble: troubleOf(facts), screen: screenOf(facts), summary: summary(session.ledger.all()),
+      signed: session.intake.signsReceipts, playing: this.playing(), at: player.at, live: player.live, canBeLive: player.growing,
+      paused: player.paused, heard: player.heard, started: this.started, audioOnly: player.audioOnly, pictured: player.pictured,
+      waiting: player.waiting, playable: this.playable,
+    };
+  }
+
+  /** The least safe of what plays now. */
+  private playing(): Mark | null {
+    const at = this.player.at;
+    if (at === null) return null;
+    const here = this.session.ledger.all().filter((chunk) => chunk.here && chunk.started <= at + 60 && at < chunk.ended + 60);
+    const marks = here.map(markOf);
+    return (["rejected", "unconfirmed", "confirmed"] as const).find((mark) => marks.includes(mark)) ?? null;
+  }
+
+  /** Changes are said once; how safe it is now and then. */
+  private speak(phone: Phone, now: number): void {
+    const { text } = this;
+    const trouble = troubleOf(this.session.facts);
+    const screen = screenOf(this.session.facts);
+    if (screen) {
+      if (this.spoken !== screen) this.view.announce(text.screens[screen].join(". "));
+      this.spoken = screen;
+    } else if (trouble !== this.saidTrouble) {
+      this.saidTrouble = trouble;
+      if (trouble) this.view.announce(text.trouble[trouble]);
+    } else if (phone !== this.said) {
+      this.said = phone;
+      const ago = heardAgo(this.session.facts, now);
+      this.view.announce([text.phone[phone], ago !== null && ago >= 5 ? text.heard(length(text, ago * 1000)) : "", text.because[phone]].filter(Boolean).join(". "));
+      this.spokenAt = now;
+    } else if (now - this.spokenAt > SPEAK_MS) {
+      this.spokenAt = now;
+      const words = document.getElementById("safe")?.textContent ?? "";
+      if (words !== this.spoken) this.view.announce(words);
+      this.spoken = words;
+    }
+  }
+
+  private seek(at: number): void {
+    this.session.want(at - 500, at + AHEAD_MS);
+    this.player.paused = false;
+    this.player.seek(at);
+  }
+
+  private goLive(): void {
+    this.player.paused = false;
+    this.player.begin(true);
+  }
+
+  private listen(): void {
+    const { view, player, session } = this;
+    view.listen.onclick = () => {
+      if (player.heard) {
+        player.heard = false;
+        view.audio.muted = true;
+        return;
+      }
+      this.started = true;
+      void player.listen();
+      void this.wake.want(true);
+    };
+    view.pause.onclick = () => (player.paused = !player.paused);
+    view.live.onclick = () => (player.growing ? this.goLive() : this.seek(session.ledger.all()[0]?.started ?? 0));
+    view.audioOnly.onchange = () => {
+      player.audioOnly = view.audioOnly.checked;
+      session.setAudioOnly(player.audioOnly);
+      keep({ fragment: this.fragment, audioOnly: player.audioOnly });
+    };
+    view.save.onclick = () => void this.save();
+    view.forget.onclick = () => {
+      session.end();
+      keep({ forgotten: true });
+      location.reload();
+    };
+    addEventListener("online", () => session.poke());
+    addEventListener("pageshow", () => session.poke());
+    document.addEventListener("visibilitychange", () => {
+      if (document.visibilityState !== "visible") return;
+      session.poke();
+      void this.wake.returned();
+    });
+  }
+
+  private async save(): Promise<void> {
+    const { view, text, session } = this;
+    view.save.disabled = true;
+    view.tellSaved(text.saving);
+    const saved = await save(session.ledger, session.intake.shelf, session.intake.incident, text.readme, new Date());
+    download(saved);
+    view.tellSaved(text.saved(saved.pieces));
+    view.announce(text.saved(saved.pieces));
+    view.save.disabled = false;
+  }
+}
+
+function begin(): void {
+  const kept = arrive();
+  // Another link opened in this tab is another page.
+  addEventListener("hashchange", () => location.hash.length > 1 && location.reload());
+  const { lang, text } = pick(navigator.languages ?? [navigator.language]);
+  const link = kept.fragment === undefined ? null : readLink(kept.fragment);
+  const usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
+  if (link && usable) {
+    new Page(link, kept.fragment as string, kept.audioOnly === true, text, lang);
+    return;
+  }
+  const view = new View(text, lang, new Timeline(text, lang, { version: 0 } as never, {} as never));
+  view.enter();
+  const screen = kept.forgotten ? "forgotten" : link ? "no_crypto" : "no_link";
+  view.draw({ screen, phone: "unknown" } as Shown, 0);
+  view.announce(text.screens[screen].join(". "));
+}
+
+begin();

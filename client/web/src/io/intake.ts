@@ -1,0 +1,169 @@
+// What becomes of what the relay tells: bytes to the worker, news to the ledger, facts to the status.
+
+import type { Begins, Happening } from "../rules/assembly";
+import { type Chunk, keyOf, type Ledger } from "../rules/ledger";
+import type { Facts } from "../rules/status";
+import type { CoreKey } from "../rules/receipt";
+import { type Core, type Listed } from "./core";
+import { Shelf } from "./kept";
+import type { Vault } from "./vault";
+
+/** The core's keys are asked for at most this often: a relay that makes up keys makes no storm. */
+const KEYS_PAUSE_MS = 30_000;
+const MAX_EARLY = 1000;
+/** Chunks fetched at once. */
+const MAX_FETCHES = 4;
+/** A chunk that was asked for is asked for again after this time. */
+const FETCH_PAUSE_MS = 8000;
+
+export interface Shown {
+  /** A chunk is whole and open. */
+  show(chunk: Chunk, bytes: Uint8Array<ArrayBuffer>): void;
+}
+
+export class Intake {
+  readonly shelf = new Shelf();
+  incident = "";
+  signsReceipts = true;
+  /** A confirmation came that only the core's own list can prove. */
+  doubts = 0;
+  /** Since the last connection a chunk came that was not there before. */
+  caughtUp = false;
+  /** Bytes of each lane that came from the relay. */
+  readonly received = { audio: 0, video: 0 };
+  private keys: CoreKey[] = [];
+  private keysAskedAt = -Infinity;
+  private readonly early = new Map<string, string | undefined>();
+  private readonly asked = new Map<string, number>();
+  private fetching = 0;
+
+  constructor(readonly facts: Facts, readonly ledger: Ledger, private readonly vault: Vault, private readonly core: Core, private readonly shown: Shown) {}
+
+  take(news: Happening): void {
+    const { ledger, facts } = this;
+    switch (news.what) {
+      case "begins": return this.begins(news.chunk);
+      case "progress":
+        if (news.live) this.sign(0);
+        return ledger.progress(news.stream, news.index, news.received / news.length);
+      case "whole": return void this.open(news.chunk, news.bytes);
+      case "torn": return ledger.bad(news.stream, news.index, "torn");
+      case "withdrawn": return ledger.withdrawn(news.stream, news.index, news.reason);
+      case "state": return void this.state(news.stream, news.index, news.state, news.receipt);
+      case "omitted": return ledger.omitted(news.stream, news.from, news.to, news.reason);
+      case "stream": return ledger.stream(news.stream, news.lane);
+      case "capture":
+        facts.capture = news.event === "silent" || news.event === "ended" ? news.event : undefined;
+        return this.sign(news.lastSign, true);
+      case "sign": return this.sign(news.lastSign, true);
+    }
+  }
+
+  /** What the core's own list says. */
+  async listed({ chunk, ref, receipt }: Listed): Promise<void> {
+    this.ledger.coreHas(chunk, ref);
+    const known = this.ledger.get(chunk.stream, chunk.index);
+    if (known?.proof === "receipt" || receipt === undefined || !known) return;
+    if ((await this.check(known, receipt)) === "verified") this.ledger.confirmed(chunk.stream, chunk.index, "receipt", receipt);
+  }
+
+  /** Gets what is missing, from the core where it has it, else from the relay. */
+  async fetch(chunk: Chunk, askRelay: (stream: string, index: number) => void): Promise<void> {
+    const key = keyOf(chunk.stream, chunk.index);
+    const now = performance.now();
+    if (chunk.here || this.fetching >= MAX_FETCHES || now - (this.asked.get(key) ?? -Infinity) < FETCH_PAUSE_MS) return;
+    this.asked.set(key, now);
+    if (this.asked.size > MAX_EARLY) this.asked.delete(this.asked.keys().next().value as string);
+    if (chunk.ref === undefined) return askRelay(chunk.stream, chunk.index);
+    this.fetching++;
+    try {
+      await this.open({ ...chunk, state: "confirmed", replay: true }, await this.core.bytes(chunk.ref));
+    } catch {
+      // It is asked for again while it is wanted.
+    }
+    this.fetching--;
+  }
+
+  private begins(chunk: Begins): void {
+    this.facts.anyChunk = true;
+    this.ledger.begins(chunk);
+    if (!chunk.replay) {
+      this.caughtUp = true;
+      this.sign(0);
+    }
+    const key = keyOf(chunk.stream, chunk.index);
+    if (this.early.has(key)) void this.state(chunk.stream, chunk.index, "confirmed", this.early.get(key));
+    this.early.delete(key);
+    if (chunk.state !== "arriving" && chunk.state !== "near_live_unconfirmed") void this.state(chunk.stream, chunk.index, chunk.state);
+  }
+
+  /** `said`: the relay speaks of the phone's signs, and knows of those this page did not see. */
+  private sign(secondsAgo: number, said = false): void {
+    const at = performance.now() - secondsAgo * 1000;
+    if (said || at > (this.facts.lastSign ?? -Infinity)) this.facts.lastSign = at;
+  }
+
+  private async open(chunk: Begins, sealed: Uint8Array<ArrayBuffer>): Promise<void> {
+    const { stream, index, media, sha256 } = chunk;
+    this.received[chunk.lane] += sealed.length;
+    const opened = await this.vault.open({ identity: { incident: this.incident, stream, media, index }, sha256, bytes: sealed });
+    const known = this.ledger.get(stream, index);
+    if (known?.sha256 !== sha256) return;
+    if (!opened.plaintext) return this.ledger.bad(stream, index, opened.bad ?? "sealed");
+    this.ledger.opened(stream, index);
+    this.shelf.put(stream, index, chunk.lane, opened.plaintext);
+    this.facts.anyChunk = true;
+    this.shown.show(known, opened.plaintext.slice());
+  }
+
+  private async state(stream: string, index: number, state: string, receipt?: string): Promise<void> {
+    const { ledger } = this;
+    if (state === "rejected" || state === "terminal_failure") return ledger.rejected(stream, index, state);
+    if (state !== "confirmed") return;
+    const chunk = ledger.get(stream, index);
+    if (!chunk || chunk.guessed) {
+      // A receipt speaks of a length and a digest: it waits for them.
+      if (this.early.size < MAX_EARLY) this.early.set(keyOf(stream, index), receipt);
+      return;
+    }
+    if (chunk.proof === "receipt") return;
+    if (receipt === undefined) {
+      if (!this.signsReceipts) ledger.confirmed(stream, index, "relay");
+      else if (!chunk.proof) this.doubts++;
+      return;
+    }
+    const verified = await this.check(chunk, receipt);
+    if (verified === "verified") ledger.confirmed(stream, index, "receipt", receipt);
+    else if (verified === "no_keys" && !this.signsReceipts) ledger.confirmed(stream, index, "relay", receipt);
+    else this.doubts++;
+  }
+
+  private async check(chunk: Chunk, receipt: string): Promise<"verified" | "invalid" | "no_keys"> {
+    const { stream, index, length, sha256 } = chunk;
+    const of = { incident: this.incident, stream, index, length, sha256 };
+    let verified = await this.vault.verify(receipt, of, this.keys);
+    if (verified === "unknown_key" && (await this.askKeys())) verified = await this.vault.verify(receipt, of, this.keys);
+    return verified === "unknown_key" ? "no_keys" : verified;
+  }
+
+  private asking: Promise<boolean> | null = null;
+
+  private askKeys(): Promise<boolean> {
+    if (this.asking) return this.asking;
+    if (performance.now() - this.keysAskedAt < KEYS_PAUSE_MS) return Promise.resolve(false);
+    this.keysAskedAt = performance.now();
+    const ask = async (): Promise<boolean> => {
+      try {
+        this.keys = await this.core.keys();
+        return true;
+      } catch {
+        // The core is away; its list says later what it has.
+        this.keysAskedAt = performance.now() - KEYS_PAUSE_MS + 2000;
+        return false;
+      } finally {
+        this.asking = null;
+      }
+    };
+    return (this.asking = ask());
+  }
+}

@@ -1,0 +1,312 @@
+// A contact's session: a capability from the core, a connection to the relay, both renewed as long as they are needed.
+
+import { Assembly, type Lane } from "../rules/assembly";
+import { control, type Frame, kind } from "../rules/frames";
+import { afterEnding, Ladder } from "../rules/ladder";
+import { type Chunk, Ledger, markOf } from "../rules/ledger";
+import type { Link } from "../rules/link";
+import { missed, type Missed } from "../rules/missed";
+import type { Facts } from "../rules/status";
+import { type Capability, Core, CoreRefusal } from "./core";
+import { Intake, type Shown } from "./intake";
+import { type Connection, type Listener, Ways } from "./transport";
+import { Vault } from "./vault";
+
+const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_preview" };
+/** A connection that says nothing for so long is made again: nothing else tells a dead one. */
+const SILENT_CONNECTION_MS = 25_000;
+/** The same while the phone is known to be silent, or done. */
+const QUIET_CONNECTION_MS = 60_000;
+/** After the page comes back it trusts a connection that spoke within this time. */
+const TRUSTED_MS = 6_000;
+/** What was seen here and is not confirmed for so long is looked for in the core's own list. */
+const LATE_MS = 12_000;
+const LIST_PAUSE_MS = 15_000;
+/** The same for what is not here at all: it may never come. */
+const RARE_PAUSE_MS = 60_000;
+const AWAY_PAUSE_MS = 4_000;
+/** How long after a new connection it is told what was missed. */
+const SETTLE_MS = 2_500;
+/** Most chunks that are asked for again after a cut; a relay holds as many requests of a contact. */
+const MOST_MENDED = 16;
+
+export interface Hooks extends Shown {
+  /** After a pause: what came meanwhile. */
+  missed(missed: Missed): void;
+}
+
+type Ended = { after: "again" | "renew" | "over"; livedMs: number };
+
+export class Session {
+  readonly facts: Facts;
+  readonly ledger = new Ledger();
+  readonly intake: Intake;
+  readonly ways: Ways;
+  private readonly core: Core;
+  private readonly vault: Vault;
+  private readonly ladder = new Ladder();
+  private capability: Capability | null = null;
+  private capabilityAt = 0;
+  private connection: Connection | null = null;
+  private heardAt = 0;
+  private cursor: string | undefined;
+  private audioOnly: boolean;
+  private over = false;
+  private wake: (() => void) | null = null;
+  private listAfter: string | undefined;
+  private listedAt = -Infinity;
+  private listing = false;
+  private cutAt: number | null = null;
+
+  constructor(private readonly link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
+    this.audioOnly = audioOnly;
+    this.facts = { watching: false, watched: false, admitted: false, coreAway: false, relayAway: false, anyChunk: false };
+    this.core = new Core(link.core, link.grant);
+    this.ways = new Ways(link);
+    this.vault = new Vault("worker.js", () => (this.facts.stopped = "no_crypto"));
+    this.intake = new Intake(this.facts, this.ledger, this.vault, this.core, hooks);
+  }
+
+  async run(): Promise<void> {
+    await this.vault.setKey(this.link.key);
+    const beat = setInterval(() => this.beat(performance.now()), 1000);
+    while (!this.over) {
+      if (!this.capability && !(await this.admit())) break;
+      if (this.over) break;
+      const ended = await this.watch(this.capability as Capability);
+      if (ended.after === "over") break;
+      if (ended.after === "renew") this.capability = null;
+      await this.pause(this.ladder.next(ended.livedMs, Math.random()));
+    }
+    if (this.over) clearInterval(beat);
+  }
+
+  /** Ends everything; nothing is kept. */
+  end(): void {
+    this.over = true;
+    this.connection?.close();
+    this.wake?.();
+    this.vault.end();
+  }
+
+  /** The page came back, or the network did. */
+  poke(): void {
+    this.wake?.();
+    this.listedAt = Math.min(this.listedAt, performance.now() - LIST_PAUSE_MS);
+    if (this.connection && performance.now() - this.heardAt > TRUSTED_MS) this.connection.close();
+  }
+
+  setAudioOnly(audioOnly: boolean): void {
+    this.audioOnly = audioOnly;
+    this.connection?.send(control(kind.LANES, { lanes: this.lanes() }));
+  }
+
+  /** What a stretch needs that is not here is asked for. */
+  want(from: number, to: number): void {
+    for (const chunk of this.ledger.all()) {
+      if (chunk.ended <= from || chunk.started >= to || chunk.here || (this.audioOnly && chunk.lane === "video")) continue;
+      this.ask(chunk);
+    }
+  }
+
+  private lanes(): string[] {
+    return this.audioOnly ? [VARIANTS.audio] : [VARIANTS.audio, VARIANTS.video];
+  }
+
+  // --- the core ---
+
+  /** Gets a capability; false: there will be none. */
+  private async admit(): Promise<boolean> {
+    for (let tries = 0; !this.over; tries++) {
+      try {
+        this.admitted(await this.core.capability());
+        return true;
+      } catch (error) {
+        if (this.refused(error)) return false;
+        const wait = Math.min(1000 * 2 ** tries, 8000) * (0.75 + Math.random() / 2);
+        await this.pause(Math.max(wait, (error as CoreRefusal).afterMs));
+      }
+    }
+    return false;
+  }
+
+  private admitted(capability: Capability): void {
+    this.capability = capability;
+    this.capabilityAt = performance.now();
+    this.intake.incident = capability.incident;
+    this.intake.signsReceipts = capability.signsReceipts;
+    Object.assign(this.facts, { admitted: true, coreAway: false });
+  }
+
+  /** Takes an error of the core; true: it is final. */
+  private refused(error: unknown): boolean {
+    const why = error instanceof CoreRefusal ? error.why : "away";
+    if (why === "away" || why === "not_found") {
+      this.facts.coreAway = true;
+      return false;
+    }
+    this.facts.coreAway = false;
+    if (why === "closed") {
+      this.facts.capture = "ended";
+      this.facts.watching = false;
+      void this.list();
+    } else {
+      this.facts.stopped = why === "expired" ? "expired" : "revoked";
+      this.connection?.close();
+      this.over = true;
+    }
+    return true;
+  }
+
+  private renewing = false;
+
+  private async renew(): Promise<void> {
+    if (this.renewing) return;
+    this.renewing = true;
+    try {
+      this.admitted(await this.core.capability());
+      this.connection?.send(control(kind.RENEW, { capability: (this.capability as Capability).token }));
+    } catch (error) {
+      this.refused(error);
+      // Asked again in a while; the connection stands until its capability runs out.
+      await new Promise((go) => setTimeout(go, AWAY_PAUSE_MS));
+    }
+    this.renewing = false;
+  }
+
+  /** Reads on in the core's own list. */
+  private async list(): Promise<void> {
+    if (this.listing) return;
+    this.listing = true;
+    try {
+      for (let more = true; more && !this.over; ) {
+        const page = await this.core.chunks(this.listAfter);
+        for (const listed of page.chunks) await this.intake.listed(listed);
+        more = page.next !== undefined && page.chunks.length > 0;
+        this.listAfter = page.next ?? this.listAfter;
+        if (page.chunks.length) this.facts.anyChunk = true;
+      }
+      this.intake.doubts = 0;
+      this.facts.coreAway = false;
+    } catch (error) {
+      if ((error as CoreRefusal).why !== "closed") this.refused(error);
+    }
+    this.listing = false;
+    this.listedAt = performance.now();
+  }
+
+  // --- the relay ---
+
+  /** One connection, until it ends. */
+  private watch(capability: Capability): Promise<Ended> {
+    const begun = performance.now();
+    const assembly = new Assembly((chunk) => this.ledger.wants(chunk));
+    return new Promise((done) => {
+      let after: Ended["after"] = "again";
+      const listener: Listener = {
+        opened: () => {
+          const cursor = this.cursor === undefined ? {} : { cursor: this.cursor };
+          const hello = { protocol: 1, capability: capability.token, lanes: this.lanes(), from: "oldest", ...cursor };
+          this.connection?.send(control(kind.WATCH, hello));
+        },
+        frames: (frames) => frames.forEach((frame) => (after = this.frame(assembly, frame) ?? after)),
+        closed: () => {
+          this.connection = null;
+          this.disconnected(after);
+          done({ after, livedMs: this.facts.watched ? performance.now() - begun : 0 });
+        },
+      };
+      this.heardAt = begun;
+      this.connection = this.ways.open(listener);
+    });
+  }
+
+  /** Takes a frame; a value is how to go on after the connection. */
+  private frame(assembly: Assembly, frame: Frame): Ended["after"] | undefined {
+    this.heardAt = performance.now();
+    const news = assembly.take(frame);
+    if (!news) return undefined;
+    if (news.what === "watching") this.watching();
+    else if (news.what === "cursor") this.cursor = news.cursor;
+    else if (news.what === "ending") return this.ending(news.reason);
+    else this.intake.take(news);
+    return undefined;
+  }
+
+  private watching(): void {
+    Object.assign(this.facts, { watching: true, watched: true, relayAway: false });
+    this.intake.caughtUp = false;
+    this.ladder.reset();
+    const cutAt = this.cutAt;
+    this.cutAt = null;
+    if (cutAt !== null) {
+      setTimeout(() => {
+        this.mend();
+        this.hooks.missed(missed(this.ledger.of("audio"), cutAt));
+      }, SETTLE_MS);
+    }
+    if (this.listedAt === -Infinity) void this.list();
+  }
+
+  /** What was cut off and did not come again is asked for by name: the browser may have had it, and this page not. */
+  private mend(): void {
+    const cut = this.ledger.all().filter((chunk) => !chunk.here && chunk.gone && (chunk.why === "cut" || (chunk.why === "not_asked" && chunk.lane === "audio")));
+    for (const chunk of cut.slice(-MOST_MENDED)) this.ask(chunk);
+  }
+
+  private ask(chunk: Chunk): void {
+    void this.intake.fetch(chunk, (stream, index) => this.connection?.send(control(kind.FETCH, { stream, index })));
+  }
+
+  private ending(reason: string): Ended["after"] {
+    const after = afterEnding(reason);
+    if (after === "over") {
+      this.facts.capture = "ended";
+      setTimeout(() => void this.list(), 0);
+    }
+    return after;
+  }
+
+  private disconnected(after: Ended["after"]): void {
+    this.facts.watching = false;
+    // A new capability is fetched at once; only a relay that stays away is spoken of.
+    this.facts.relayAway = after === "again" && !this.over;
+    if (after !== "over" && this.cutAt === null && this.facts.watched) {
+      const sound = this.ledger.of("audio").filter((chunk) => chunk.here);
+      this.cutAt = sound.length ? (sound[sound.length - 1] as { ended: number }).ended : null;
+    }
+    this.ledger.disconnected();
+  }
+
+  // --- time ---
+
+  private beat(now: number): void {
+    const { capability, connection, facts } = this;
+    if (connection && capability && now - this.capabilityAt > (capability.lifeMs / 3) * 2) void this.renew();
+    const limit = facts.capture ? QUIET_CONNECTION_MS : SILENT_CONNECTION_MS;
+    if (connection && facts.watching && now - this.heardAt > limit) connection.close();
+    const pause = facts.coreAway ? AWAY_PAUSE_MS : this.overdue();
+    if (facts.watched && !facts.stopped && now - this.listedAt > pause) void this.list();
+  }
+
+  /** How often the core's own list is looked at: whether something should be safe by now, as far as one can tell. */
+  private overdue(): number {
+    if (this.intake.doubts > 0) return LIST_PAUSE_MS;
+    const chunks = this.ledger.all();
+    const newest = chunks.reduce((end, chunk) => Math.max(end, chunk.ended), -Infinity);
+    const late = this.facts.capture ? Infinity : newest - LATE_MS;
+    const marks = new Set(chunks.filter((chunk) => chunk.ended < late).map(markOf));
+    return marks.has("unconfirmed") ? LIST_PAUSE_MS : marks.has("missing") ? RARE_PAUSE_MS : Infinity;
+  }
+
+  private pause(ms: number): Promise<void> {
+    if (this.over) return Promise.resolve();
+    return new Promise((go) => {
+      const timer = setTimeout(go, ms);
+      this.wake = () => {
+        clearTimeout(timer);
+        go();
+      };
+    });
+  }
+}

@@ -1,0 +1,259 @@
+//! The static host of the contact's page: an origin of its own, apart from core and relay. It serves what
+//! lay in one directory when it started, from memory: a path that is no name of a file is nothing.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::running::StartError;
+use crate::tls;
+
+/// Files of one page, and the bytes of all of them: they are kept in memory.
+const MAX_FILES: usize = 256;
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// Connections at once; further ones wait in the listener's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// A connection that asks for nothing, or a handshake that does not end, is closed after this time.
+const IDLE: Duration = Duration::from_secs(30);
+/// An answer that is not taken in is given up.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// What a browser lets the page do: its own script and style, media it made itself, calls to relay and core.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; \
+     img-src 'self' blob:; media-src blob:; connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* \
+     http://localhost:* ws://localhost:*; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// It watches and listens; it needs no sensor and no device.
+const PERMISSIONS: &str = "autoplay=(self), fullscreen=(self), screen-wake-lock=(self), camera=(), microphone=(), \
+     geolocation=(), display-capture=(), payment=(), usb=(), serial=(), hid=(), midi=(), accelerometer=(), \
+     gyroscope=(), magnetometer=()";
+
+/// Headers of every answer.
+const HEADERS: [(HeaderName, &str); 7] = [
+    (CONTENT_SECURITY_POLICY, POLICY),
+    (HeaderName::from_static("permissions-policy"), PERMISSIONS),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (REFERRER_POLICY, "no-referrer"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (CACHE_CONTROL, "no-cache"),
+];
+
+/// A host that serves. Dropping it stops it.
+#[derive(Debug)]
+pub struct PageHost {
+    addr: SocketAddr,
+    secure: bool,
+    tasks: TaskTracker,
+    stop: tokio_util::sync::DropGuard,
+}
+
+impl PageHost {
+    /// Reads the files of `dir`, which may come to 256 and 16 MiB, and serves them; over TLS with a
+    /// certificate chain and key.
+    ///
+    /// # Errors
+    /// [`StartError::Page`], [`StartError::Tls`], [`StartError::Bind`].
+    pub async fn start(dir: &Path, listen: SocketAddr, tls: Option<&(PathBuf, PathBuf)>) -> Result<Self, StartError> {
+        let dir = dir.to_owned();
+        let read = tokio::task::spawn_blocking(move || read(&dir)).await.map_err(io::Error::other);
+        let files = Arc::new(read.and_then(|files| files).map_err(StartError::Page)?);
+        let acceptor = |(certificate, key): &(PathBuf, PathBuf)| tls::acceptor(certificate, key, &[b"http/1.1"]);
+        let tls = tls.map(acceptor).transpose().map_err(|_| StartError::Tls)?;
+        let listener = TcpListener::bind(listen).await.map_err(StartError::Bind)?;
+        let addr = listener.local_addr().map_err(StartError::Bind)?;
+        let (secure, stopped, tasks) = (tls.is_some(), CancellationToken::new(), TaskTracker::new());
+        let host = Host { files, tls, stopped: stopped.clone(), tasks: tasks.clone() };
+        tasks.spawn(host.run(listener));
+        Ok(Self { addr, secure, tasks, stop: stopped.drop_guard() })
+    }
+
+    /// The page's address, as its origin has it, with a slash behind.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http{}://{}/", if self.secure { "s" } else { "" }, self.addr)
+    }
+
+    /// The bound address.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Stops, and ends its connections.
+    pub async fn stop(self) {
+        let Self { tasks, stop, .. } = self;
+        drop(stop);
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+/// One file.
+struct File {
+    kind: &'static str,
+    bytes: Bytes,
+}
+
+type Files = HashMap<String, File>;
+
+/// What the listener runs on.
+struct Host {
+    files: Arc<Files>,
+    tls: Option<TlsAcceptor>,
+    stopped: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Host {
+    async fn run(self, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let accept = async { (room.clone().acquire_owned().await, listener.accept().await) };
+            match self.stopped.run_until_cancelled(accept).await {
+                None => break,
+                Some((Ok(permit), Ok((stream, _)))) => {
+                    let connection = connection(stream, self.tls.clone(), self.files.clone());
+                    let connection = tokio::time::timeout(LONGEST, connection);
+                    let stopped = self.stopped.clone();
+                    self.tasks.spawn(async move {
+                        stopped.run_until_cancelled(connection).await;
+                        drop(permit);
+                    });
+                }
+                Some(_) => {
+                    tracing::warn!("a connection to the page could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, files: Arc<Files>) {
+    let Some(tls) = tls else { return http(stream, files).await };
+    if let Ok(Ok(stream)) = tokio::time::timeout(IDLE, tls.accept(stream)).await {
+        http(stream, files).await;
+    }
+}
+
+async fn http<S: AsyncRead + AsyncWrite + Unpin>(stream: S, files: Arc<Files>) {
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let response = answer(&files, request.method(), request.uri().path());
+        async { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE);
+    if builder.serve_connection(TokioIo::new(stream), service).await.is_err() {
+        tracing::debug!("a connection to the page ended early");
+    }
+}
+
+fn answer(files: &Files, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    let readable = matches!(*method, Method::GET | Method::HEAD);
+    let file = files.get(path).filter(|_| readable);
+    let status = match file {
+        Some(_) => StatusCode::OK,
+        None if readable => StatusCode::NOT_FOUND,
+        None => StatusCode::METHOD_NOT_ALLOWED,
+    };
+    let (kind, bytes) =
+        file.map_or((kind_of("txt"), Bytes::from_static(b"nothing here\n")), |file| (file.kind, file.bytes.clone()));
+    let length = bytes.len();
+    let mut response = Response::new(Full::new(if *method == Method::HEAD { Bytes::new() } else { bytes }));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+/// The files below `dir` by their paths; `index.html` also as that of its folder. What is hidden or a
+/// link is left out.
+fn read(dir: &Path) -> io::Result<Files> {
+    let mut files = Files::new();
+    let (mut folders, mut total) = (vec![(dir.to_owned(), "/".to_owned())], 0);
+    while let Some((folder, below)) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') {
+                continue;
+            }
+            let (kind, path) = (entry.file_type()?, format!("{below}{name}"));
+            if kind.is_dir() {
+                folders.push((entry.path(), format!("{path}/")));
+            } else if kind.is_file() {
+                total += entry.metadata()?.len();
+                if files.len() >= MAX_FILES || total > MAX_BYTES {
+                    return Err(io::ErrorKind::FileTooLarge.into());
+                }
+                let file = File { kind: kind_of(&name), bytes: std::fs::read(entry.path())?.into() };
+                if name == "index.html" {
+                    files.insert(below.clone(), File { kind: file.kind, bytes: file.bytes.clone() });
+                }
+                files.insert(path, file);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The content type of a file by the end of its name.
+fn kind_of(name: &str) -> &'static str {
+    match name.rsplit('.').next().unwrap_or_default() {
+        "html" => "text/html; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "txt" => "text/plain; charset=utf-8",
+        "json" | "map" => "application/json",
+        "webmanifest" => "application/manifest+json",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "ico" => "image/x-icon",
+        "woff2" => "font/woff2",
+        _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_is_no_page() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.bin"), vec![0; 1024]).unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 1);
+        std::fs::File::create(dir.path().join("b.bin")).unwrap().set_len(MAX_BYTES).unwrap();
+        assert!(read(dir.path()).is_err(), "too many bytes");
+        std::fs::remove_file(dir.path().join("b.bin")).unwrap();
+        for i in 0..MAX_FILES {
+            std::fs::write(dir.path().join(format!("{i}.txt")), "").unwrap();
+        }
+        assert!(read(dir.path()).is_err(), "too many files");
+        assert!(read(&dir.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,255 @@
+// Chromium as a contact: opens the contact's page as it is committed (client/web/dist) and looks at it as a person does.
+//
+// First prints {"event": "origins", "origin"}: where it serves the page. Then reads one line of parameters: scenario, core,
+// account_token, session_file (incident and group, as the capture client writes it) or session, relay (as the link has it), key
+// (the group key, base64url), shots (a directory, optional). {"event": "do", "what"} asks whoever started it for something and
+// waits for a line. Last prints {"ok", …}; 0 if everything was as it must be.
+
+import assert from "node:assert/strict";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { connect, createServer as createTcpServer } from "node:net";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+import { scenarios } from "./page_scenarios.mjs";
+
+const emit = (value) => console.log(JSON.stringify(value));
+const dist = new URL("../../client/web/dist/", import.meta.url);
+const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "text/css", svg: "image/svg+xml" };
+/** What a host of the page says, as devcore does; the page's own meta element says the same but for the last one. */
+const policy =
+  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; img-src 'self'; media-src blob:; " +
+  "connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*; base-uri 'none'; " +
+  "form-action 'none'; frame-ancestors 'none'";
+/** How long anything may take that must come, on a busy machine. */
+const PATIENCE_MS = 45_000;
+
+function host() {
+  const server = createServer((request, response) => {
+    const name = new URL(request.url, "http://page").pathname.slice(1) || "index.html";
+    const file = new URL(name, dist);
+    if (!types[name.split(".").pop()] || !/^[a-z.]+$/.test(name) || !existsSync(file)) return response.writeHead(404).end();
+    const headers = { "content-type": types[name.split(".").pop()], "content-security-policy": policy, "cache-control": "no-cache" };
+    response.writeHead(200, { ...headers, "referrer-policy": "no-referrer", "x-content-type-options": "nosniff" }).end(readFileSync(file));
+  });
+  return new Promise((ready) => server.listen(0, "127.0.0.1", () => ready(server)));
+}
+
+// Varint of RFC 9000 at `at`: [value, position after it].
+function varint(bytes, at) {
+  const size = 1 << (bytes[at] >> 6);
+  let value = bytes[at] & 0x3f;
+  for (let i = 1; i < size; i++) value = value * 256 + bytes[at + i];
+  return [value, at + size];
+}
+
+/** Counts what the relay sends over WebSockets, as the browser's network stack sees it. */
+class Wire {
+  bytes = { audio_priority: 0, live_preview: 0 };
+  sockets = 0;
+  handles = new Map();
+
+  async watch(context, page) {
+    const session = await context.newCDPSession(page);
+    session.on("Network.webSocketCreated", () => (this.sockets++, this.handles.clear()));
+    session.on("Network.webSocketFrameReceived", ({ response }) => response.opcode === 2 && this.message(Buffer.from(response.payloadData, "base64")));
+    await session.send("Network.enable");
+  }
+
+  message(bytes) {
+    for (let at = 0; at < bytes.length; ) {
+      const kind = varint(bytes, at), length = varint(bytes, kind[1]);
+      const body = bytes.subarray(length[1], length[1] + length[0]);
+      at = length[1] + length[0];
+      if (kind[0] === 0x32) {
+        const { handle, variant } = JSON.parse(body);
+        this.handles.set(handle, variant);
+      } else if (kind[0] === 0x33) {
+        this.bytes[this.handles.get(varint(body, 0)[0])] += body.length;
+      }
+    }
+  }
+}
+
+/** One person's browser: its page, what it says, and what a person could see. */
+class Person {
+  constructor(context, page, wire) {
+    Object.assign(this, { context, page, wire, said: [] });
+    page.on("console", (message) => this.said.push(`${message.type()}: ${message.text()}`));
+    page.on("pageerror", (error) => this.said.push(`error: ${error.stack}`));
+  }
+
+  open(link) {
+    return this.page.goto(link);
+  }
+
+  /** What stands on the page. */
+  look() {
+    return this.page.evaluate(() => {
+      const by = (id) => document.getElementById(id);
+      const text = (id) => (by(id) && by(id).getClientRects().length ? by(id).textContent : "");
+      const { phone, screen } = document.documentElement.dataset;
+      const marks = [...document.querySelectorAll(".row .mark")].map(({ dataset, title }) => ({ ...dataset, index: Number(dataset.index), title }));
+      const [picture, sound] = [by("picture"), by("sound")];
+      return {
+        phone, screen, marks, heard: text("heard"), trouble: by("trouble")?.dataset.trouble, safe: text("safe"), unsafe: text("unsafe"), playing: text("playing"),
+        notice: text("notice"), status: by("status")?.textContent, body: document.body.innerText, hash: location.hash, url: location.href,
+        picture: picture?.currentTime, sound: sound?.currentTime, quiet: !sound || sound.paused || sound.muted, saved: text("saved"),
+        pictureEnd: picture?.buffered.length ? picture.buffered.end(picture.buffered.length - 1) : 0,
+      };
+    });
+  }
+
+  /** Waits until what stands there `is` so. */
+  async until(what, is, patience = PATIENCE_MS) {
+    emit({ event: "until", what });
+    const end = Date.now() + patience;
+    let seen;
+    do {
+      // A page that is being left answers nothing.
+      seen = (await this.look().catch(() => null)) ?? seen;
+      if (seen && is(seen)) return seen;
+      await new Promise((go) => setTimeout(go, 100));
+    } while (Date.now() < end);
+    throw new Error(`never: ${what}; ${JSON.stringify({ ...seen, body: undefined, marks: seen?.marks.map((m) => `${m.lane[0]}${m.index} ${m.state}`) })}`);
+  }
+
+  async shot(params, name) {
+    if (!params.shots) return;
+    mkdirSync(params.shots, { recursive: true });
+    for (const width of [360, 1280]) {
+      for (const scheme of ["light", "dark"]) {
+        await this.page.setViewportSize({ width, height: width === 360 ? 760 : 800 });
+        await this.page.emulateMedia({ colorScheme: scheme });
+        await this.page.waitForTimeout(250);
+        const wide = await this.page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
+        assert.ok(!wide, `${name} is wider than ${width} pixels`);
+        await this.page.screenshot({ path: `${params.shots}/${name}-${width}-${scheme}.png`, fullPage: true });
+      }
+    }
+  }
+}
+
+/** A way to the relay that can be cut and mended. */
+class Way {
+  sockets = new Set();
+  cut = false;
+
+  constructor(relay) {
+    const { hostname, port } = new URL(relay);
+    this.server = createTcpServer((socket) => {
+      if (this.cut) return socket.destroy();
+      const onward = connect(Number(port), hostname);
+      for (const [one, other] of [[socket, onward], [onward, socket]]) {
+        this.sockets.add(one);
+        one.on("error", () => other.destroy()).on("close", () => (other.destroy(), this.sockets.delete(one))).pipe(other);
+      }
+    });
+  }
+
+  async open() {
+    await new Promise((ready) => this.server.listen(0, "127.0.0.1", ready));
+    return `http://127.0.0.1:${this.server.address().port}`;
+  }
+
+  break() {
+    this.cut = true;
+    for (const socket of this.sockets) socket.destroy();
+  }
+
+  mend() {
+    this.cut = false;
+  }
+}
+
+/** What the scenarios work with. */
+class World {
+  constructor(params, browser, origin, lines) {
+    Object.assign(this, { params, browser, origin, lines, people: [] });
+  }
+
+  async person(options = {}) {
+    const context = await this.browser.newContext({ viewport: { width: 360, height: 760 }, acceptDownloads: true, ...options.context });
+    if (options.before) await context.addInitScript(options.before);
+    const page = await context.newPage();
+    const wire = new Wire();
+    await wire.watch(context, page);
+    const person = new Person(context, page, wire);
+    this.people.push(person);
+    return person;
+  }
+
+  /** Asks whoever started this program. */
+  async ask(what) {
+    emit({ event: "do", what });
+    await this.lines.next();
+  }
+
+  async account(method, path, body) {
+    const headers = { authorization: `Bearer ${this.params.account_token}`, "content-type": "application/json" };
+    const answer = await fetch(this.params.core + path, { method, headers, body: JSON.stringify(body) });
+    assert.ok(answer.ok, `${path}: ${answer.status}`);
+    const text = await answer.text();
+    return text ? JSON.parse(text) : null;
+  }
+
+  async session() {
+    while (!this.params.session && !existsSync(this.params.session_file)) await new Promise((go) => setTimeout(go, 50));
+    return this.params.session ?? JSON.parse(readFileSync(this.params.session_file, "utf8"));
+  }
+
+  /** A relay address whose way can be cut. */
+  async way() {
+    const way = new Way(this.params.relay);
+    return [way, await way.open()];
+  }
+
+  async grants() {
+    const { incident, group } = await this.session();
+    return `/v1/incidents/${incident}/groups/${group}/grants`;
+  }
+
+  async grant() {
+    return (await this.account("POST", await this.grants(), {})).grant;
+  }
+
+  async revoke(grant) {
+    await this.account("POST", `${await this.grants()}/${grant.id}/revoke`, {});
+  }
+
+  link(grant, more = {}) {
+    const members = { relay: this.params.relay, core: this.params.core, grant: grant.secret, key: this.params.key, ...more };
+    return `${this.origin}/#w1.${Buffer.from(JSON.stringify(members)).toString("base64url")}`;
+  }
+
+  /** Nothing that was said on a console names anybody, and only the browser itself said anything. */
+  quiet(...secrets) {
+    for (const { said } of this.people) {
+      for (const line of said) {
+        assert.match(line, /^error: (Failed to load resource|WebSocket connection to|Access to fetch|Failed to establish)/, line);
+        for (const secret of [this.params.key, ...secrets]) assert.ok(!line.includes(secret), "a secret in the console");
+      }
+    }
+  }
+}
+
+const server = await host();
+const origin = `http://127.0.0.1:${server.address().port}`;
+emit({ event: "origins", origin });
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const params = JSON.parse((await lines.next()).value);
+const browser = await chromium.launch({
+  executablePath: "/usr/bin/chromium",
+  headless: true,
+  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"],
+});
+let result;
+try {
+  result = { ok: true, ...(await scenarios[params.scenario](new World(params, browser, origin, lines))) };
+} catch (error) {
+  result = { ok: false, error: String(error?.stack ?? error) };
+}
+await browser.close();
+emit(result);
+server.close();
+process.exit(result.ok ? 0 : 1);

@@ -1,0 +1,204 @@
+// What a contact does, and what the page must show then.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+
+/** How long a chunk of the recording is, seconds. */
+const CHUNK = 2;
+const of = (marks, lane) => marks.filter((mark) => mark.lane === lane);
+const every = (marks, state) => marks.length > 0 && marks.every((mark) => mark.state === state);
+const here = (marks) => marks.filter((mark) => mark.here === "true");
+
+/** Both lanes play live; the core goes and comes; sound only; a second contact; a reload; the phone goes silent. */
+async function live(world) {
+  const grant = await world.grant();
+  await world.account("PUT", "/devcore/faults", { faults: [{ route: "commit", effect: "delay", ms: 1500 }] });
+  const person = await world.person();
+  await person.open(world.link(grant));
+
+  // It plays before anybody taps, without sound; the link is out of the address bar.
+  const first = await person.until("the picture moves", (seen) => seen.phone === "live" && seen.picture > 1 && here(seen.marks).length > 0);
+  assert.deepEqual([first.hash, first.url.split("#").length, first.quiet], ["", 1, true]);
+  await person.until("something seen is not safe yet", ({ marks }) => here(marks).some((mark) => mark.state === "unconfirmed"));
+  const one = of((await person.look()).marks, "audio").at(-1).index;
+  await person.until("that becomes safe", ({ marks, safe }) => of(marks, "audio").find((mark) => mark.index === one)?.state === "confirmed" && safe.startsWith("Safe up to"));
+  await world.account("PUT", "/devcore/faults", { faults: [] });
+
+  await person.page.click("#listen");
+  const heard = await person.until("the sound moves", (seen) => !seen.quiet && seen.sound > 1);
+  await person.until("sound and picture go on", (seen) => seen.sound > heard.sound + CHUNK && seen.picture > heard.picture + CHUNK);
+  const apart = await person.until("they are in step", (seen) => Math.abs(seen.sound - seen.picture) < 0.2 && seen.pictureEnd - seen.picture < 2.5 * CHUNK);
+  await person.shot(world.params, "live");
+
+  // The core away: what comes is shown and not called safe; then it is safe.
+  await world.account("PUT", "/devcore/faults", { faults: [], away_ms: 6000 });
+  const away = await person.until("something waits for the core", ({ marks }) => here(marks).filter((mark) => mark.state === "unconfirmed").length >= 4);
+  assert.match(away.unsafe, /not yet safe$/);
+  await person.shot(world.params, "core-away");
+  const waited = away.marks.filter((mark) => mark.state === "unconfirmed").map((mark) => `${mark.lane}${mark.index}`);
+  await person.until("the core is back", ({ marks }) => waited.every((name) => marks.some((mark) => `${mark.lane}${mark.index}` === name && mark.state === "confirmed")));
+
+  // Sound only: not one byte of picture more.
+  await person.page.click("label.switch");
+  await person.until("sound only", ({ body }) => body.includes("Sound only: no picture is being sent"));
+  const soundAt = of((await person.look()).marks, "audio").at(-1).index;
+  // What was on its way when it was asked for may still come.
+  await person.until("the next sound", ({ marks }) => of(marks, "audio").at(-1).index > soundAt);
+  const before = { ...person.wire.bytes };
+  await person.until("more sound", ({ marks }) => of(marks, "audio").at(-1).index > soundAt + 2);
+  assert.equal(person.wire.bytes.live_preview, before.live_preview, "picture bytes were sent");
+  assert.ok(person.wire.bytes.audio_priority > before.audio_priority);
+  await person.page.click("label.switch");
+  await person.until("the picture comes again", ({ marks }) => of(marks, "video").at(-1).index > soundAt + 2);
+  const gap = of((await person.look()).marks, "video").filter((mark) => mark.here === "false");
+  assert.ok(gap.length > 0, "the picture that was not sent has its marks");
+
+  // Somebody who comes late has the window from its start, and plays at its end.
+  const late = await world.person({ context: { viewport: { width: 1280, height: 800 } } });
+  const second = await world.grant();
+  await late.open(world.link(second));
+  const window = await late.until("the window from its start", ({ marks, picture }) => here(of(marks, "audio"))[0]?.index === 1 && here(of(marks, "video"))[0]?.index === 1 && picture > 1);
+  await late.until("at its end", (seen) => seen.pictureEnd - seen.picture < 2.5 * CHUNK && of(seen.marks, "video").length >= of(window.marks, "video").length);
+  await late.page.locator("#timeline").focus();
+  await late.page.keyboard.press("Home");
+  await late.until("back at the start", (seen) => seen.pictureEnd - seen.picture > 3 * CHUNK);
+  await late.page.keyboard.press("End");
+  await late.until("live again", (seen) => seen.pictureEnd - seen.picture < 2.5 * CHUNK);
+
+  // A reload goes on; nothing is stored anywhere.
+  await late.page.reload();
+  await late.until("it plays after a reload", (seen) => seen.picture > 1 && here(seen.marks).length > 4 && seen.hash === "");
+  const stored = await late.page.evaluate(async () => [document.cookie, localStorage.length, sessionStorage.length, (await indexedDB.databases()).length]);
+  assert.deepEqual(stored, ["", 0, 0, 0]);
+
+  // The phone is taken.
+  const gone = Date.now();
+  await world.ask("kill the capture client");
+  const killed = Date.now();
+  await person.until("it counts", ({ heard, phone }) => phone === "quiet" && /^Last heard from the phone \d+ s ago$/.test(heard));
+  const counted = Date.now() - killed;
+  const silent = await person.until("silent", ({ phone }) => phone === "silent");
+  const silentAfter = Date.now() - killed;
+  assert.ok(counted < 10_000 && silentAfter < 20_000, `counter after ${counted} ms, silent after ${silentAfter} ms`);
+  assert.match(silent.heard, /^Last heard from the phone \d+ s ago$/);
+  await person.until("it counts on", ({ heard }) => heard !== silent.heard);
+  await person.shot(world.params, "silent");
+
+  const saved = await save(person);
+  world.quiet(grant.secret, second.secret);
+  return { counted_ms: counted, silent_ms: silentAfter, apart_ms: Math.round(Math.abs(apart.sound - apart.picture) * 1000), asked_ms: killed - gone, saved };
+}
+
+/** Saves, and reads the list of what was safe out of the archive (it is not compressed). */
+async function save(person) {
+  const [download] = await Promise.all([person.page.waitForEvent("download"), person.page.click("#save")]);
+  const archive = readFileSync(await download.path());
+  const text = archive.toString("latin1");
+  const manifest = JSON.parse(text.slice(text.indexOf("{"), text.indexOf("\n}PK") + 2));
+  const files = manifest.chunks.filter((chunk) => chunk.file);
+  assert.ok(files.length > 4 && files.every((chunk) => text.includes(chunk.file)));
+  assert.ok(manifest.chunks.some((chunk) => chunk.state === "confirmed" && chunk.confirmed_by === "receipt" && chunk.receipt));
+  await person.until("it says so", ({ saved }) => saved.startsWith("Saved:"));
+  return { files: files.length, chunks: manifest.chunks.length };
+}
+
+/** Nobody opened the link while it happened. Ten minutes later the window is still there. */
+async function later(world) {
+  const grant = await world.grant();
+  await world.ask("record, kill the capture client, let ten minutes pass");
+  const person = await world.person();
+  await person.open(world.link(grant));
+  const seen = await person.until("the window", ({ phone, marks, picture }) => phone === "silent" && picture > 1 && here(of(marks, "audio")).length >= 4 && here(of(marks, "video")).length >= 4);
+  assert.match(seen.heard, /^Last heard from the phone 1\d min/);
+  assert.equal(of(seen.marks, "audio")[0].index, 1);
+  const start = seen.picture;
+  await person.page.click("#listen");
+  await person.until("it is heard", (now) => !now.quiet && now.sound > 1 && now.picture > start);
+  await person.until("all of it is safe", ({ marks }) => every(here(marks), "confirmed"));
+  await person.shot(world.params, "later");
+  world.quiet(grant.secret);
+  return { heard: seen.heard };
+}
+
+/** The screens of their own, revoking and forgetting. */
+async function screens(world) {
+  const words = (screen) => (seen) => seen.screen === screen && !seen.marks.length;
+  const nothing = await world.person();
+  const grant = await world.grant();
+  await nothing.open(`${world.origin}/`);
+  await nothing.until("no link", words("no_link"));
+  await nothing.shot(world.params, "no-link");
+
+  // The link opened in the same tab: the page begins anew with it.
+  await nothing.open(world.link(grant));
+  await nothing.until("nothing yet", words("nothing_yet"));
+  await nothing.shot(world.params, "nothing-yet");
+  await world.revoke(grant);
+  await nothing.until("revoked while it is open", words("revoked"));
+  await nothing.shot(world.params, "revoked");
+  await nothing.page.reload();
+  await nothing.until("revoked when it is opened", words("revoked"));
+
+  const away = await world.person();
+  const other = await world.grant();
+  await away.open(world.link(other, { relay: "http://127.0.0.1:9" }));
+  await away.until("the relay is away", words("relay_away"));
+  await away.shot(world.params, "relay-away");
+  await away.page.click("html");
+  const without = await world.person();
+  await without.open(world.link(other, { core: "http://127.0.0.1:9" }));
+  await without.until("the core is away", words("core_away"));
+  await without.shot(world.params, "core-away-before");
+
+  const person = await world.person();
+  await person.open(world.link(other));
+  await person.until("nothing yet", words("nothing_yet"));
+  await world.ask("record a little");
+  await person.until("it came", ({ marks }) => here(marks).length >= 2);
+  await person.page.evaluate(() => (document.documentElement.dir = "rtl"));
+  await person.shot(world.params, "right-to-left");
+  await person.page.click("#forget");
+  await person.until("forgotten", words("forgotten"));
+  const left = await person.page.evaluate(() => JSON.stringify([history.state, location.href, document.body.innerText]));
+  for (const secret of [other.secret, world.params.key]) assert.ok(!left.includes(secret));
+  await person.page.reload();
+  await person.until("it stays forgotten", words("forgotten"));
+
+  await world.ask("let the grants run out");
+  const last = await world.person();
+  await last.open(world.link(other));
+  await last.until("expired", words("expired"));
+  await last.shot(world.params, "expired");
+  world.quiet(grant.secret, other.secret);
+  return {};
+}
+
+/** A browser without Media Source Extensions: sound by Web Audio, picture by blobs; and the way to the relay is cut and mended. */
+async function plain(world) {
+  const grant = await world.grant();
+  const person = await world.person({ before: () => { delete window.MediaSource; delete window.ManagedMediaSource; } });
+  // How far Web Audio got: what was handed to the loudspeaker.
+  await person.context.addInitScript(() => {
+    const start = AudioBufferSourceNode.prototype.start;
+    AudioBufferSourceNode.prototype.start = function (...when) { window.heard = (window.heard ?? 0) + this.buffer.duration; return start.apply(this, when); };
+  });
+  const [way, relay] = await world.way();
+  await person.open(world.link(grant, { relay }));
+  await person.until("the picture moves", (seen) => seen.picture > 0.2 && here(seen.marks).length > 2);
+  await person.page.click("#listen");
+  const heard = () => person.page.evaluate(() => window.heard ?? 0);
+  while ((await heard()) < 3 * CHUNK) await person.page.waitForTimeout(200);
+  await person.until("it is safe", ({ marks }) => here(marks).filter((mark) => mark.state === "confirmed").length > 2);
+
+  way.break();
+  await person.until("it says that the relay is away", ({ trouble }) => trouble === "relay_away");
+  await person.shot(world.params, "relay-away-while");
+  way.mend();
+  const missed = await person.until("it says what was missed", ({ notice, trouble }) => trouble === "" && notice.startsWith("Connected again"));
+  const last = of(missed.marks, "audio").at(-1).index;
+  await person.until("it goes on", ({ marks }) => here(of(marks, "audio")).at(-1).index > last);
+  world.quiet(grant.secret);
+  return { notice: missed.notice };
+}
+
+export const scenarios = { live, later, screens, plain };
