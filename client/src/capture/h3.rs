@@ -6,6 +6,8 @@
 //! sound overtakes a master that is half sent after a few packets, and what is lost goes again
 //! before what was not sent yet.
 
+mod puts;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -23,19 +25,16 @@ use super::book::Verdict;
 use super::control::{self, Say};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::native::{self, MAX_OFFSETS};
-use super::plan::{Next, Plan};
+use super::plan::Next;
 use crate::congestion::{Beat, Path, Pulse};
 use crate::connect::ConnectError;
-use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Receiving, Sending};
+use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Sending};
 use crate::http::{Broken, Reply};
+use puts::{Entry, Waiting};
 
 /// Chunks given to the connection at once: the next one's bytes are at hand when the last one's
 /// are written.
 const BODIES: usize = 4;
-/// One piece takes at most this long at the path's rate.
-const PIECE_TIME: Duration = Duration::from_millis(50);
-/// Bytes of one piece: a packet or two at least, and what keeps a fast link busy at most.
-const PIECE_BYTES: (u64, u64) = (2 * 1024, 16 * 1024);
 /// The relay may take this long beyond what it was asked to wait.
 const GRACE: Duration = Duration::from_secs(20);
 /// How often the connection is looked at.
@@ -49,10 +48,6 @@ const SIGNS: u32 = 3;
 const SIGN_EVERY: Duration = Duration::from_millis(10);
 /// They come where at least this part is lost, in thousandths.
 const SIGNS_FROM: u64 = 20;
-/// Chunks whose answers are waited for, in number and bytes. Beyond, an answer says what the relay
-/// has instead of waiting for the core: a core that is away takes no streams and no memory here.
-const MAX_UNANSWERED: usize = 32;
-const MAX_UNANSWERED_BYTES: u64 = 32 << 20;
 /// A handshake that was begun together with the first requests must be done by then.
 const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
@@ -64,26 +59,6 @@ pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectErro
         false => (H3::connect(&dial.relay, CAPTURE_KEEP_ALIVE).await?, None),
     };
     Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
-}
-
-/// One `PUT` whose turn comes.
-struct Entry {
-    job: Arc<Job>,
-    offset: u64,
-    /// Seconds that its answer may wait for the core.
-    wait_s: u64,
-    /// Where the answer is waited for.
-    begun: Option<oneshot::Sender<Receiving>>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    plan: Plan,
-    /// By a number of its own for each `PUT`: an answered one has no part in the next of its chunk.
-    entries: HashMap<u64, Entry>,
-    puts: u64,
-    /// Requests without an answer, and the bytes of their chunks.
-    unanswered: (usize, u64),
 }
 
 pub(super) struct Shared {
@@ -287,39 +262,6 @@ impl Drop for Put<'_> {
 
 async fn limited<T>(limit: Duration, work: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
     tokio::time::timeout(limit, work).await.map_err(|_| Broken)?
-}
-
-impl Waiting {
-    /// Takes in a `PUT`; the writer brings what is left from `offset` on, if anything is.
-    fn begin(&mut self, job: &Arc<Job>, offset: u64, wait_s: u64, begun: oneshot::Sender<Receiving>) -> (u64, u64) {
-        let wait_s = if self.is_patient() { wait_s } else { 0 };
-        self.puts += 1;
-        self.unanswered.0 += 1;
-        self.unanswered.1 += job.offer.length;
-        if offset < job.offer.length {
-            self.plan.offered(self.puts, job.rank, job.bytes.clone());
-            self.plan.send(self.puts, offset, u64::MAX);
-            self.entries.insert(self.puts, Entry { job: Arc::clone(job), offset, wait_s, begun: Some(begun) });
-        }
-        (self.puts, wait_s)
-    }
-
-    fn end(&mut self, handle: u64, length: u64) {
-        self.unanswered.0 -= 1;
-        self.unanswered.1 -= length;
-        self.plan.forget(handle);
-        self.entries.remove(&handle);
-    }
-
-    /// Whether one more answer may be waited for until the core has spoken.
-    const fn is_patient(&self) -> bool {
-        self.unanswered.0 < MAX_UNANSWERED && self.unanswered.1 < MAX_UNANSWERED_BYTES
-    }
-
-    fn next(&mut self, path: Path) -> Option<Next> {
-        let quick = path.rate.saturating_mul(PIECE_TIME.as_millis() as u64) / 1000;
-        self.plan.next_piece(quick.clamp(PIECE_BYTES.0, PIECE_BYTES.1) as usize)
-    }
 }
 
 /// A piece that was handed over, with the stream to go on with.
