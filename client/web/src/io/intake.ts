@@ -36,6 +36,8 @@ export class Intake {
   private readonly early = new Map<string, string | undefined>();
   private readonly asked = new Map<string, number>();
   private fetching = 0;
+  /** The relay said that the phone is quiet, and has not said yet that it is back. */
+  private saidQuiet = false;
 
   constructor(readonly facts: Facts, readonly ledger: Ledger, private readonly vault: Vault, private readonly core: Core, private readonly shown: Shown) {}
 
@@ -97,10 +99,14 @@ export class Intake {
     if (chunk.state !== "arriving" && chunk.state !== "near_live_unconfirmed") void this.state(chunk.stream, chunk.index, chunk.state);
   }
 
-  /** `said`: the relay speaks of the phone's signs, and knows of those this page did not see. */
+  /**
+   * `said`: the relay speaks of the phone's signs. What arrives is one too, until the relay says otherwise: on a thin link bytes
+   * come long after the phone sent them, and the relay's word overtakes them.
+   */
   private sign(secondsAgo: number, said = false): void {
-    const at = performance.now() - secondsAgo * 1000;
-    if (said || at > (this.facts.lastSign ?? -Infinity)) this.facts.lastSign = at;
+    if (said) this.saidQuiet = secondsAgo > 0 || this.facts.capture !== undefined;
+    else if (this.saidQuiet) return;
+    this.facts.lastSign = performance.now() - secondsAgo * 1000;
   }
 
   private async open(chunk: Begins, sealed: Uint8Array<ArrayBuffer>): Promise<void> {
