@@ -46,7 +46,6 @@ export class Intake {
     switch (news.what) {
       case "begins": return this.begins(news.chunk);
       case "progress":
-        if (news.live) this.sign(0);
         return ledger.progress(news.stream, news.index, news.received / news.length);
       case "whole": return void this.open(news.chunk, news.bytes);
       case "torn": return ledger.bad(news.stream, news.index, "torn");
@@ -99,9 +98,14 @@ export class Intake {
     if (chunk.state !== "arriving" && chunk.state !== "near_live_unconfirmed") void this.state(chunk.stream, chunk.index, chunk.state);
   }
 
+  /** A frame came, of any kind: the relay would have said before it that the phone is quiet. */
+  heard(): void {
+    if (this.facts.lastSign !== undefined) this.sign(0);
+  }
+
   /**
-   * `said`: the relay speaks of the phone's signs. What arrives is one too, until the relay says otherwise: on a thin link bytes
-   * come long after the phone sent them, and the relay's word overtakes them.
+   * `said`: the relay speaks of the phone's signs. Its word overtakes media, which on a thin link comes long after the phone
+   * sent it; so while it has not said that the phone is quiet, the phone is not.
    */
   private sign(secondsAgo: number, said = false): void {
     if (said) this.saidQuiet = secondsAgo > 0 || this.facts.capture !== undefined;

@@ -228,6 +228,7 @@ export class Session {
   /** Takes a frame; a value is how to go on after the connection. */
   private frame(assembly: Assembly, frame: Frame): Ended["after"] | undefined {
     this.heardAt = performance.now();
+    this.intake.heard();
     const news = assembly.take(frame);
     if (!news) return undefined;
     if (news.what === "watching") this.watching();
