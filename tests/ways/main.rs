@@ -4,6 +4,7 @@ mod abandoned;
 mod bad;
 mod capability;
 mod dialects;
+mod grant;
 mod hint;
 mod limits;
 mod post;

@@ -52,7 +52,11 @@ class Page {
     this.view = new View(text, lang, this.timeline);
     this.view.enter();
     this.player = new Player(this.view.audio, this.view.video, {
-      jumped: (over, why) => this.view.note((why === "gap" ? text.jumpedGap : text.jumpedLive)(length(text, over)), performance.now()),
+      jumped: (over, why) => {
+        // While the window is still loading every piece moves the edge.
+        const settled = why === "gap" || this.session.intake.caughtUp;
+        if (settled) this.view.note((why === "gap" ? text.jumpedGap : text.jumpedLive)(length(text, over)), performance.now());
+      },
       silenced: () => this.view.note(text.listenAgain, performance.now()),
       ticked: () => this.tick(performance.now()),
     });
@@ -70,7 +74,7 @@ class Page {
   private tick(now: number): void {
     const { facts } = this.session;
     const phone = phoneOf(facts, now);
-    this.player.growing = phone !== "silent" && phone !== "ended" && !facts.stopped;
+    this.player.growing = !facts.capture && !facts.stopped;
     if (this.player.at === null) this.begin(now);
     else if (!this.player.live) this.refill(this.player.at);
     this.view.draw(this.shown(facts, phone, now), now);

@@ -18,6 +18,8 @@ test("the phone is live, quiet after five seconds, and what the relay says it is
   assert.equal(phoneOf(facts({ lastSign: 0 }), 4999), "live");
   assert.equal(phoneOf(facts({ lastSign: 0 }), 5000), "quiet");
   assert.equal(phoneOf(facts({ lastSign: 0, capture: "silent" }), 0), "silent");
+  assert.equal(phoneOf(facts({ lastSign: 0, relayAway: true, capture: "silent" }), 0), "cut");
+  assert.equal(phoneOf(facts({ relayAway: true, capture: "ended" }), 0), "ended");
   assert.equal(heardAgo(facts({ lastSign: 1000 }), 15_900), 14);
   assert.equal(heardAgo(facts(), 5), null);
 });

@@ -48,7 +48,7 @@ pub(super) struct Lane {
 pub(super) struct Board {
     pub(super) lanes: Vec<Lane>,
     began: Instant,
-    of: u64,
+    of: Option<u64>,
     cuts: watch::Sender<u64>,
     notice: watch::Receiver<String>,
 }
@@ -63,10 +63,10 @@ pub(super) struct Ended {
 }
 
 impl Board {
-    /// An empty one for `of` chunks in each lane. `cuts` is told how many every lane has.
+    /// An empty one for `of` chunks in each lane, if it has an end. `cuts` is told how many every lane has.
     pub(super) fn new(
         recording: &Recording,
-        of: u64,
+        of: Option<u64>,
         cuts: watch::Sender<u64>,
         notice: watch::Receiver<String>,
     ) -> Self {
@@ -135,13 +135,14 @@ impl Lane {
         is_near_live(self.variant)
     }
 
-    fn draw(&self, of: u64) -> String {
-        let width = of.to_string().len();
+    fn draw(&self, of: Option<u64>) -> String {
+        let (cut, of) = (self.chunks.len(), of.map_or(String::new(), |of| format!(" of {of}")));
+        let width = of.len().saturating_sub(4).max(cut.to_string().len());
         let contact = match self.is_near_live() {
             true => format!("at the contact {:>width$}", self.chunks.values().filter(|c| c.contact.is_some()).count()),
             false => format!("{:width$}", "not shown live", width = width + 15),
         };
-        let mut out = format!("{:<17} cut {:>width$} of {of}   {contact} ", self.variant.as_str(), self.chunks.len());
+        let mut out = format!("{:<17} cut {cut:>width$}{of}   {contact} ", self.variant.as_str());
         let count = |state: Option<&str>| self.chunks.values().filter(|chunk| chunk.state.as_deref() == state).count();
         out.push_str(&format!("  confirmed {:>width$}", count(Some(ChunkState::Confirmed.as_str()))));
         let others = ChunkState::ALL.iter().filter(|state| **state != ChunkState::Confirmed);

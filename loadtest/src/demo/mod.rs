@@ -9,6 +9,7 @@ mod faults;
 mod held;
 mod media;
 mod output;
+mod page;
 mod parts;
 mod place;
 mod process;
@@ -30,6 +31,8 @@ pub(crate) use process::stopped;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// With a page and no other word, it goes on until it is stopped; in the end it would stop by itself.
+const DAY_SECONDS: u64 = 24 * 3600;
 /// A longer run takes its streams and capabilities in small portions, so that both are renewed.
 const LONG_SECONDS: u64 = 60;
 
@@ -48,6 +51,13 @@ pub struct Args {
     /// Seconds to record; the recording is looped. Without: once, as long as it is.
     #[arg(long, value_parser = clap::value_parser!(u64).range(6..))]
     seconds: Option<u64>,
+    /// Show the contact's page: its link is printed, and opened where there is a screen. Without
+    /// --seconds it goes on until Ctrl-C.
+    #[arg(long)]
+    page: bool,
+    /// Directory of the page.
+    #[arg(long, default_value = "client/web/dist")]
+    page_dir: PathBuf,
     /// Directory for keys, data and logs. What an earlier demo left there is removed.
     #[arg(long, default_value = ".demo")]
     dir: PathBuf,
@@ -82,7 +92,8 @@ pub async fn run(args: Args) -> ExitCode {
     // Whatever was started is killed when its handle is dropped, also on Ctrl-C.
     let result = tokio::select! {
         result = play(&args) => result,
-        () = stopped() => Err("stopped".into()),
+        // Somebody has seen enough.
+        () = stopped() => if args.is_endless() { Ok(true) } else { Err("stopped".into()) },
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -94,26 +105,54 @@ pub async fn run(args: Args) -> ExitCode {
     }
 }
 
+impl Args {
+    /// Nobody said when it is to end.
+    const fn is_endless(&self) -> bool {
+        self.page && self.seconds.is_none()
+    }
+}
+
+/// How long a run is.
+struct Length {
+    /// Chunks of each lane.
+    chunks: u64,
+    seconds: u64,
+    /// Streams and capabilities are taken in small portions, so that both are renewed on the way.
+    renewing: bool,
+}
+
+impl Length {
+    fn of(args: &Args, recording: &Recording) -> Self {
+        let wanted = args.seconds.or(args.is_endless().then_some(DAY_SECONDS));
+        let chunks = wanted.map_or(recording.chunks(), |s| (s * 1000).div_ceil(recording.chunk_ms));
+        let seconds = chunks * recording.chunk_ms / 1000;
+        Self { chunks, seconds, renewing: seconds > LONG_SECONDS && !args.is_endless() }
+    }
+}
+
 async fn play(args: &Args) -> Result<bool, Error> {
     let recording =
         Recording::read(&args.recording).map_err(|error| format!("{}: {error}", args.recording.display()))?;
-    let chunks = args.seconds.map_or(recording.chunks(), |s| (s * 1000).div_ceil(recording.chunk_ms));
-    let seconds = chunks * recording.chunk_ms / 1000;
+    let Length { chunks, seconds, renewing } = Length::of(args, &recording);
     let near_live = recording.lanes.iter().filter(|lane| board::is_near_live(lane.variant)).count() as u64;
     let place = Place::prepare(args)?;
     let mut output = Output::new();
-    let mut core = parts::Core::new(&place, seconds > LONG_SECONDS);
+    let page = page::Page::start(&place, args).await?;
+    let mut core = parts::Core::new(&place, renewing);
     core.start().await?;
-    let mut relay = parts::Relay::new(&place);
+    let mut relay = parts::Relay::new(&place, page.as_ref().map(page::Page::origin));
     relay.start(&core).await?;
     output.say(&opening(args, seconds, &relay));
 
     let mut capture = parts::capture(&place, args, &core, &relay, seconds)?;
     let session = place.session().await?;
+    if let Some(page) = &page {
+        output.say(&page.open(&place, &session, &core, &relay).await?);
+    }
     let mut contact = parts::contact(&place, args, &core, &relay, chunks * near_live)?;
     let (told, cuts) = watch::channel(0);
     let (notice, noticed) = watch::channel(String::new());
-    let mut board = Board::new(&recording, chunks, told, noticed);
+    let mut board = Board::new(&recording, (!args.is_endless()).then_some(chunks), told, noticed);
     let waiting = Duration::from_secs(seconds + parts::FINISH_SECONDS) + args.core_down.unwrap_or_default();
     let following = async {
         tokio::time::timeout(waiting, board::follow(&mut board, &mut capture, &mut contact, &mut output))
@@ -132,7 +171,7 @@ async fn play(args: &Args) -> Result<bool, Error> {
         watched: contact::read(&place, &recording, chunks).await?,
         recording: &recording,
         plan: &plan,
-        renewing: seconds > LONG_SECONDS,
+        renewing,
     };
     let checks = verify::checks(&evidence, &place).await?;
     output.say(&report::text(&evidence, &checks, &place));
@@ -141,8 +180,9 @@ async fn play(args: &Args) -> Result<bool, Error> {
 
 fn opening(args: &Args, seconds: u64, relay: &parts::Relay<'_>) -> String {
     let transport = args.transport.as_str();
+    let long = if args.is_endless() { "until Ctrl-C".into() } else { format!("for {seconds} s") };
     format!(
-        "Recording for {seconds} s over {transport}: core, relay, capture client and contact are running.\n\
+        "Recording {long} over {transport}: core, relay, capture client and contact are running.\n\
          What the relay's operator sees: {}\n",
         relay.status_command()
     )

@@ -70,14 +70,17 @@ impl<'a> Core<'a> {
 /// The relay.
 pub(super) struct Relay<'a> {
     place: &'a Place,
+    /// The page that a browser may come from.
+    origin: Option<&'a str>,
     public: SocketAddr,
+    plain: SocketAddr,
     ops: SocketAddr,
     process: Option<Process>,
 }
 
 impl<'a> Relay<'a> {
-    pub(super) const fn new(place: &'a Place) -> Self {
-        Self { place, public: ANY, ops: ANY, process: None }
+    pub(super) const fn new(place: &'a Place, origin: Option<&'a str>) -> Self {
+        Self { place, origin, public: ANY, plain: ANY, ops: ANY, process: None }
     }
 
     /// Starts it; once more at the addresses it had.
@@ -92,8 +95,19 @@ impl<'a> Relay<'a> {
         command.args(["serve", "--config"]).arg(self.config());
         let (process, line) = process::serve("waystation", &mut command, &self.place.file("logs/relay.log")).await?;
         (self.public, self.ops) = (process::address(&line, "public")?, process::address(&line, "ops")?);
+        self.plain = process::address(&line, "plain")?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Where browsers find it: on this machine they ask for no certificate.
+    pub(super) fn plain_url(&self) -> String {
+        format!("http://{}", self.plain)
+    }
+
+    /// Where it speaks TLS, and HTTP/3.
+    pub(super) fn secure_url(&self) -> String {
+        format!("https://{}", self.public)
     }
 
     pub(super) async fn kill(&mut self) -> Result<(), Error> {
@@ -120,13 +134,15 @@ impl<'a> Relay<'a> {
     fn toml(&self, core: &Core<'_>) -> String {
         let file = |name: &str| self.place.file(name);
         format!(
-            "[listen]\npublic = \"{}\"\nops = \"{}\"\nplain = \"127.0.0.1:0\"\n\n\
+            "[listen]\npublic = \"{}\"\nops = \"{}\"\nplain = \"{}\"\nallowed_origins = {:?}\n\n\
              [tls]\ncertificate = {:?}\nprivate_key = {:?}\n\n\
              [core]\nurl = \"{}\"\nservice_token_file = {:?}\n\n\
              [capability]\njwks_url = \"{}/v1/relay/jwks\"\n\n\
              [staging]\ndirectory = {:?}\nseal_key_file = {:?}\n",
             self.public,
             self.ops,
+            self.plain,
+            Vec::from_iter(self.origin),
             self.place.certificate(),
             file("relay/tls.key"),
             core.url(),
@@ -179,7 +195,7 @@ fn patience(args: &Args) -> u64 {
 fn client(what: &str, place: &Place, args: &Args, core: &Core<'_>, relay: &Relay<'_>) -> Command {
     let mut command = Command::new(place.program("waystation-client"));
     command.args([what, "--json", "--transport", args.transport.as_str()]);
-    command.args(["--relay", &format!("https://{}", relay.public), "--core", &core.url()]);
+    command.args(["--relay", &relay.secure_url(), "--core", &core.url()]);
     command.arg("--ca-file").arg(place.certificate());
     command.arg("--account-token-file").arg(core.account_token_file());
     command.arg("--group-key-file").arg(place.file("group.key"));

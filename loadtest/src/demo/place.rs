@@ -14,6 +14,10 @@ const MARK: &str = "made-by-demo";
 /// Time for the capture client to make its incident and say so.
 const SESSION_LIMIT: Duration = Duration::from_secs(20);
 
+/// The demo's certificate is valid from a little earlier on, for clocks that differ, to so much later.
+const BEFORE: time::Duration = time::Duration::hours(1);
+const CERTIFICATE_LIFE: time::Duration = time::Duration::days(12);
+
 /// Where everything of one run lies.
 pub(super) struct Place {
     dir: PathBuf,
@@ -39,12 +43,15 @@ impl Place {
         Ok(place)
     }
 
-    /// A certificate of its own, because the one that the relay makes is another at each start.
+    /// A certificate of its own, because the one that the relay makes is another at each start. It is
+    /// such that a browser takes its hash for it: ECDSA on P-256, and valid for less than two weeks.
     fn certify(&self) -> Result<(), Error> {
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names)?;
-        std::fs::write(self.certificate(), made.cert.pem())?;
-        std::fs::write(self.file("relay/tls.key"), made.signing_key.serialize_pem())?;
+        let mut wanted = rcgen::CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        let now = time::OffsetDateTime::now_utc();
+        (wanted.not_before, wanted.not_after) = (now - BEFORE, now + CERTIFICATE_LIFE);
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        std::fs::write(self.certificate(), wanted.self_signed(&key)?.pem())?;
+        std::fs::write(self.file("relay/tls.key"), key.serialize_pem())?;
         Ok(())
     }
 

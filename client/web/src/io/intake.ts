@@ -36,6 +36,8 @@ export class Intake {
   private readonly early = new Map<string, string | undefined>();
   private readonly asked = new Map<string, number>();
   private fetching = 0;
+  /** The relay said that the phone is quiet, and has not said yet that it is back. */
+  private saidQuiet = false;
 
   constructor(readonly facts: Facts, readonly ledger: Ledger, private readonly vault: Vault, private readonly core: Core, private readonly shown: Shown) {}
 
@@ -44,7 +46,6 @@ export class Intake {
     switch (news.what) {
       case "begins": return this.begins(news.chunk);
       case "progress":
-        if (news.live) this.sign(0);
         return ledger.progress(news.stream, news.index, news.received / news.length);
       case "whole": return void this.open(news.chunk, news.bytes);
       case "torn": return ledger.bad(news.stream, news.index, "torn");
@@ -97,10 +98,19 @@ export class Intake {
     if (chunk.state !== "arriving" && chunk.state !== "near_live_unconfirmed") void this.state(chunk.stream, chunk.index, chunk.state);
   }
 
-  /** `said`: the relay speaks of the phone's signs, and knows of those this page did not see. */
+  /** A frame came, of any kind: the relay would have said before it that the phone is quiet. */
+  heard(): void {
+    if (this.facts.lastSign !== undefined) this.sign(0);
+  }
+
+  /**
+   * `said`: the relay speaks of the phone's signs. Its word overtakes media, which on a thin link comes long after the phone
+   * sent it; so while it has not said that the phone is quiet, the phone is not.
+   */
   private sign(secondsAgo: number, said = false): void {
-    const at = performance.now() - secondsAgo * 1000;
-    if (said || at > (this.facts.lastSign ?? -Infinity)) this.facts.lastSign = at;
+    if (said) this.saidQuiet = secondsAgo > 0 || this.facts.capture !== undefined;
+    else if (this.saidQuiet) return;
+    this.facts.lastSign = performance.now() - secondsAgo * 1000;
   }
 
   private async open(chunk: Begins, sealed: Uint8Array<ArrayBuffer>): Promise<void> {

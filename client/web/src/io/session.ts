@@ -27,6 +27,8 @@ const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
 /** How long after a new connection it is told what was missed. */
 const SETTLE_MS = 2_500;
+/** A connection that is made again within this time is no news. */
+const SPOKEN_OF_MS = 1_500;
 /** Most chunks that are asked for again after a cut; a relay holds as many requests of a contact. */
 const MOST_MENDED = 16;
 
@@ -56,7 +58,9 @@ export class Session {
   private listAfter: string | undefined;
   private listedAt = -Infinity;
   private listing = false;
+  /** What was here when the connection was cut, as the end of the newest sound. */
   private cutAt: number | null = null;
+  private awaySince: number | null = null;
 
   constructor(private readonly link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
     this.audioOnly = audioOnly;
@@ -224,6 +228,7 @@ export class Session {
   /** Takes a frame; a value is how to go on after the connection. */
   private frame(assembly: Assembly, frame: Frame): Ended["after"] | undefined {
     this.heardAt = performance.now();
+    this.intake.heard();
     const news = assembly.take(frame);
     if (!news) return undefined;
     if (news.what === "watching") this.watching();
@@ -237,15 +242,17 @@ export class Session {
     Object.assign(this.facts, { watching: true, watched: true, relayAway: false });
     this.intake.caughtUp = false;
     this.ladder.reset();
+    if (this.listedAt === -Infinity) void this.list();
     const cutAt = this.cutAt;
     this.cutAt = null;
-    if (cutAt !== null) {
-      setTimeout(() => {
-        this.mend();
-        this.hooks.missed(missed(this.ledger.of("audio"), cutAt));
-      }, SETTLE_MS);
-    }
-    if (this.listedAt === -Infinity) void this.list();
+    const long = this.awaySince !== null && performance.now() - this.awaySince > SPOKEN_OF_MS;
+    this.awaySince = null;
+    if (cutAt === null) return;
+    setTimeout(() => {
+      this.mend();
+      const came = missed(this.ledger.of("audio"), cutAt);
+      if (long || came.missingMs > 0) this.hooks.missed(came);
+    }, SETTLE_MS);
   }
 
   /** What was cut off and did not come again is asked for by name: the browser may have had it, and this page not. */
@@ -269,11 +276,10 @@ export class Session {
 
   private disconnected(after: Ended["after"]): void {
     this.facts.watching = false;
-    // A new capability is fetched at once; only a relay that stays away is spoken of.
-    this.facts.relayAway = after === "again" && !this.over;
+    if (after === "again") this.awaySince ??= performance.now();
     if (after !== "over" && this.cutAt === null && this.facts.watched) {
       const sound = this.ledger.of("audio").filter((chunk) => chunk.here);
-      this.cutAt = sound.length ? (sound[sound.length - 1] as { ended: number }).ended : null;
+      this.cutAt = sound.length ? (sound[sound.length - 1] as Chunk).ended : null;
     }
     this.ledger.disconnected();
   }
@@ -282,6 +288,8 @@ export class Session {
 
   private beat(now: number): void {
     const { capability, connection, facts } = this;
+    // Only a relay that stays away is spoken of.
+    facts.relayAway = this.awaySince !== null && now - this.awaySince > SPOKEN_OF_MS && !this.over;
     if (connection && capability && now - this.capabilityAt > (capability.lifeMs / 3) * 2) void this.renew();
     const limit = facts.capture ? QUIET_CONNECTION_MS : SILENT_CONNECTION_MS;
     if (connection && facts.watching && now - this.heardAt > limit) connection.close();

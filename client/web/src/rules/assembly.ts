@@ -23,7 +23,7 @@ export interface Begins {
 export type Happening =
   | { what: "watching"; windowStart?: number | undefined }
   | { what: "begins"; chunk: Begins }
-  | { what: "progress"; stream: string; index: number; received: number; length: number; live: boolean }
+  | { what: "progress"; stream: string; index: number; received: number; length: number }
   | { what: "whole"; chunk: Begins; bytes: Uint8Array<ArrayBuffer> }
   | { what: "torn"; stream: string; index: number }
   | { what: "withdrawn"; stream: string; index: number; reason: string }
@@ -113,7 +113,7 @@ export class Assembly {
     if (end <= arriving.have) return null;
     bytes.set(piece.bytes, piece.offset);
     arriving.have = end;
-    return { what: "progress", stream: chunk.stream, index: chunk.index, received: end, length: chunk.length, live: !chunk.replay };
+    return { what: "progress", stream: chunk.stream, index: chunk.index, received: end, length: chunk.length };
   }
 
   private complete(handle: number): Happening | null {

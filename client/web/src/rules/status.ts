@@ -8,7 +8,7 @@ export type Screen =
   | "no_link" | "no_crypto" | "connecting" | "nothing_yet" | "expired" | "revoked" | "core_away" | "relay_away" | "over_empty"
   | "forgotten";
 
-export type Phone = "unknown" | "live" | "quiet" | "silent" | "ended";
+export type Phone = "unknown" | "live" | "quiet" | "silent" | "ended" | "cut";
 
 export interface Facts {
   /** The page can't go on for this reason. */
@@ -29,6 +29,7 @@ export interface Facts {
 }
 
 export function phoneOf(facts: Facts, now: number): Phone {
+  if (facts.relayAway && facts.capture !== "ended") return "cut";
   if (facts.capture) return facts.capture;
   if (facts.lastSign === undefined) return "unknown";
   return now - facts.lastSign >= QUIET_MS ? "quiet" : "live";

@@ -119,7 +119,7 @@ export class View {
   private drawStatus({ phone, heardAgo, trouble }: Shown): void {
     const { text } = this;
     say(this.headline, text.phone[phone]);
-    const counts = heardAgo !== null && (phone === "quiet" || phone === "silent" || (phone === "ended" && heardAgo >= 5));
+    const counts = heardAgo !== null && (phone === "quiet" || phone === "silent" || phone === "cut" || (phone === "ended" && heardAgo >= 5));
     say(this.heard, counts ? text.heard(length(text, heardAgo * 1000)) : phone === "live" ? text.heardNow : "");
     show(this.heard, this.heard.textContent !== "");
     say(this.because, text.because[phone]);
