@@ -8,4 +8,5 @@ mod chromium;
 mod curl;
 mod program;
 mod resumable;
+mod sse;
 mod websockets;
