@@ -9,4 +9,5 @@ mod curl;
 mod page;
 mod program;
 mod resumable;
+mod sse;
 mod websockets;

@@ -67,6 +67,14 @@ impl Program {
         Self::start(&node, "tus_js.mjs")
     }
 
+    /// eventsource, in Node.
+    pub(crate) fn sse() -> Self {
+        there(&root().join("tests/clients/node_modules/eventsource"), "eventsource");
+        let node = in_path("node");
+        there(&node, "node");
+        Self::start(&node, "sse_watch.mjs")
+    }
+
     fn start(interpreter: &Path, script: &str) -> Self {
         let mut child = Command::new(interpreter)
             .arg(root().join("tests/clients").join(script))
