@@ -56,7 +56,8 @@ async function live(world) {
   // Somebody who comes late has the window from its start, and plays at its end.
   const late = await world.person({ context: { viewport: { width: 1280, height: 800 } } });
   const second = await world.grant();
-  await late.open(world.link(second));
+  // Where the relay has WebTransport it is taken; where not, a WebSocket.
+  await late.open(world.link(second, { wt: world.params.wt }));
   const window = await late.until("the window from its start", ({ marks, picture }) => here(of(marks, "audio"))[0]?.index === 1 && here(of(marks, "video"))[0]?.index === 1 && picture > 1);
   await late.until("at its end", (seen) => seen.pictureEnd - seen.picture < 2.5 * CHUNK && of(seen.marks, "video").length >= of(window.marks, "video").length);
   await late.page.locator("#timeline").focus();
@@ -81,12 +82,13 @@ async function live(world) {
   const silentAfter = Date.now() - killed;
   assert.ok(counted < 10_000 && silentAfter < 20_000, `counter after ${counted} ms, silent after ${silentAfter} ms`);
   assert.match(silent.heard, /^Last heard from the phone \d+ s ago$/);
+  await person.until("a screen reader hears it", ({ status }) => status.startsWith("The phone has gone silent"));
   await person.until("it counts on", ({ heard }) => heard !== silent.heard);
   await person.shot(world.params, "silent");
 
   const saved = await save(person);
   world.quiet(grant.secret, second.secret);
-  return { counted_ms: counted, silent_ms: silentAfter, apart_ms: Math.round(Math.abs(apart.sound - apart.picture) * 1000), asked_ms: killed - gone, saved };
+  return { late_over: late.wire.sockets ? "websocket" : "webtransport", counted_ms: counted, silent_ms: silentAfter, apart_ms: Math.round(Math.abs(apart.sound - apart.picture) * 1000), asked_ms: killed - gone, saved };
 }
 
 /** Saves, and reads the list of what was safe out of the archive (it is not compressed). */
@@ -116,6 +118,13 @@ async function later(world) {
   await person.until("it is heard", (now) => !now.quiet && now.sound > 1 && now.picture > start);
   await person.until("all of it is safe", ({ marks }) => every(here(marks), "confirmed"));
   await person.shot(world.params, "later");
+
+  // Closed at the core, it is still there: the core has it all.
+  const { incident } = await world.session();
+  await world.account("PUT", `/devcore/incidents/${incident}`, { state: "closed" });
+  const afterwards = await world.person();
+  await afterwards.open(world.link(grant));
+  await afterwards.until("what the core has", (now) => now.phone === "ended" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
   world.quiet(grant.secret);
   return { heard: seen.heard };
 }

@@ -40,6 +40,7 @@ impl Scene {
         let params = json!({
             "scenario": scenario, "core": world.core.url(), "account_token": world.core.account_token(),
             "session_file": session_file(&world), "relay": format!("http://{}", world.plain()),
+            "wt": { "url": format!("https://127.0.0.1:{}", world.public().port()), "hashes": [certificate_hash(&world)] },
             "key": URL_SAFE_NO_PAD.encode(GROUP_KEY), "shots": root().join("target/page/shots"),
         });
         let browser = browser.told(params).await;
@@ -138,6 +139,11 @@ async fn a_browser_without_media_source_plays_too_and_comes_back_after_a_cut() {
     let scene = Scene::open("plain", Setup::default()).await;
     let _phone = scene.phone();
     scene.done().await;
+}
+
+/// What a browser trusts the development certificate by.
+fn certificate_hash(world: &World) -> String {
+    URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &world.certificate()))
 }
 
 fn session_file(world: &World) -> PathBuf {

@@ -83,6 +83,9 @@ class Page {
 
   /** The playhead begins when the window is here: at the recording's edge, or at its start if nothing more comes. */
   private begin(now: number): void {
+    const first = this.session.ledger.all()[0];
+    // Nothing comes by itself any more: the start is fetched.
+    if (this.firstAt === null && first && !this.player.growing) this.session.want(first.started, first.started + AHEAD_MS);
     if (this.firstAt === null || !this.player.lines().some((line) => line.spans.length)) return;
     const gathered = this.session.intake.caughtUp || now - this.lastAt > GATHER_MS || now - this.firstAt > GATHER_MOST_MS;
     if (gathered) this.player.begin(this.player.growing);
@@ -135,6 +138,7 @@ class Page {
       if (trouble) this.view.announce(text.trouble[trouble]);
     } else if (phone !== this.said) {
       this.said = phone;
+      if (phone === "ended") void this.wake.want(false);
       const ago = heardAgo(this.session.facts, now);
       this.view.announce([text.phone[phone], ago !== null && ago >= 5 ? text.heard(length(text, ago * 1000)) : "", text.because[phone]].filter(Boolean).join(". "));
       this.spokenAt = now;

@@ -108,7 +108,7 @@ export class Session {
   /** What a stretch needs that is not here is asked for. */
   want(from: number, to: number): void {
     for (const chunk of this.ledger.all()) {
-      if (chunk.ended <= from || chunk.started >= to || chunk.here || (this.audioOnly && chunk.lane === "video")) continue;
+      if (chunk.ended <= from || chunk.started >= to || chunk.here || !chunk.gone || (this.audioOnly && chunk.lane === "video")) continue;
       this.ask(chunk);
     }
   }

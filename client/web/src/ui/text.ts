@@ -36,7 +36,7 @@ const en = {
     connecting: ["Connecting…", "This takes a few seconds on a slow network."],
     nothing_yet: ["Connected. Nothing has come yet", "As soon as the phone sends something, it appears here. You need not do anything."],
     expired: ["This link has run out", "Ask the person who sent it for a new one."],
-    revoked: ["This link was withdrawn", "The person who sent it, or the archive, has taken it back. It shows nothing any more."],
+    revoked: ["This link was withdrawn", "The person who sent it, or the archive, has taken it back, or it is not a link any more that the archive knows."],
     core_away: ["The archive does not answer", "It has to let you in first. This page tries again by itself."],
     relay_away: ["The relay does not answer", "Recordings come through it. This page tries again by itself; what comes meanwhile is caught up."],
     over_empty: ["The recording has ended", "There is nothing of it to show here."],
@@ -132,5 +132,5 @@ export function length(text: Text, ms: number): string {
 
 /** A time of day where the page is. */
 export function clock(lang: string, at: number): string {
-  return new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false }).format(at);
+  return new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }).format(at);
 }
