@@ -98,20 +98,19 @@ impl Contact {
     fn resume(&mut self, window: &Window, cursor: &Cursor) {
         let here = cursor.instance == window.instance;
         for lane in 0..LANES.len() {
-            if !self.view.lanes[lane] {
-                continue;
-            }
-            let there = &window.lanes[lane];
+            let (there, shown) = (&window.lanes[lane], self.view.lanes[lane]);
             let position = match &cursor.lanes[lane] {
                 Some(at) if here && at.start <= at.next && at.next <= there.end() => Position {
                     start: at.start,
                     next: at.next,
-                    redo: at.unfinished.iter().copied().collect(),
+                    redo: at.unfinished.iter().copied().filter(|_| shown).collect(),
                     last: at.last.and_then(|(tag, index)| {
                         there.streams_from(0).find(|(_, stream)| stream.tag == tag).map(|(at, _)| (at, tag, index))
                     }),
                     ..Position::default()
                 },
+                // Nothing is known of it here; it begins anew when it is asked for.
+                _ if !shown => continue,
                 Some(at) => elsewhere(window, lane, at),
                 // The lane was not watched: nothing of it was delivered.
                 None => Position { start: window.live(lane, &self.view), ..Position::default() },
@@ -165,6 +164,31 @@ mod tests {
     use crate::id::IncidentId;
     use crate::message;
     use crate::state::ContactState;
+
+    #[test]
+    fn a_lane_that_was_left_before_a_drop_is_not_shown_again() {
+        let mut window = empty();
+        for index in 1..=3 {
+            small(&mut window, index, 0);
+        }
+        let view = |sound| View { lanes: [sound, true], streams: None };
+        let begun = |contact: &mut Contact, window: &mut Window| {
+            let mut out = Out::default();
+            contact.poll(window, 0, &mut out);
+            let chunks: Vec<message::ChunkBegins> = json(&out, kind::CHUNK);
+            chunks.into_iter().map(|chunk| chunk.index).collect::<Vec<_>>()
+        };
+        let mut before = contact(&window);
+        assert_eq!(begun(&mut before, &mut window), [1, 2, 3]);
+        before.look(view(false), &window);
+        let cursor = Cursor::decode(&before.cursor(&window)).unwrap();
+        let mut back = Contact::new(&window, view(false), Start::Cursor(cursor), 0);
+        assert_eq!(begun(&mut back, &mut window), [0; 0]);
+        back.look(view(true), &window);
+        assert_eq!(begun(&mut back, &mut window), [0; 0], "it had all of it");
+        small(&mut window, 4, 0);
+        assert_eq!(begun(&mut back, &mut window), [4]);
+    }
 
     #[test]
     fn a_verdict_that_came_before_a_contact_of_another_window_is_told() {
