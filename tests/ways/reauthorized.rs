@@ -54,7 +54,7 @@ impl Events {
     async fn until(&mut self, text: &str) {
         while !self.1.contains(text) {
             let more = soon(text, self.0.next()).await.unwrap_or_else(|| panic!("no {text} in {}", self.1)).unwrap();
-            self.1.push_str(&String::from_utf8(more.to_vec()).unwrap());
+            self.1.push_str(std::str::from_utf8(&more).unwrap());
         }
     }
 }
