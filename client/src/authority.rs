@@ -32,7 +32,11 @@ pub enum AuthorityError {
     /// It does not answer, or asks to wait. Worth asking again.
     #[error("the core does not answer")]
     Away,
-    /// It refused, or has nothing more to give. Asking again changes nothing.
+    /// It refuses for now: the account's login ran out, or something on the way there speaks in its
+    /// place. Worth asking again, slowly.
+    #[error("the core gives nothing now: {0}")]
+    NotNow(String),
+    /// It refused, or has nothing more to give. Asking again changes nothing by itself.
     #[error("the core gives no more: {0}")]
     Refused(String),
 }
@@ -98,7 +102,7 @@ pub(crate) async fn keys(authority: Arc<dyn Authority>, after: Duration) -> Opti
         match authority.jwks().await {
             Ok(jwks) => return jwks,
             Err(AuthorityError::Refused(_)) => return None,
-            Err(AuthorityError::Away) => tokio::time::sleep(pause).await,
+            Err(AuthorityError::Away | AuthorityError::NotNow(_)) => tokio::time::sleep(pause).await,
         }
         pause = (pause * 2).min(KEYS_LONGEST_PAUSE);
     }

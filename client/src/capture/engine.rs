@@ -37,8 +37,10 @@ pub(super) use orders::status_of;
 const MAX_STREAMS: usize = 48;
 /// Unsettled chunks that the core is asked about at once.
 const MAX_RECONCILING: usize = 8;
-/// Pause after the authority gave nothing, or the disk failed.
+/// Pause after the authority did not answer, or the disk failed.
 const PAUSE_MS: i64 = 1000;
+/// Pause after the authority refused.
+const REFUSED_PAUSE_MS: i64 = 60_000;
 /// The core's keys are fetched again at most this often.
 const KEYS_PAUSE_MS: i64 = 30_000;
 /// A status is shown at most this often.
@@ -72,6 +74,8 @@ struct LaneQueue {
     lane: Lane,
     next_seq: u64,
     unsealed: VecDeque<Unsealed>,
+    /// Its owner was told that they stay here.
+    told: bool,
 }
 
 /// A chunk that waits for its place.
@@ -351,5 +355,5 @@ fn lanes(state: &State, config: &Config) -> Vec<LaneQueue> {
     let known = state.lanes.iter().map(|lane| (streams(lane), lane.next_seq));
     let new = config.lanes.iter().filter(|spec| state.lane(spec.variant).is_none());
     let new = new.map(|spec| (Lane::new(spec.variant, spec.media), 0));
-    known.chain(new).map(|(lane, next_seq)| LaneQueue { lane, next_seq, unsealed: VecDeque::new() }).collect()
+    known.chain(new).map(|(lane, next_seq)| LaneQueue::new(lane, next_seq)).collect()
 }

@@ -23,6 +23,8 @@ use crate::token::Token;
 const MAX_TOGETHER: usize = 16;
 /// Chunks that are sealed before the connection gets its turn again.
 const MAX_SEALED: usize = 8;
+/// Why chunks are held: the core gives their lane no further stream.
+const NO_STREAM: &str = "no_stream";
 
 type Reply = oneshot::Sender<Result<u64, ChunkError>>;
 
@@ -34,6 +36,21 @@ struct Placed {
 }
 
 impl LaneQueue {
+    pub(super) fn new(lane: Lane, next_seq: u64) -> Self {
+        Self { lane, next_seq, unsealed: Default::default(), told: false }
+    }
+
+    /// Chunks wait for a stream that nobody gives now.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.unsealed.is_empty() && self.lane.is_over()
+    }
+
+    /// What was refused is asked for again.
+    pub(super) const fn ask_again(&mut self) {
+        self.told = false;
+        self.lane.ask_again();
+    }
+
     /// The lane as nobody used it yet.
     pub(super) fn record(&self) -> Record {
         let (variant, media) = (self.lane.variant, self.lane.media);
@@ -131,7 +148,7 @@ impl Engine {
         if self.ids.is_none() || clock::unix_ms() < self.not_before_ms.sealing {
             return;
         }
-        self.give_up_lanes().await;
+        self.tell_of_held();
         let mut placed = Vec::new();
         while placed.len() < MAX_SEALED
             && let Some(lane) = self.next_lane()
@@ -241,19 +258,16 @@ impl Engine {
         lost.into_iter().for_each(|event| self.emit(event));
     }
 
-    /// A lane without a further stream takes its chunks with it.
-    async fn give_up_lanes(&mut self) {
-        for n in 0..self.lanes.len() {
-            if !self.lanes[n].lane.is_over() || self.lanes[n].unsealed.is_empty() {
-                continue;
-            }
-            let variant = self.lanes[n].lane.variant;
-            for chunk in std::mem::take(&mut self.lanes[n].unsealed) {
-                self.records.push(Record::Lost { id: chunk.id });
-                self.emit(Event::Lost { variant, lane_seq: chunk.lane_seq });
-            }
-        }
-        self.write_down().await;
+    /// Chunks of a lane without a further stream stay here until there is one: told once.
+    fn tell_of_held(&mut self) {
+        let stuck = self.lanes.iter_mut().filter(|queue| queue.is_stuck() && !queue.told);
+        let told: Vec<_> = stuck.map(|queue| (queue.told = true, queue.lane.variant).1).collect();
+        told.into_iter().for_each(|variant| self.emit(Event::Held { variant, code: NO_STREAM.into() }));
+    }
+
+    /// Whether a lane's chunks wait for a stream that nobody gives now.
+    pub(super) fn some_are_held(&self) -> bool {
+        self.lanes.iter().any(LaneQueue::is_stuck)
     }
 
     // === the manifest ===
@@ -272,7 +286,7 @@ impl Engine {
         }
         let (variant, media) = manifest::LANE;
         let Some(lane) = self.lanes.iter().position(|queue| queue.lane.variant == variant) else {
-            let queue = LaneQueue { lane: Lane::new(variant, media), next_seq: 0, unsealed: Default::default() };
+            let queue = LaneQueue::new(Lane::new(variant, media), 0);
             self.records.push(queue.record());
             self.lanes.push(queue);
             return self.ask_for_streams();

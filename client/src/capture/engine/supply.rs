@@ -13,7 +13,15 @@ use crate::capture::store::record::Record;
 use crate::clock;
 use crate::token::Token;
 
-use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, Told};
+use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, REFUSED_PAUSE_MS, Told};
+
+/// How long not to ask an authority again that gave nothing.
+const fn pause_after(error: &AuthorityError) -> i64 {
+    match error {
+        AuthorityError::Away => PAUSE_MS,
+        AuthorityError::NotNow(_) | AuthorityError::Refused(_) => REFUSED_PAUSE_MS,
+    }
+}
 
 impl Engine {
     /// Asks what the recording is called: at the start, and until somebody says. What an earlier
@@ -108,7 +116,7 @@ impl Engine {
             Told::Ids(Ok(ids)) => self.are_named(ids),
             Told::Ids(Err(error)) => {
                 self.ids_asked = false;
-                self.not_before_ms.ids = now_ms + PAUSE_MS;
+                self.not_before_ms.ids = now_ms + pause_after(&error);
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Stream(n, Ok(stream)) => {
@@ -117,13 +125,15 @@ impl Engine {
                 lane.opened(stream);
             }
             Told::Stream(n, Err(error)) => {
-                self.lanes[n].lane.refused(matches!(error, AuthorityError::Refused(_)));
-                self.not_before_ms.streams = now_ms + PAUSE_MS;
+                let for_good = matches!(error, AuthorityError::Refused(_));
+                self.lanes[n].lane.refused(for_good);
+                // This lane is not asked for again by itself; the others are.
+                self.not_before_ms.streams = now_ms + if for_good { PAUSE_MS } else { pause_after(&error) };
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Capability(Ok(tokens)) => self.renewed(&tokens, now_ms),
             Told::Capability(Err(error)) => {
-                self.wallet.failed(now_ms + PAUSE_MS);
+                self.wallet.failed(now_ms + pause_after(&error));
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Reconciled(id, answer) => {

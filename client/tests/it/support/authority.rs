@@ -19,6 +19,8 @@ pub struct TestAuthority {
     pub ttl_s: i64,
     pub max_chunks: u64,
     pub away: AtomicBool,
+    /// It refuses further streams.
+    pub refuses: AtomicBool,
     /// Its keys alone can't be had.
     pub keys_away: AtomicBool,
     pub key_id: Mutex<String>,
@@ -36,6 +38,7 @@ impl TestAuthority {
             ttl_s,
             max_chunks,
             away: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
             keys_away: AtomicBool::new(false),
             key_id: Mutex::new("k1".into()),
             streams: AtomicU64::new(0),
@@ -81,6 +84,9 @@ impl Authority for TestAuthority {
     fn next_stream(&self, _: Variant, _: Media, follows: Option<StreamId>) -> Answer<'_, StreamId> {
         Box::pin(async move {
             self.here()?;
+            if self.refuses.load(Ordering::SeqCst) {
+                return Err(AuthorityError::Refused("account_closed".into()));
+            }
             let id = format!("stream_{}", self.streams.fetch_add(1, Ordering::SeqCst));
             self.given.lock().unwrap().push((id.clone(), follows.map(|stream| stream.as_str().into())));
             Ok(StreamId::new(&id).unwrap())
