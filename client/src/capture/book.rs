@@ -33,6 +33,9 @@ const ATTEMPTS_OF_A_RUN: u64 = 1 << 24;
 const ELSEWHERE_MS: u64 = 60_000;
 /// The core may have it; the relay is asked again so often.
 const UNSETTLED_MS: u64 = 60_000;
+/// Pause after a chunk's file could not be read; it doubles so often.
+const UNREAD_MS: u64 = 1000;
+const UNREAD_DOUBLINGS: u32 = 7;
 /// A chunk on its way of which nothing was heard for so long is given up and queued again: longer
 /// than a relay may take to answer.
 const STALLED_MS: u64 = 180_000;
@@ -168,14 +171,27 @@ impl Book {
 
     /// A chunk that was taken was given to the connection: from now on a relay may hold part of it.
     pub(crate) fn given(&mut self, id: u64) -> Option<Effect> {
-        let entry = self.entries.get_mut(&id).filter(|entry| !entry.note.offered)?;
-        entry.note.offered = true;
+        let entry = self.entries.get_mut(&id)?;
+        entry.unread = 0;
+        if std::mem::replace(&mut entry.note.offered, true) {
+            return None;
+        }
         Some(Effect::Note { id, note: entry.note })
     }
 
     /// A chunk that was taken could not be given away; it waits again, as if untouched.
     pub(crate) fn give_back(&mut self, id: u64, now_ms: u64) {
         self.wait(id, now_ms);
+    }
+
+    /// A chunk that was taken can't be read here. It is tried again, later each time; told once.
+    pub(crate) fn unreadable(&mut self, id: u64, now_ms: u64) -> Option<Effect> {
+        let entry = self.entries.get_mut(&id)?;
+        let (label, before) = (entry.label, entry.unread);
+        entry.unread += 1;
+        self.wait(id, now_ms + (UNREAD_MS << before.min(UNREAD_DOUBLINGS)));
+        let code = Some("file_unreadable".to_owned());
+        (before == 0).then_some(Effect::Item { label, state: ItemState::Retrying, code })
     }
 
     /// Every byte of a chunk was sent.

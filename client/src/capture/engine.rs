@@ -5,6 +5,8 @@ mod chunks;
 mod connection;
 mod orders;
 mod supply;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -74,8 +76,9 @@ struct LaneQueue {
     lane: Lane,
     next_seq: u64,
     unsealed: VecDeque<Unsealed>,
-    /// Its owner was told that they stay here.
+    /// Its owner was told that they stay here, and that some of them can't be read.
     told: bool,
+    told_unread: bool,
 }
 
 /// A chunk that waits for its place.
@@ -85,6 +88,9 @@ struct Unsealed {
     lane_seq: u64,
     started_ms: i64,
     ended_ms: i64,
+    /// How often it could not be read, and the calendar time before which it is not tried again.
+    unread: u32,
+    not_before_ms: i64,
 }
 
 pub(crate) struct Engine {
@@ -216,7 +222,7 @@ impl Engine {
                     self.book.add(id, New { label, offer, manifest, note: item.note }, 0);
                 }
                 None => {
-                    let unsealed = Unsealed { id, lane_seq, started_ms, ended_ms };
+                    let unsealed = Unsealed::new(id, lane_seq, started_ms, ended_ms);
                     let lane = self.lanes.iter_mut().find(|queue| queue.lane.variant == variant);
                     lane.into_iter().for_each(|queue| queue.unsealed.push_back(unsealed));
                 }

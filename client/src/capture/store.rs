@@ -69,6 +69,17 @@ pub(crate) enum NotKept {
     Disk,
 }
 
+/// Why a chunk's bytes can't be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// There is no such file.
+    Gone,
+    /// What is there does not open.
+    Spoiled,
+    /// The disk does not give it now.
+    Disk,
+}
+
 /// Why a queue can't be opened. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -235,10 +246,25 @@ impl Store {
     }
 
     /// A chunk's bytes: its envelope, or its plaintext while it has none.
-    pub(crate) fn read(&mut self, id: u64) -> Option<Zeroizing<Vec<u8>>> {
-        let item = self.state.items.get(&id)?;
-        let blob = self.disk.read(&item.file).ok()?;
-        self.key.open(blob)
+    pub(crate) fn read(&mut self, id: u64) -> Result<Zeroizing<Vec<u8>>, Unread> {
+        let item = self.state.items.get(&id).ok_or(Unread::Gone)?;
+        let blob = self.disk.read(&item.file).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Unread::Gone,
+            _ => Unread::Disk,
+        })?;
+        self.key.open(blob).ok_or(Unread::Spoiled)
+    }
+
+    /// Gives up a chunk whose file is gone or does not open. What is there is never taken away: it
+    /// gets another name.
+    pub(crate) fn lose(&mut self, id: u64, why: Unread) -> Result<(), NotKept> {
+        let item = self.state.items.get(&id).filter(|_| why == Unread::Spoiled);
+        if let Some(name) = item.map(|item| item.file.clone()) {
+            let renamed = self.disk.rename(&name, &format!("{name}{LEFT}"));
+            renamed.and_then(|()| self.disk.sync_names()).map_err(|_| NotKept::Disk)?;
+        }
+        self.add(Record::Lost { id });
+        Ok(())
     }
 
     /// Takes every chunk's file away: the queue's owner asked for it.

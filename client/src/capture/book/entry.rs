@@ -49,6 +49,8 @@ pub(crate) struct Entry {
     pub(super) accepted: u64,
     /// Tries in a row that counted nothing.
     pub(super) quick: u32,
+    /// How often in a row its file could not be read.
+    pub(super) unread: u32,
     /// A relay said: not before.
     pub(super) floor_ms: u64,
     /// When something was heard of it, or it was given away.
@@ -76,6 +78,7 @@ impl Entry {
             attempt: floor + 1,
             accepted: 0,
             quick: 0,
+            unread: 0,
             floor_ms: 0,
             heard_ms: 0,
             held_by,
@@ -117,7 +120,7 @@ impl Entry {
             _ if self.is_held() || self.stage == Stage::Doubted => ItemState::Uploading,
             _ if idle => ItemState::Paused,
             Stage::Moving | Stage::Probing | Stage::Sent => ItemState::Uploading,
-            _ if self.note.retries > 0 => ItemState::Retrying,
+            _ if self.note.retries > 0 || self.unread > 0 => ItemState::Retrying,
             _ => ItemState::Queued,
         };
         let (variant, lane_seq, retries) = (self.label.variant, self.label.lane_seq, self.note.retries);

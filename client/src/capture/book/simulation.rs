@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::capture::queue::Room;
+use crate::capture::store::Store;
 use crate::capture::store::disk::{Disk, Memory};
 use crate::capture::store::record::Record;
-use crate::capture::store::{NotKept, Store};
 use waystation_proto::{Code, Digest, Variant, dictionary};
 
 const ROOM: Room = Room { bodies: 3, probes: 4 };
@@ -261,7 +261,7 @@ impl World {
             && let Some(give) = self.book.take(self.now, ROOM)
         {
             let (id, attempt) = (give.id, give.offer.attempt);
-            let content = self.store.read(id).ok_or(NotKept::Disk).unwrap().to_vec();
+            let content = self.store.read(id).unwrap().to_vec();
             let effect = self.book.given(id);
             self.act(effect.into_iter().collect());
             let expected = self.expected.get_mut(&id).unwrap();

@@ -359,3 +359,22 @@ fn what_the_core_itself_says_of_an_unsettled_chunk_decides() {
     book.reconciled(0, Reconciled::Missing, 0);
     assert_eq!(take(&mut book, 0), Some((0, 2, true)));
 }
+
+#[test]
+fn what_can_not_be_read_is_told_once_and_tried_later_each_time() {
+    let mut book = book(1);
+    let (mut now, mut pauses) = (0, Vec::new());
+    for n in 0..9 {
+        let give = book.take(now, ROOM).expect("it is due");
+        let told = book.unreadable(give.id, now);
+        assert_eq!(told.is_some(), n == 0, "{told:?}");
+        assert_eq!(book.items(false).next().unwrap().state, ItemState::Retrying);
+        let due = book.next_due(now).unwrap();
+        pauses.push((due - now) / 1000);
+        now = due;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 128]);
+    assert!(take(&mut book, now).is_some());
+    book.disconnected(now);
+    assert_eq!(book.items(false).next().unwrap().state, ItemState::Queued);
+}
