@@ -66,6 +66,8 @@ pub enum Reconciled {
     Conflict,
     /// Nothing.
     Missing,
+    /// There is nobody to ask.
+    Untold,
 }
 
 /// Gives a recording its names, streams and capabilities. Every call may be repeated.
@@ -84,9 +86,9 @@ pub trait Authority: Send + Sync {
     fn fanout_capability(&self) -> Answer<'_, Token>;
 
     /// What the core has under a chunk's identity: asked where a relay can't tell whether the core
-    /// stored it. Whoever can't ask refuses.
+    /// stored it, or says so without the receipt that proves it.
     fn reconcile(&self, _offer: Offer) -> Answer<'_, Reconciled> {
-        Box::pin(async { Err(AuthorityError::Refused("the core can't be asked".into())) })
+        Box::pin(async { Ok(Reconciled::Untold) })
     }
 
     /// The core's public keys, if it has any.

@@ -66,8 +66,10 @@ pub(crate) enum Effect {
     Renew,
     /// The relay can't tell whether the core has a chunk: the core is to be asked.
     Reconcile { id: u64 },
-    /// A receipt can't be checked: the core's keys are to be fetched.
+    /// A confirmation can't be checked: the core's keys are to be fetched.
     FetchKeys,
+    /// The core signed a receipt, for the first time: from now on a confirmation needs one.
+    Signs,
 }
 
 /// A chunk to offer.
@@ -88,14 +90,27 @@ pub(crate) struct Count {
     pub(crate) failed: u64,
 }
 
+/// Whether the core signs what it stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signs {
+    /// Nobody knows yet.
+    Unknown,
+    /// A receipt of its own was seen.
+    Yes,
+    /// It has keys, and itself named a stored chunk without a receipt; or can't be asked.
+    No,
+}
+
 /// Every sealed chunk that is not confirmed.
 pub(crate) struct Book {
     entries: BTreeMap<u64, Entry>,
     queue: Queue,
     rate: Rate,
     keys: Keys,
-    /// Receipts that wait for the core's keys.
-    doubted: BTreeMap<u64, String>,
+    /// Whether the core signs receipts, as far as that is known.
+    signs: Signs,
+    /// Confirmations that wait for the core's keys, with their receipts.
+    doubted: BTreeMap<u64, Option<String>>,
     jitter: Jitter,
     /// Attempts of this run are higher.
     floor: u64,
@@ -111,6 +126,7 @@ impl Book {
             queue: Queue::default(),
             rate: Rate::default(),
             keys: Keys::default(),
+            signs: Signs::Unknown,
             doubted: BTreeMap::new(),
             jitter: Jitter::new(seed),
             floor: epoch.saturating_mul(ATTEMPTS_OF_A_RUN),
@@ -122,15 +138,23 @@ impl Book {
     pub(crate) fn set_keys(&mut self, jwks: Option<Jwks>, now_ms: u64) -> Vec<Effect> {
         // What waits since before the first answer may be newer than that answer.
         let fresh = !matches!(self.keys, Keys::Awaited);
+        let mut out = Vec::new();
         // A core that once signed is not believed to have stopped.
-        if jwks.is_some() || matches!(self.keys, Keys::Awaited) {
+        if jwks.is_some() || (matches!(self.keys, Keys::Awaited) && self.signs != Signs::Yes) {
             self.keys = Keys::answered(jwks);
         }
-        let mut out = Vec::new();
         for (id, receipt) in std::mem::take(&mut self.doubted) {
-            self.confirm(id, Some(receipt), fresh, now_ms, &mut out);
+            self.confirm(id, receipt, fresh, now_ms, &mut out);
+            if self.entries.get(&id).is_some_and(|entry| entry.stage == Stage::Unsettled) {
+                out.push(Effect::Reconcile { id });
+            }
         }
         out
+    }
+
+    /// An earlier run saw a receipt of the core.
+    pub(crate) const fn signs(&mut self) {
+        self.signs = Signs::Yes;
     }
 
     /// Adds a sealed chunk: new, or as an earlier run left it. Whatever failed before is tried

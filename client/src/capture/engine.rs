@@ -8,7 +8,7 @@ mod supply;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,8 +130,9 @@ pub(crate) struct Engine {
     connections: u64,
     /// The core's keys are awaited.
     keys_asked: bool,
-    /// Chunks of which the core is asked.
+    /// Chunks of which the core is asked, and those that wait for their turn.
     reconciling: HashSet<u64>,
+    unasked: BTreeSet<u64>,
     /// Answers that are awaited; at most one for each lane and unsettled chunk asked about, and
     /// four more.
     tasks: JoinSet<Told>,
@@ -191,6 +192,7 @@ impl Engine {
             connections: 0,
             keys_asked: false,
             reconciling: HashSet::new(),
+            unasked: BTreeSet::new(),
             tasks: JoinSet::new(),
             finishing: None,
             summary: Summary::default(),
@@ -202,6 +204,9 @@ impl Engine {
 
     /// Takes up what an earlier run left, and writes down lanes that are new.
     fn restore(&mut self) {
+        if self.store.look(|state| state.signs) {
+            self.book.signs();
+        }
         let (items, known) = self.store.look(|state| {
             let known: Vec<_> = state.lanes.iter().map(|lane| lane.variant).collect();
             let manifest = |id| state.is_manifest(id);

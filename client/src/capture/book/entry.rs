@@ -49,6 +49,8 @@ pub(crate) struct Entry {
     pub(super) accepted: u64,
     /// Tries in a row that counted nothing.
     pub(super) quick: u32,
+    /// A relay calls it confirmed, and brought no receipt.
+    pub(super) bare: bool,
     /// How often in a row its file could not be read.
     pub(super) unread: u32,
     /// A relay said: not before.
@@ -78,6 +80,7 @@ impl Entry {
             attempt: floor + 1,
             accepted: 0,
             quick: 0,
+            bare: false,
             unread: 0,
             floor_ms: 0,
             heard_ms: 0,

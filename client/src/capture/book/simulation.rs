@@ -107,7 +107,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let (disk, mut dice) = (Kept::default(), Jitter::new(seed));
         let store = open(&disk, dice.roll());
-        let book = Book::new(0, dice.roll());
+        let mut book = Book::new(0, dice.roll());
+        book.set_keys(None, 0);
         let (relay, expected, mail) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         Self {
             seed,
@@ -185,6 +186,7 @@ impl World {
         let (store, book) = (self.dice.roll(), self.dice.roll());
         self.store = open(&self.disk, store);
         self.book = Book::new(self.store.state().epoch, book);
+        self.book.set_keys(None, self.now);
         let ids: Vec<u64> = self.store.state().items.keys().copied().collect();
         ids.into_iter().for_each(|id| self.add(id));
     }
@@ -198,7 +200,11 @@ impl World {
                     self.store.add(Record::Confirmed { id });
                 }
                 Effect::Renew => self.book.renewed(self.now),
-                Effect::State { .. } | Effect::Item { .. } | Effect::FetchKeys | Effect::Reconcile { .. } => {}
+                Effect::State { .. }
+                | Effect::Item { .. }
+                | Effect::FetchKeys
+                | Effect::Reconcile { .. }
+                | Effect::Signs => {}
             }
         }
         self.store.commit().unwrap();

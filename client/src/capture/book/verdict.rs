@@ -13,7 +13,7 @@ impl Book {
         if matches!(entry.stage, Stage::Doubted | Stage::Refused) {
             return out;
         }
-        entry.heard_ms = now_ms;
+        (entry.heard_ms, entry.bare) = (now_ms, false);
         let code = verdict.error.as_ref().map(crate::wire::code_of);
         let mut verdict = verdict;
         if verdict.error.as_ref().is_some_and(|error| retry::meaning(error) == Meaning::Reconcile) {
@@ -61,7 +61,23 @@ impl Book {
         }
         let code = || Some("duplicate_chunk_conflict".to_owned());
         match core {
+            Reconciled::Stored { receipt: None } => {
+                // The core's own word needs no receipt, and tells that it gives none.
+                if self.signs == Signs::Unknown {
+                    self.signs = Signs::No;
+                }
+                self.confirmed(id, Proof::Absent, now_ms, &mut out);
+            }
             Reconciled::Stored { receipt } => self.confirm(id, receipt, false, now_ms, &mut out),
+            Reconciled::Untold if self.signs != Signs::Yes => {
+                // As long as no receipt was ever seen, a relay's word is all there is.
+                self.signs = Signs::No;
+                let bare = self.entries.get_mut(&id).is_some_and(|entry| std::mem::take(&mut entry.bare));
+                if bare {
+                    self.confirmed(id, Proof::Absent, now_ms, &mut out);
+                }
+            }
+            Reconciled::Untold => {}
             Reconciled::Conflict => {
                 self.note(id, ChunkState::Rejected, code(), Proof::Absent, now_ms, &mut out);
                 self.refused(id, code(), &mut out);
@@ -161,7 +177,8 @@ impl Book {
         self.stage(id, Stage::Refused);
     }
 
-    /// The core confirmed, says the relay; the receipt, if there is one, must agree.
+    /// The core confirmed, says the relay, which is no authority: the receipt must agree, and be
+    /// there where the core signs. What is not proven so is asked of the core.
     pub(super) fn confirm(
         &mut self,
         id: u64,
@@ -172,20 +189,41 @@ impl Book {
     ) {
         let Some(entry) = self.entries.get(&id) else { return };
         let check = |text: &str| self.keys.check(text, keys_are_new, |receipt| receipt.is_for(&entry.offer));
-        let checked = match receipt.as_deref().map_or(Some(Proof::Absent), check) {
-            Some(checked) => checked,
-            None => {
-                // The bytes stay here until the receipt is checked.
-                self.stage(id, Stage::Doubted);
-                self.doubted.insert(id, receipt.unwrap_or_default());
-                return out.push(Effect::FetchKeys);
-            }
+        let Some(proof) = receipt.as_deref().map_or_else(|| self.without_receipt(), check) else {
+            // The bytes stay here until it can be checked.
+            self.stage(id, Stage::Doubted);
+            self.doubted.insert(id, receipt);
+            return out.push(Effect::FetchKeys);
         };
-        if checked == Proof::Invalid {
-            // The relay is no authority: what its receipt does not prove is not confirmed.
-            return self.note(id, ChunkState::Unsettled, Some("receipt_invalid".into()), checked, now_ms, out);
+        let missing = proof == Proof::Absent && (self.signs == Signs::Yes || self.may_sign());
+        if proof == Proof::Invalid || missing {
+            let code = if missing { "receipt_missing" } else { "receipt_invalid" };
+            self.note(id, ChunkState::Unsettled, Some(code.into()), proof, now_ms, out);
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.bare = missing;
+            }
+            return;
         }
-        self.note(id, ChunkState::Confirmed, None, checked, now_ms, out);
+        if proof == Proof::Verified && self.signs != Signs::Yes {
+            self.signs = Signs::Yes;
+            out.push(Effect::Signs);
+        }
+        self.confirmed(id, proof, now_ms, out);
+    }
+
+    /// What no receipt proves; none: that can't be told before it is known whether there are keys.
+    fn without_receipt(&self) -> Option<Proof> {
+        (self.signs != Signs::Unknown || !matches!(self.keys, Keys::Awaited)).then_some(Proof::Absent)
+    }
+
+    /// The core has keys, and nobody knows yet whether it signs with them.
+    const fn may_sign(&self) -> bool {
+        matches!((self.signs, &self.keys), (Signs::Unknown, Keys::Known(_)))
+    }
+
+    /// It is confirmed: nobody needs its bytes here.
+    fn confirmed(&mut self, id: u64, proof: Proof, now_ms: u64, out: &mut Vec<Effect>) {
+        self.note(id, ChunkState::Confirmed, None, proof, now_ms, out);
         self.entries.remove(&id);
         self.queue.remove(id);
         out.push(Effect::Free { id });

@@ -158,6 +158,7 @@ impl Engine {
                 Effect::Free { id } => self.records.push(Record::Confirmed { id }),
                 Effect::Renew => self.wallet.want(),
                 Effect::Reconcile { id } => self.reconcile(id),
+                Effect::Signs => self.records.push(Record::Signs),
                 Effect::FetchKeys => self.fetch_keys_again(),
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use waystation_proto::id::StreamId;
 
-use crate::authority::{self, AuthorityError, Ids};
+use crate::authority::{self, AuthorityError, Ids, Reconciled};
 use crate::capture::event::Event;
 use crate::capture::link::ToLink;
 use crate::capture::store::record::Record;
@@ -99,15 +99,32 @@ impl Engine {
     }
 
     /// Asks the core what it has of a chunk; not more of them at once than are bearable: the others
-    /// come up again with the relay's next word.
+    /// wait for their turn.
     pub(super) fn reconcile(&mut self, id: u64) {
-        if self.reconciling.len() >= MAX_RECONCILING || self.reconciling.contains(&id) {
-            return;
+        if !self.reconciling.contains(&id) {
+            self.unasked.insert(id);
         }
-        let Some(offer) = self.book.offer(id) else { return };
-        self.reconciling.insert(id);
-        let authority = Arc::clone(&self.authority);
-        self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+        while self.reconciling.len() < MAX_RECONCILING
+            && let Some(id) = self.unasked.pop_first()
+        {
+            let Some(offer) = self.book.offer(id) else { continue };
+            self.reconciling.insert(id);
+            let authority = Arc::clone(&self.authority);
+            self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+        }
+    }
+
+    /// The core said what it has of a chunk, or nothing: then those that wait come up again with
+    /// the relay's next word.
+    fn reconciled(&mut self, id: u64, answer: Result<Reconciled, AuthorityError>) {
+        self.reconciling.remove(&id);
+        let Ok(core) = answer else { return self.unasked.clear() };
+        let now_ms = self.now_ms();
+        let effects = self.book.reconciled(id, core, now_ms);
+        self.act(effects);
+        if let Some(next) = self.unasked.pop_first() {
+            self.reconcile(next);
+        }
     }
 
     pub(super) fn told(&mut self, told: Told) {
@@ -136,12 +153,7 @@ impl Engine {
                 self.wallet.failed(now_ms + pause_after(&error));
                 self.emit(Event::Authority { error: error.to_string() });
             }
-            Told::Reconciled(id, answer) => {
-                self.reconciling.remove(&id);
-                let now_ms = self.now_ms();
-                let effects = answer.map(|core| self.book.reconciled(id, core, now_ms));
-                self.act(effects.unwrap_or_default());
-            }
+            Told::Reconciled(id, answer) => self.reconciled(id, answer),
             Told::Keys(answer) => {
                 self.keys_asked = false;
                 let effects = self.book.set_keys(answer, self.now_ms());

@@ -40,6 +40,8 @@ pub(crate) enum Record {
     Manifest { id: Option<u64> },
     /// The relay holds something whole, for the first time.
     Ready,
+    /// The core signs receipts.
+    Signs,
     /// The number of the next chunk.
     NextId { id: u64 },
     /// Sums of what is over, in place of what the records before make of them.
@@ -151,6 +153,8 @@ pub(crate) struct State {
     pub(crate) closing: bool,
     pub(crate) manifest: Manifest,
     pub(crate) ready: bool,
+    /// A receipt of the core was seen.
+    pub(crate) signs: bool,
     pub(crate) totals: Totals,
 }
 
@@ -208,6 +212,7 @@ impl State {
             Record::Closing => self.closing = true,
             Record::Manifest { id } => self.manifest(id),
             Record::Ready => self.ready = true,
+            Record::Signs => self.signs = true,
             Record::NextId { id } => self.next_id = id,
             Record::Totals { totals } => self.totals = totals,
             Record::ImageEnd => {}
@@ -230,6 +235,7 @@ impl State {
         out.push(Record::Session { state: self.session });
         out.extend(self.closing.then_some(Record::Closing));
         out.extend(self.ready.then_some(Record::Ready));
+        out.extend(self.signs.then_some(Record::Signs));
         out.push(Record::NextId { id: self.next_id });
         out.push(Record::ImageEnd);
         out

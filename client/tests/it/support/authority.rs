@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use waystation_client::ClientKey;
-use waystation_client::authority::{Answer, Authority, AuthorityError, Ids};
+use waystation_client::authority::{Answer, Authority, AuthorityError, Ids, Reconciled};
 use waystation_client::receipt::Jwks;
 use waystation_client::token::Token;
 use waystation_proto::Offer;
@@ -24,6 +24,9 @@ pub struct TestAuthority {
     /// Its keys alone can't be had.
     pub keys_away: AtomicBool,
     pub key_id: Mutex<String>,
+    /// What it has of a chunk; none: there is nobody to ask.
+    pub has: Mutex<Option<Reconciled>>,
+    pub reconciled: AtomicU64,
     streams: AtomicU64,
     minted: AtomicU64,
     /// Names that a session brought along.
@@ -41,6 +44,8 @@ impl TestAuthority {
             refuses: AtomicBool::new(false),
             keys_away: AtomicBool::new(false),
             key_id: Mutex::new("k1".into()),
+            has: Mutex::default(),
+            reconciled: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             minted: AtomicU64::new(0),
             asked: Mutex::default(),
@@ -104,6 +109,13 @@ impl Authority for TestAuthority {
         Box::pin(async move {
             self.here()?;
             Ok(self.mint("fanout", &[]))
+        })
+    }
+
+    fn reconcile(&self, _: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async move {
+            self.reconciled.fetch_add(1, Ordering::SeqCst);
+            Ok(self.has.lock().unwrap().clone().unwrap_or(Reconciled::Untold))
         })
     }
 
