@@ -186,6 +186,24 @@ async fn what_the_core_refuses_stays_here_and_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_portal_on_the_way_ends_neither_a_chunk_nor_the_session() {
+    let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+    relay.with(|state| state.knobs.portal = Some(403));
+    let mut config = config(&relay, Transport::H1, &[AUDIO]);
+    config.storage = queue(dir.path());
+    let authority = authority();
+    let (capture, _events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+    status(&capture, |status| status.retrying == 1).await;
+    let summary = capture.finish(Duration::from_millis(100), "stopped").await;
+    assert_eq!((summary.pending, summary.rejected, files(dir.path())), (1, 0, 1));
+    relay.with(|state| state.knobs.portal = None);
+    let (capture, _events) = Capture::start(config, authority).await.expect("the session is not over");
+    capture.control().retry().await;
+    assert_eq!(finish(capture).await.confirmed, 1);
+}
+
+#[tokio::test]
 async fn a_pause_outlives_a_restart() {
     let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
     let mut config = config(&relay, Transport::Ws, &[AUDIO]);

@@ -439,3 +439,20 @@ fn what_can_not_be_read_is_told_once_and_tried_later_each_time() {
     book.disconnected(now);
     assert_eq!(book.items(false).next().unwrap().state, ItemState::Queued);
 }
+
+#[test]
+fn what_something_on_the_way_answers_ends_no_chunk() {
+    let mut book = book(1);
+    let mut now = 0;
+    for _ in 0..6 {
+        let (id, attempt, _) = take(&mut book, now).expect("it is due");
+        let made_up = crate::http::error_of(http::StatusCode::NOT_FOUND, b"<html>not here</html>");
+        book.verdict(id, attempt, Verdict { error: Some(made_up), last: true, ..Verdict::default() }, now);
+        assert_eq!((book.count().rejected, book.all_ended()), (0, false));
+        now = book.next_due(now).unwrap_or(now);
+    }
+    assert_eq!(book.items(false).next().unwrap().state, ItemState::Failed);
+    assert_eq!(book.open().count(), 1, "the session is not over");
+    book.retry_all(now);
+    assert!(take(&mut book, now).is_some(), "it is tried again when the network changes");
+}

@@ -24,6 +24,8 @@ use super::{web, ws};
 pub struct Knobs {
     /// Cut the connection once this many bytes of one chunk have come; then behave.
     pub cut_at: Option<usize>,
+    /// Something on the way answers every `PUT` with this status.
+    pub portal: Option<u16>,
     /// The core is away: nothing is confirmed.
     pub hold: bool,
     /// Answers to the next offers.
