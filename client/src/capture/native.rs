@@ -30,17 +30,28 @@ pub(super) fn head(job: &Job) -> Result<Request<()>, Broken> {
     builder(Method::HEAD, job)?.body(()).map_err(|_| Broken)
 }
 
-/// The offset that the answer to a `HEAD` names, or what else it says.
+/// The offset that the answer to a `HEAD` names, or what else it says. It has no body that could
+/// tell whose it is: none of them counts as a failed try, and what is refused is refused again, in
+/// words, when the bytes are offered.
 pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Box<Verdict>> {
     match reply.status {
         StatusCode::NOT_FOUND => Ok(0),
         status if status.is_success() => match upload_offset(&reply.headers) {
             Some(offset) if offset <= job.offer.length => Ok(offset),
             // Not an answer of a relay; nothing follows from it.
-            _ => Err(Box::new(Verdict { last: true, ..Verdict::default() })),
+            _ => Err(later(reply)),
         },
-        _ => Err(Box::new(refused(reply))),
+        StatusCode::UNAUTHORIZED => Err(Box::new(refused(reply))),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => Err(later(reply)),
+        status if status.is_client_error() => Ok(0),
+        _ => Err(later(reply)),
     }
+}
+
+/// Nothing is known; it is asked again.
+fn later(reply: &Reply) -> Box<Verdict> {
+    let retry_after_s = wire::retry_after(&reply.headers);
+    Box::new(Verdict { retry_after_s, last: true, ..Verdict::default() })
 }
 
 /// The offset to go on from, if the relay says another than the one it was sent.
@@ -139,5 +150,18 @@ mod tests {
             let nothing = held(&reply(200, headers, ""), &job).unwrap_err();
             assert!(nothing.state.is_none() && nothing.error.is_none() && nothing.last, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn no_answer_to_a_question_counts_as_a_failed_try() {
+        let job = job();
+        for status in [302, 408, 425, 429, 500, 502, 503, 504] {
+            let verdict = held(&reply(status, &[("retry-after", "7")], ""), &job).unwrap_err();
+            assert!(verdict.error.is_none() && verdict.state.is_none() && verdict.last, "{status}");
+            assert_eq!(verdict.retry_after_s, Some(7), "{status}");
+        }
+        let renew = held(&reply(401, &[], ""), &job).unwrap_err();
+        assert_eq!(renew.error.unwrap().retry, waystation_proto::Retry::Renew);
+        assert_eq!(held(&reply(403, &[], ""), &job).ok(), Some(0), "the offer is answered in words");
     }
 }
