@@ -272,7 +272,7 @@ impl Book {
     }
 
     /// The network changed, or somebody asked: what failed is tried again, and what waits for its
-    /// next try goes now, unless a relay said when.
+    /// next try goes now, whoever said to wait.
     pub(crate) fn retry_all(&mut self, now_ms: u64) -> Vec<Effect> {
         let mut out = Vec::new();
         for id in self.ids(|entry| matches!(entry.stage, Stage::Failed | Stage::Waiting)) {
@@ -282,8 +282,7 @@ impl Book {
                 out.push(Effect::Note { id, note: entry.note });
                 out.push(Effect::Item { label: entry.label, state: ItemState::Queued, code: None });
             }
-            let due = entry.floor_ms.max(now_ms);
-            self.wait(id, due);
+            self.wait(id, now_ms);
         }
         out
     }
@@ -301,7 +300,7 @@ impl Book {
         for id in self.ids(stalled) {
             self.again(id, 0, now_ms);
         }
-        for id in self.ids(|entry| entry.stage == Stage::Unsettled && now_ms >= entry.floor_ms) {
+        for id in self.ids(|entry| entry.stage == Stage::Unsettled && now_ms >= entry.settle_ms) {
             self.again(id, 0, now_ms);
         }
     }

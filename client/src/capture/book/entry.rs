@@ -53,8 +53,8 @@ pub(crate) struct Entry {
     pub(super) bare: bool,
     /// How often in a row its file could not be read.
     pub(super) unread: u32,
-    /// A relay said: not before.
-    pub(super) floor_ms: u64,
+    /// Unsettled: when the relay is asked again.
+    pub(super) settle_ms: u64,
     /// When something was heard of it, or it was given away.
     pub(super) heard_ms: u64,
     /// The relay that holds it, if one does.
@@ -82,7 +82,7 @@ impl Entry {
             quick: 0,
             bare: false,
             unread: 0,
-            floor_ms: 0,
+            settle_ms: 0,
             heard_ms: 0,
             held_by,
         }

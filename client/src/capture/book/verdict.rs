@@ -36,7 +36,7 @@ impl Book {
         if verdict.state == Some(ChunkState::AwaitingCapability) {
             out.push(Effect::Renew);
         }
-        let floor_ms = verdict.retry_after_s.map(|seconds| seconds.max(1) * 1000);
+        let floor_ms = verdict.retry_after_s.map(|seconds| crate::http::bounded(seconds.max(1)) * 1000);
         match (&verdict.error, verdict.state) {
             // Both said their last word of this try.
             (_, Some(ChunkState::Unsettled)) => out.push(Effect::Reconcile { id }),
@@ -93,11 +93,7 @@ impl Book {
 
     fn held(&mut self, id: u64, verdict: &Verdict, floor_ms: Option<u64>, now_ms: u64) {
         if verdict.last {
-            let wait = floor_ms.unwrap_or(1000);
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.floor_ms = now_ms + wait;
-            }
-            self.again(id, wait, now_ms);
+            self.again(id, floor_ms.unwrap_or(1000), now_ms);
         }
     }
 
@@ -114,11 +110,7 @@ impl Book {
             Meaning::Failure => self.failed(id, code, floor_ms, now_ms, out),
             Meaning::GoOn if error.retry == waystation_proto::Retry::Never => self.go_on(id, 1000, now_ms),
             Meaning::GoOn => self.go_on(id, floor_ms.unwrap_or(0), now_ms),
-            Meaning::Wait => {
-                let wait = floor_ms.unwrap_or(1000);
-                self.floor(id, now_ms + wait);
-                self.again(id, wait, now_ms);
-            }
+            Meaning::Wait => self.again(id, floor_ms.unwrap_or(1000), now_ms),
             Meaning::Renew => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Parked);
@@ -152,21 +144,11 @@ impl Book {
         out.push(Effect::Note { id, note: entry.note });
         out.push(Effect::Item { label, state, code });
         match delay {
-            Some(delay) => {
-                let floor = floor_ms.unwrap_or(0);
-                self.floor(id, now_ms + floor);
-                self.again(id, delay.max(floor), now_ms);
-            }
+            Some(delay) => self.again(id, delay.max(floor_ms.unwrap_or(0)), now_ms),
             None => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Failed);
             }
-        }
-    }
-
-    fn floor(&mut self, id: u64, until_ms: u64) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.floor_ms = until_ms;
         }
     }
 
@@ -257,7 +239,7 @@ impl Book {
         }
         match (state, entry.stage) {
             (ChunkState::Unsettled, _) => {
-                entry.floor_ms = now_ms + UNSETTLED_MS;
+                entry.settle_ms = now_ms + UNSETTLED_MS;
                 self.stage(id, Stage::Unsettled);
             }
             (ChunkState::Receiving, Stage::Probing) => entry.stage = Stage::Moving,

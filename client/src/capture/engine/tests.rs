@@ -222,3 +222,13 @@ async fn no_chunk_is_sealed_for_a_stream_that_is_not_written_down() {
         rig.engine.store.look(|state| state.lanes[0].streams.iter().map(|stream| stream.used).collect::<Vec<_>>());
     assert_eq!(used, [1], "the next run goes on behind it");
 }
+
+#[tokio::test]
+async fn a_relay_that_goes_away_for_ever_is_called_again_and_at_once_on_another_network() {
+    let mut rig = rig();
+    rig.engine.disconnected(None, Some(u64::MAX));
+    let wait = rig.engine.connect_at.saturating_duration_since(Instant::now());
+    assert!(wait <= Duration::from_secs(600) && wait > Duration::from_secs(500), "{wait:?}");
+    rig.engine.command(Command::Retry).await;
+    assert!(rig.engine.connect_at <= Instant::now());
+}
