@@ -321,6 +321,11 @@ impl Item {
 }
 
 impl Record {
+    /// Others rely on it: it is synced before anybody acts on it.
+    pub(crate) const fn is_waited_for(&self) -> bool {
+        !matches!(self, Self::Noted { .. } | Self::Ready)
+    }
+
     /// A chunk is sealed.
     pub(crate) fn sealed(id: u64, file: String, size: u64, offer: &Offer, stream_no: u64) -> Self {
         let sha256 = offer.sha256.to_hex();
