@@ -34,7 +34,11 @@ pub enum AuthorityError {
     /// It does not answer, or asks to wait. Worth asking again.
     #[error("the core does not answer")]
     Away,
-    /// It refused, or has nothing more to give. Asking again changes nothing.
+    /// It refuses for now: the account's login ran out, or something on the way there speaks in its
+    /// place. Worth asking again, slowly.
+    #[error("the core gives nothing now: {0}")]
+    NotNow(String),
+    /// It refused, or has nothing more to give. Asking again changes nothing by itself.
     #[error("the core gives no more: {0}")]
     Refused(String),
 }
@@ -64,6 +68,8 @@ pub enum Reconciled {
     Conflict,
     /// Nothing.
     Missing,
+    /// There is nobody to ask.
+    Untold,
 }
 
 /// Gives a recording its names, streams and capabilities. Every call may be repeated.
@@ -82,9 +88,9 @@ pub trait Authority: Send + Sync {
     fn fanout_capability(&self) -> Answer<'_, Token>;
 
     /// What the core has under a chunk's identity: asked where a relay can't tell whether the core
-    /// stored it. Whoever can't ask refuses.
+    /// stored it, or says so without the receipt that proves it.
     fn reconcile(&self, _offer: Offer) -> Answer<'_, Reconciled> {
-        Box::pin(async { Err(AuthorityError::Refused("the core can't be asked".into())) })
+        Box::pin(async { Ok(Reconciled::Untold) })
     }
 
     /// The core's public keys, if it has any.
@@ -100,7 +106,7 @@ pub(crate) async fn keys(authority: Arc<dyn Authority>, after: Duration) -> Opti
         match authority.jwks().await {
             Ok(jwks) => return jwks,
             Err(AuthorityError::Refused(_)) => return None,
-            Err(AuthorityError::Away) => tokio::time::sleep(pause).await,
+            Err(AuthorityError::Away | AuthorityError::NotNow(_)) => tokio::time::sleep(pause).await,
         }
         pause = (pause * 2).min(KEYS_LONGEST_PAUSE);
     }

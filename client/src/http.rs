@@ -21,6 +21,8 @@ use crate::connect::Endpoint;
 
 /// Longest answer read, in bytes.
 const MAX_ANSWER: usize = 256 * 1024;
+/// Longest wait that somebody else may ask for, in seconds.
+const MAX_RETRY_AFTER_S: u64 = 600;
 /// Bytes handed to the transport at once.
 pub(crate) const BODY_PIECE: usize = 16 * 1024;
 /// Nothing moved for this long: the connection is taken for dead.
@@ -204,7 +206,15 @@ pub(crate) async fn unless_stalled<T>(
 
 /// `Retry-After` in seconds; a date is not read.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // What does not fit a number is longer than any bound.
+    digits.then(|| bounded(text.parse().unwrap_or(u64::MAX)))
+}
+
+/// How long somebody asks to wait, in seconds, as far as it is followed.
+pub(crate) const fn bounded(seconds: u64) -> u64 {
+    if seconds > MAX_RETRY_AFTER_S { MAX_RETRY_AFTER_S } else { seconds }
 }
 
 /// The error of an answer; made up from the status where the body is none of ours, as a proxy's
@@ -224,5 +234,25 @@ pub(crate) fn error_of(status: StatusCode, body: &[u8]) -> waystation_proto::mes
         message: String::new(),
         retry,
         core_code: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_asks_for_more_than_ten_minutes() {
+        for (text, seconds) in [
+            ("7", Some(7)),
+            ("601", Some(600)),
+            ("18446744073709551615", Some(600)),
+            ("99999999999999999999999", Some(600)),
+            ("-1", None),
+            ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ] {
+            let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, text.parse().unwrap())]);
+            assert_eq!(retry_after(&headers), seconds, "{text}");
+        }
     }
 }

@@ -305,8 +305,18 @@ pub(super) async fn post_raw(
     if reply.status.is_success() {
         return serde_json::from_slice(&reply.body).map_err(|_| AuthorityError::Away);
     }
-    let wait = reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS;
-    Err(if wait { AuthorityError::Away } else { AuthorityError::Refused(code_of(&reply.body, reply.status)) })
+    Err(refusal(reply.status, &reply.body))
+}
+
+/// What an answer means that is none of the good ones. A login that ran out and a portal on the way
+/// end nothing: the account may be let in again.
+fn refusal(status: StatusCode, body: &[u8]) -> AuthorityError {
+    let code = code_of(body, status);
+    match status.as_u16() {
+        401 | 403 | 407 | 408 | 425 => AuthorityError::NotNow(code),
+        429 | 500..=599 => AuthorityError::Away,
+        _ => AuthorityError::Refused(code),
+    }
 }
 
 /// The stable code of a refusal, which is all of it that may be shown.

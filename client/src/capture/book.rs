@@ -33,6 +33,9 @@ const ATTEMPTS_OF_A_RUN: u64 = 1 << 24;
 const ELSEWHERE_MS: u64 = 60_000;
 /// The core may have it; the relay is asked again so often.
 const UNSETTLED_MS: u64 = 60_000;
+/// Pause after a chunk's file could not be read; it doubles so often.
+const UNREAD_MS: u64 = 1000;
+const UNREAD_DOUBLINGS: u32 = 7;
 /// A chunk on its way of which nothing was heard for so long is given up and queued again: longer
 /// than a relay may take to answer.
 const STALLED_MS: u64 = 180_000;
@@ -63,8 +66,10 @@ pub(crate) enum Effect {
     Renew,
     /// The relay can't tell whether the core has a chunk: the core is to be asked.
     Reconcile { id: u64 },
-    /// A receipt can't be checked: the core's keys are to be fetched.
+    /// A confirmation can't be checked: the core's keys are to be fetched.
     FetchKeys,
+    /// The core signed a receipt, for the first time: from now on a confirmation needs one.
+    Signs,
 }
 
 /// A chunk to offer.
@@ -85,14 +90,27 @@ pub(crate) struct Count {
     pub(crate) failed: u64,
 }
 
+/// Whether the core signs what it stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signs {
+    /// Nobody knows yet.
+    Unknown,
+    /// A receipt of its own was seen.
+    Yes,
+    /// It has keys, and itself named a stored chunk without a receipt; or can't be asked.
+    No,
+}
+
 /// Every sealed chunk that is not confirmed.
 pub(crate) struct Book {
     entries: BTreeMap<u64, Entry>,
     queue: Queue,
     rate: Rate,
     keys: Keys,
-    /// Receipts that wait for the core's keys.
-    doubted: BTreeMap<u64, String>,
+    /// Whether the core signs receipts, as far as that is known.
+    signs: Signs,
+    /// Confirmations that wait for the core's keys, with their receipts.
+    doubted: BTreeMap<u64, Option<String>>,
     jitter: Jitter,
     /// Attempts of this run are higher.
     floor: u64,
@@ -108,6 +126,7 @@ impl Book {
             queue: Queue::default(),
             rate: Rate::default(),
             keys: Keys::default(),
+            signs: Signs::Unknown,
             doubted: BTreeMap::new(),
             jitter: Jitter::new(seed),
             floor: epoch.saturating_mul(ATTEMPTS_OF_A_RUN),
@@ -119,15 +138,23 @@ impl Book {
     pub(crate) fn set_keys(&mut self, jwks: Option<Jwks>, now_ms: u64) -> Vec<Effect> {
         // What waits since before the first answer may be newer than that answer.
         let fresh = !matches!(self.keys, Keys::Awaited);
+        let mut out = Vec::new();
         // A core that once signed is not believed to have stopped.
-        if jwks.is_some() || matches!(self.keys, Keys::Awaited) {
+        if jwks.is_some() || (matches!(self.keys, Keys::Awaited) && self.signs != Signs::Yes) {
             self.keys = Keys::answered(jwks);
         }
-        let mut out = Vec::new();
         for (id, receipt) in std::mem::take(&mut self.doubted) {
-            self.confirm(id, Some(receipt), fresh, now_ms, &mut out);
+            self.confirm(id, receipt, fresh, now_ms, &mut out);
+            if self.entries.get(&id).is_some_and(|entry| entry.stage == Stage::Unsettled) {
+                out.push(Effect::Reconcile { id });
+            }
         }
         out
+    }
+
+    /// An earlier run saw a receipt of the core.
+    pub(crate) const fn signs(&mut self) {
+        self.signs = Signs::Yes;
     }
 
     /// Adds a sealed chunk: new, or as an earlier run left it. Whatever failed before is tried
@@ -168,14 +195,27 @@ impl Book {
 
     /// A chunk that was taken was given to the connection: from now on a relay may hold part of it.
     pub(crate) fn given(&mut self, id: u64) -> Option<Effect> {
-        let entry = self.entries.get_mut(&id).filter(|entry| !entry.note.offered)?;
-        entry.note.offered = true;
+        let entry = self.entries.get_mut(&id)?;
+        entry.unread = 0;
+        if std::mem::replace(&mut entry.note.offered, true) {
+            return None;
+        }
         Some(Effect::Note { id, note: entry.note })
     }
 
     /// A chunk that was taken could not be given away; it waits again, as if untouched.
     pub(crate) fn give_back(&mut self, id: u64, now_ms: u64) {
         self.wait(id, now_ms);
+    }
+
+    /// A chunk that was taken can't be read here. It is tried again, later each time; told once.
+    pub(crate) fn unreadable(&mut self, id: u64, now_ms: u64) -> Option<Effect> {
+        let entry = self.entries.get_mut(&id)?;
+        let (label, before) = (entry.label, entry.unread);
+        entry.unread += 1;
+        self.wait(id, now_ms + (UNREAD_MS << before.min(UNREAD_DOUBLINGS)));
+        let code = Some("file_unreadable".to_owned());
+        (before == 0).then_some(Effect::Item { label, state: ItemState::Retrying, code })
     }
 
     /// Every byte of a chunk was sent.
@@ -232,7 +272,7 @@ impl Book {
     }
 
     /// The network changed, or somebody asked: what failed is tried again, and what waits for its
-    /// next try goes now, unless a relay said when.
+    /// next try goes now, whoever said to wait.
     pub(crate) fn retry_all(&mut self, now_ms: u64) -> Vec<Effect> {
         let mut out = Vec::new();
         for id in self.ids(|entry| matches!(entry.stage, Stage::Failed | Stage::Waiting)) {
@@ -242,8 +282,7 @@ impl Book {
                 out.push(Effect::Note { id, note: entry.note });
                 out.push(Effect::Item { label: entry.label, state: ItemState::Queued, code: None });
             }
-            let due = entry.floor_ms.max(now_ms);
-            self.wait(id, due);
+            self.wait(id, now_ms);
         }
         out
     }
@@ -261,7 +300,7 @@ impl Book {
         for id in self.ids(stalled) {
             self.again(id, 0, now_ms);
         }
-        for id in self.ids(|entry| entry.stage == Stage::Unsettled && now_ms >= entry.floor_ms) {
+        for id in self.ids(|entry| entry.stage == Stage::Unsettled && now_ms >= entry.settle_ms) {
             self.again(id, 0, now_ms);
         }
     }

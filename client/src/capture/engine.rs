@@ -5,8 +5,10 @@ mod chunks;
 mod connection;
 mod orders;
 mod supply;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +39,10 @@ pub(super) use orders::status_of;
 const MAX_STREAMS: usize = 48;
 /// Unsettled chunks that the core is asked about at once.
 const MAX_RECONCILING: usize = 8;
-/// Pause after the authority gave nothing, or the disk failed.
+/// Pause after the authority did not answer, or the disk failed.
 const PAUSE_MS: i64 = 1000;
+/// Pause after the authority refused.
+const REFUSED_PAUSE_MS: i64 = 60_000;
 /// The core's keys are fetched again at most this often.
 const KEYS_PAUSE_MS: i64 = 30_000;
 /// A status is shown at most this often.
@@ -72,6 +76,9 @@ struct LaneQueue {
     lane: Lane,
     next_seq: u64,
     unsealed: VecDeque<Unsealed>,
+    /// Its owner was told that they stay here, and that some of them can't be read.
+    told: bool,
+    told_unread: bool,
 }
 
 /// A chunk that waits for its place.
@@ -81,6 +88,9 @@ struct Unsealed {
     lane_seq: u64,
     started_ms: i64,
     ended_ms: i64,
+    /// How often it could not be read, and the calendar time before which it is not tried again.
+    unread: u32,
+    not_before_ms: i64,
 }
 
 pub(crate) struct Engine {
@@ -120,8 +130,9 @@ pub(crate) struct Engine {
     connections: u64,
     /// The core's keys are awaited.
     keys_asked: bool,
-    /// Chunks of which the core is asked.
+    /// Chunks of which the core is asked, and those that wait for their turn.
     reconciling: HashSet<u64>,
+    unasked: BTreeSet<u64>,
     /// Answers that are awaited; at most one for each lane and unsettled chunk asked about, and
     /// four more.
     tasks: JoinSet<Told>,
@@ -181,6 +192,7 @@ impl Engine {
             connections: 0,
             keys_asked: false,
             reconciling: HashSet::new(),
+            unasked: BTreeSet::new(),
             tasks: JoinSet::new(),
             finishing: None,
             summary: Summary::default(),
@@ -192,6 +204,9 @@ impl Engine {
 
     /// Takes up what an earlier run left, and writes down lanes that are new.
     fn restore(&mut self) {
+        if self.store.look(|state| state.signs) {
+            self.book.signs();
+        }
         let (items, known) = self.store.look(|state| {
             let known: Vec<_> = state.lanes.iter().map(|lane| lane.variant).collect();
             let manifest = |id| state.is_manifest(id);
@@ -212,7 +227,7 @@ impl Engine {
                     self.book.add(id, New { label, offer, manifest, note: item.note }, 0);
                 }
                 None => {
-                    let unsealed = Unsealed { id, lane_seq, started_ms, ended_ms };
+                    let unsealed = Unsealed::new(id, lane_seq, started_ms, ended_ms);
                     let lane = self.lanes.iter_mut().find(|queue| queue.lane.variant == variant);
                     lane.into_iter().for_each(|queue| queue.unsealed.push_back(unsealed));
                 }
@@ -351,5 +366,5 @@ fn lanes(state: &State, config: &Config) -> Vec<LaneQueue> {
     let known = state.lanes.iter().map(|lane| (streams(lane), lane.next_seq));
     let new = config.lanes.iter().filter(|spec| state.lane(spec.variant).is_none());
     let new = new.map(|spec| (Lane::new(spec.variant, spec.media), 0));
-    known.chain(new).map(|(lane, next_seq)| LaneQueue { lane, next_seq, unsealed: VecDeque::new() }).collect()
+    known.chain(new).map(|(lane, next_seq)| LaneQueue::new(lane, next_seq)).collect()
 }

@@ -58,7 +58,15 @@ pub enum Event {
     Named,
     /// The session changed its state.
     Session(SessionState),
-    /// A chunk can't be sent: its lane has no further stream, or its file is gone.
+    /// Chunks of a lane stay on the device for now, with their bytes; told once.
+    Held {
+        /// The lane.
+        variant: Variant,
+        /// Why: `no_stream` (the core gives the lane no further one: asked again on a network
+        /// change, on request and at the next start), or `file_unreadable` (tried again).
+        code: String,
+    },
+    /// A chunk can't be sent: its file is gone, or does not open.
     Lost {
         /// Its lane.
         variant: Variant,
@@ -114,7 +122,7 @@ pub struct Summary {
     pub pending: u64,
     /// Of those, failed for now.
     pub failed: u64,
-    /// Gone before they were sent: the lane had no further stream, or the file is missing.
+    /// Gone before they were sent: the file is missing, or does not open.
     pub lost: u64,
     /// Whether the manifest is confirmed; none: there is none.
     pub manifest: Option<bool>,

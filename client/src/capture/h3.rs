@@ -221,7 +221,7 @@ impl Shared {
             let reply = self.put(job, offset).await?;
             match native::corrected(&reply, job, offset) {
                 Some(other) => offset = other,
-                None => return Ok(native::read(&reply)),
+                None => return native::read(&reply, job),
             }
         }
         Err(Broken)

@@ -93,10 +93,15 @@ impl Lane {
         }
     }
 
-    /// No stream was given; `for_good` if asking again changes nothing.
+    /// No stream was given; `for_good` if asking again by itself changes nothing.
     pub const fn refused(&mut self, for_good: bool) {
         self.asking = false;
         self.exhausted = self.exhausted || for_good;
+    }
+
+    /// What was refused is asked for again: the account or the core may be another by now.
+    pub const fn ask_again(&mut self) {
+        self.exhausted = false;
     }
 
     /// A capability reaches `stream` up to index `max`. True if that was not known.
@@ -126,7 +131,7 @@ impl Lane {
         }
     }
 
-    /// Whether no chunk will ever get a place again.
+    /// Whether no chunk gets a place before something is asked for again.
     #[must_use]
     pub fn is_over(&self) -> bool {
         let full = |open: &Open| open.max > 0 && open.used >= open.max;

@@ -72,7 +72,7 @@ async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<Fr
         let reply = put(client, job, offset, wait_s, news).await?;
         match native::corrected(&reply, job, offset) {
             Some(other) => offset = other,
-            None => return Ok(native::read(&reply)),
+            None => return native::read(&reply, job),
         }
     }
     Err(Broken)

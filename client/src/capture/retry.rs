@@ -44,6 +44,8 @@ pub(crate) fn meaning(error: &Error) -> Meaning {
     match (code, error.retry) {
         (Some(Code::BodyStalled | Code::BodyIncomplete | Code::OffsetMismatch), _) => Meaning::GoOn,
         (Some(Code::AttemptSuperseded), _) => Meaning::GoOn,
+        // No relay said so, but something on the way: a portal, a proxy. It decides nothing.
+        (None, Retry::Never) if error.code.starts_with("http_") && error.core_code.is_none() => Meaning::Failure,
         (_, Retry::Renew) => Meaning::Renew,
         (_, Retry::Reconcile) => Meaning::Reconcile,
         (_, Retry::Never) => Meaning::Refused,
@@ -127,7 +129,10 @@ mod tests {
         assert_eq!(meaning(&http("http_429", Retry::Later)), Meaning::Wait);
         assert_eq!(meaning(&http("http_408", Retry::Later)), Meaning::Failure);
         assert_eq!(meaning(&http("http_502", Retry::Later)), Meaning::Failure);
-        assert_eq!(meaning(&http("http_404", Retry::Never)), Meaning::Refused);
+        for code in ["http_302", "http_403", "http_404", "http_413"] {
+            assert_eq!(meaning(&http(code, Retry::Never)), Meaning::Failure, "{code} is none of the relay's");
+        }
+        assert_eq!(meaning(&http("code_of_a_newer_relay", Retry::Never)), Meaning::Refused);
     }
 
     #[test]

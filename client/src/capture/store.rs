@@ -17,8 +17,9 @@
 //! 4. So a chunk has one envelope for ever: whichever of its two files the last whole record
 //!    names counts, and the other is taken away at the next opening.
 //! 5. A file that no record names holds nothing that was promised to anybody. Where the tail of
-//!    `upload_queue.enc` was torn it may be more than that: it is then renamed to end in `.left`
-//!    and kept, up to [`MAX_LEFT`] of them.
+//!    `upload_queue.enc` was torn it may be more than that: before the file is written anew it is
+//!    renamed to end in `.left`, and kept; nothing is taken away then. So is a file that does not
+//!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
 //! 6. An append that fails may have written something: the whole queue is written anew before the
 //!    next change, under 1.
 
@@ -55,8 +56,8 @@ pub(crate) const MAX_MEMORY_BYTES: u64 = 512 << 20;
 const MAX_ITEMS: usize = 65_536;
 /// Chunks taken away with one change: it has to fit a record.
 const MAX_DISCARDED: usize = 1024;
-/// Files kept that no record names.
-const MAX_LEFT: usize = 64;
+/// Files kept that no record names, beside those of one more torn queue.
+const MAX_LEFT: usize = 1024;
 /// The queue's file is written anew when it has grown by this and has doubled.
 const MAX_GROWTH: u64 = 256 << 10;
 
@@ -66,6 +67,17 @@ pub(crate) enum NotKept {
     /// The queue's own limit.
     Full,
     /// The disk failed or is full.
+    Disk,
+}
+
+/// Why a chunk's bytes can't be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// There is no such file.
+    Gone,
+    /// What is there does not open.
+    Spoiled,
+    /// The disk does not give it now.
     Disk,
 }
 
@@ -150,9 +162,13 @@ impl Store {
         let mut store =
             Self { disk, key, dice, max_bytes, state, writer: None, length: 0, image: 0, batch, doubtful, pending };
         store.forget_missing()?;
+        if torn {
+            // As long as the torn file is there: a crash between the two finds it torn again.
+            store.leave_unnamed()?;
+        }
         store.rewrite()?;
-        if !fresh {
-            store.tidy(torn)?;
+        if !fresh && !torn {
+            store.tidy()?;
         }
         Ok(store)
     }
@@ -193,7 +209,7 @@ impl Store {
             _ => None,
         };
         self.batch.spare.extend(spare.map(|item| item.file.clone()));
-        self.batch.durable |= !matches!(record, Record::Noted { .. } | Record::Ready);
+        self.batch.durable |= record.is_waited_for();
         self.batch.records.push(record);
     }
 
@@ -235,10 +251,25 @@ impl Store {
     }
 
     /// A chunk's bytes: its envelope, or its plaintext while it has none.
-    pub(crate) fn read(&mut self, id: u64) -> Option<Zeroizing<Vec<u8>>> {
-        let item = self.state.items.get(&id)?;
-        let blob = self.disk.read(&item.file).ok()?;
-        self.key.open(blob)
+    pub(crate) fn read(&mut self, id: u64) -> Result<Zeroizing<Vec<u8>>, Unread> {
+        let item = self.state.items.get(&id).ok_or(Unread::Gone)?;
+        let blob = self.disk.read(&item.file).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Unread::Gone,
+            _ => Unread::Disk,
+        })?;
+        self.key.open(blob).ok_or(Unread::Spoiled)
+    }
+
+    /// Gives up a chunk whose file is gone or does not open. What is there is never taken away: it
+    /// gets another name.
+    pub(crate) fn lose(&mut self, id: u64, why: Unread) -> Result<(), NotKept> {
+        let item = self.state.items.get(&id).filter(|_| why == Unread::Spoiled);
+        if let Some(name) = item.map(|item| item.file.clone()) {
+            let renamed = self.disk.rename(&name, &format!("{name}{LEFT}"));
+            renamed.and_then(|()| self.disk.sync_names()).map_err(|_| NotKept::Disk)?;
+        }
+        self.add(Record::Lost { id });
+        Ok(())
     }
 
     /// Takes every chunk's file away: the queue's owner asked for it.
@@ -296,19 +327,29 @@ impl Store {
         Ok(())
     }
 
-    /// Takes away what a crash left.
-    fn tidy(&mut self, torn: bool) -> std::io::Result<()> {
-        let named: HashSet<String> = self.state.items.values().map(|item| item.file.clone()).collect();
-        let names = self.disk.list()?;
-        let mut left = names.iter().filter(|name| name.ends_with(LEFT)).count();
-        let ours = |name: &&String| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        for name in names.iter().filter(ours).filter(|name| !named.contains(*name)) {
-            if torn && left < MAX_LEFT {
-                self.disk.rename(name, &format!("{name}{LEFT}"))?;
-                left += 1;
-            } else {
-                self.disk.remove(name)?;
+    /// Chunks' files that no record names.
+    fn unnamed(&mut self) -> std::io::Result<Vec<String>> {
+        let named: HashSet<&String> = self.state.items.values().map(|item| &item.file).collect();
+        let ours = |name: &String| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        Ok(self.disk.list()?.into_iter().filter(|name| ours(name) && !named.contains(name)).collect())
+    }
+
+    /// Gives files that may be worth something another name, where there is room for them; the
+    /// others stay as they are until the next opening.
+    fn leave_unnamed(&mut self) -> std::io::Result<()> {
+        let left = self.disk.list()?.iter().filter(|name| name.ends_with(LEFT)).count();
+        if left < MAX_LEFT {
+            for name in self.unnamed()? {
+                self.disk.rename(&name, &format!("{name}{LEFT}"))?;
             }
+        }
+        self.disk.sync_names()
+    }
+
+    /// Takes away what a crash left.
+    fn tidy(&mut self) -> std::io::Result<()> {
+        for name in self.unnamed()? {
+            self.disk.remove(&name)?;
         }
         Ok(())
     }

@@ -73,6 +73,11 @@ impl Wallet {
         self.not_before_ms = not_before_ms;
     }
 
+    /// Somebody asks for it: whatever refused is asked at once.
+    pub(crate) const fn retry(&mut self) {
+        self.not_before_ms = 0;
+    }
+
     /// When to ask, if not already asking: in the past means now.
     pub(crate) fn ask_at(&self) -> Option<i64> {
         if self.asking {

@@ -308,7 +308,8 @@ impl Reader {
             }
             kind::BYE => {
                 let bye: Bye = frame::control(frame).ok()?;
-                (self.code, self.retry_after_s) = (Some(crate::wire::plain(&bye.reason)), bye.retry_after_s);
+                (self.code, self.retry_after_s) =
+                    (Some(crate::wire::plain(&bye.reason)), bye.retry_after_s.map(crate::http::bounded));
                 Some(false)
             }
             // Unknown types are ignored, so that a newer relay may say more.

@@ -42,6 +42,9 @@ pub(super) fn event(event: &Event) -> Option<serde_json::Value> {
         Event::EvidenceReady => json!({"event": "evidence_ready", "at_ms": at_ms}),
         Event::Named => json!({"event": "named", "at_ms": at_ms}),
         Event::Session(state) => json!({"event": "session", "state": state, "at_ms": at_ms}),
+        Event::Held { variant, code } => {
+            json!({"event": "held", "variant": variant, "code": code, "at_ms": at_ms})
+        }
         Event::Lost { variant, lane_seq } => {
             json!({"event": "lost", "variant": variant, "lane_seq": lane_seq, "at_ms": at_ms})
         }

@@ -176,7 +176,8 @@ impl Task {
                 () = self.events.closed() => return false,
             };
             match told {
-                Told::Token(Err(AuthorityError::Refused(why))) => {
+                // A contact may have been let go: it is told, and asks again if it likes.
+                Told::Token(Err(AuthorityError::Refused(why) | AuthorityError::NotNow(why))) => {
                     self.emit(Event::Ending { reason: why }).await;
                     return false;
                 }

@@ -209,6 +209,30 @@ async fn a_receipt_decides_where_there_is_one() {
 }
 
 #[tokio::test]
+async fn once_the_core_signed_a_relays_bare_word_frees_nothing_also_after_a_restart() {
+    let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+    let authority = authority();
+    relay.with(|state| state.knobs.receipts = Some("k1".into()));
+    let mut config = config(&relay, Transport::H1, &[AUDIO]);
+    config.storage = queue(dir.path());
+    let (capture, mut events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![1; 2000], 0, 2000).await.unwrap();
+    let ended = |event: &Event| matches!(event, Event::State { state, .. } if state.ended());
+    until(&mut events, ended).await;
+    capture.close().await;
+    relay.with(|state| state.knobs.receipts = None);
+    let (capture, mut events) = Capture::start(config, authority.clone()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![2; 2000], 2000, 4000).await.unwrap();
+    let said =
+        |event: &Event| matches!(event, Event::State { state: ChunkState::Confirmed | ChunkState::Unsettled, .. });
+    let Event::State { state, code, .. } = until(&mut events, said).await else { unreachable!() };
+    assert_eq!((state, code.as_deref()), (ChunkState::Unsettled, Some("receipt_missing")));
+    let summary = finish(capture).await;
+    assert_eq!((summary.confirmed, summary.unsettled, files(dir.path())), (1, 1, 1));
+    assert!(authority.reconciled.load(Ordering::SeqCst) >= 1, "the core is asked");
+}
+
+#[tokio::test]
 async fn nothing_is_freed_while_receipts_can_not_be_checked() {
     for transport in ALL {
         let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());

@@ -21,6 +21,8 @@ use waystation_proto::{Media, Variant};
 struct Core {
     asked: Mutex<Vec<(String, Value)>>,
     away: AtomicBool,
+    /// What it answers whatever it is asked.
+    says: Mutex<Option<(u16, Value)>>,
 }
 
 fn capability(body: &Value) -> String {
@@ -38,6 +40,8 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Response<Full<By
     let known = head.headers.get("authorization").is_some_and(|value| value == "Bearer account_1");
     let (status, out) = if core.away.load(Ordering::SeqCst) {
         (503, json!({}))
+    } else if let Some(said) = core.says.lock().unwrap().clone() {
+        said
     } else if path == "/v1/relay/jwks" {
         let mut jwk = ClientKey::from_seed(&[1; 32]).unwrap().jwk().unwrap();
         jwk.kid = Some("k".into());
@@ -140,7 +144,17 @@ async fn an_unchanged_cores_tokens_come_from_relay_sessions() {
 async fn a_refusal_is_told_apart_from_absence() {
     let (core, endpoint, _task) = start().await;
     let refused = DevcoreAuthority::new(&endpoint, "other".to_owned().into(), Wishes::default()).ids(None).await;
-    assert_eq!(refused.unwrap_err(), AuthorityError::Refused("unauthorized".into()));
+    assert_eq!(refused.unwrap_err(), AuthorityError::NotNow("unauthorized".into()), "a login can be made again");
+    for (status, body, expected) in [
+        (403, json!({"error": {"code": "forbidden"}}), AuthorityError::NotNow("forbidden".into())),
+        (408, json!({}), AuthorityError::NotNow("http_408".into())),
+        (409, json!({"error": {"code": "incident_closed"}}), AuthorityError::Refused("incident_closed".into())),
+        (429, json!({"error": {"code": "rate_limited"}}), AuthorityError::Away),
+    ] {
+        *core.says.lock().unwrap() = Some((status, body));
+        let authority = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), Wishes::default());
+        assert_eq!(authority.ids(None).await.unwrap_err(), expected);
+    }
     core.away.store(true, Ordering::SeqCst);
     let away = DevcoreAuthority::new(&endpoint, "account_1".to_owned().into(), Wishes::default()).ids(None).await;
     assert_eq!(away.unwrap_err(), AuthorityError::Away);

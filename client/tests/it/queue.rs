@@ -155,6 +155,55 @@ async fn one_chunk_moves_on_cellular_and_two_on_wifi() {
 }
 
 #[tokio::test]
+async fn what_the_core_refuses_stays_here_and_is_asked_for_again() {
+    for restart in [false, true] {
+        let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+        let authority = Arc::new(TestAuthority::new(300, 2));
+        let mut config = config(&relay, Transport::Ws, &[AUDIO]);
+        config.storage = queue(dir.path());
+        authority.refuses.store(true, Ordering::SeqCst);
+        let (mut capture, mut events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
+        for k in 0..3 {
+            capture.chunk(Variant::AudioPriority, vec![1; 500], k, k).await.unwrap();
+        }
+        let told = |event: &Event| matches!(event, Event::Held { .. } | Event::Lost { .. });
+        let held = Event::Held { variant: Variant::AudioPriority, code: "no_stream".into() };
+        assert_eq!(until(&mut events, told).await, held);
+        assert_eq!((status(&capture, |status| status.queued == 3).await.lost, files(dir.path())), (0, 3));
+        authority.refuses.store(false, Ordering::SeqCst);
+        if restart {
+            let summary = finish(capture).await;
+            assert_eq!((summary.pending, summary.lost), (3, 0), "the session is not over");
+            (capture, events) = Capture::start(config, authority).await.unwrap();
+        } else {
+            capture.control().retry().await;
+        }
+        assert_eq!(finish(capture).await.confirmed, 3);
+        while let Ok(event) = events.try_recv() {
+            assert!(!told(&event), "{event:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_portal_on_the_way_ends_neither_a_chunk_nor_the_session() {
+    let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+    relay.with(|state| state.knobs.portal = Some(403));
+    let mut config = config(&relay, Transport::H1, &[AUDIO]);
+    config.storage = queue(dir.path());
+    let authority = authority();
+    let (capture, _events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
+    capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+    status(&capture, |status| status.retrying == 1).await;
+    let summary = capture.finish(Duration::from_millis(100), "stopped").await;
+    assert_eq!((summary.pending, summary.rejected, files(dir.path())), (1, 0, 1));
+    relay.with(|state| state.knobs.portal = None);
+    let (capture, _events) = Capture::start(config, authority).await.expect("the session is not over");
+    capture.control().retry().await;
+    assert_eq!(finish(capture).await.confirmed, 1);
+}
+
+#[tokio::test]
 async fn a_pause_outlives_a_restart() {
     let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
     let mut config = config(&relay, Transport::Ws, &[AUDIO]);

@@ -49,8 +49,12 @@ pub(crate) struct Entry {
     pub(super) accepted: u64,
     /// Tries in a row that counted nothing.
     pub(super) quick: u32,
-    /// A relay said: not before.
-    pub(super) floor_ms: u64,
+    /// A relay calls it confirmed, and brought no receipt.
+    pub(super) bare: bool,
+    /// How often in a row its file could not be read.
+    pub(super) unread: u32,
+    /// Unsettled: when the relay is asked again.
+    pub(super) settle_ms: u64,
     /// When something was heard of it, or it was given away.
     pub(super) heard_ms: u64,
     /// The relay that holds it, if one does.
@@ -76,7 +80,9 @@ impl Entry {
             attempt: floor + 1,
             accepted: 0,
             quick: 0,
-            floor_ms: 0,
+            bare: false,
+            unread: 0,
+            settle_ms: 0,
             heard_ms: 0,
             held_by,
         }
@@ -117,7 +123,7 @@ impl Entry {
             _ if self.is_held() || self.stage == Stage::Doubted => ItemState::Uploading,
             _ if idle => ItemState::Paused,
             Stage::Moving | Stage::Probing | Stage::Sent => ItemState::Uploading,
-            _ if self.note.retries > 0 => ItemState::Retrying,
+            _ if self.note.retries > 0 || self.unread > 0 => ItemState::Retrying,
             _ => ItemState::Queued,
         };
         let (variant, lane_seq, retries) = (self.label.variant, self.label.lane_seq, self.note.retries);

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::capture::queue::Room;
+use crate::capture::store::Store;
 use crate::capture::store::disk::{Disk, Memory};
 use crate::capture::store::record::Record;
-use crate::capture::store::{NotKept, Store};
 use waystation_proto::{Code, Digest, Variant, dictionary};
 
 const ROOM: Room = Room { bodies: 3, probes: 4 };
@@ -107,7 +107,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let (disk, mut dice) = (Kept::default(), Jitter::new(seed));
         let store = open(&disk, dice.roll());
-        let book = Book::new(0, dice.roll());
+        let mut book = Book::new(0, dice.roll());
+        book.set_keys(None, 0);
         let (relay, expected, mail) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         Self {
             seed,
@@ -185,6 +186,7 @@ impl World {
         let (store, book) = (self.dice.roll(), self.dice.roll());
         self.store = open(&self.disk, store);
         self.book = Book::new(self.store.state().epoch, book);
+        self.book.set_keys(None, self.now);
         let ids: Vec<u64> = self.store.state().items.keys().copied().collect();
         ids.into_iter().for_each(|id| self.add(id));
     }
@@ -198,7 +200,11 @@ impl World {
                     self.store.add(Record::Confirmed { id });
                 }
                 Effect::Renew => self.book.renewed(self.now),
-                Effect::State { .. } | Effect::Item { .. } | Effect::FetchKeys | Effect::Reconcile { .. } => {}
+                Effect::State { .. }
+                | Effect::Item { .. }
+                | Effect::FetchKeys
+                | Effect::Reconcile { .. }
+                | Effect::Signs => {}
             }
         }
         self.store.commit().unwrap();
@@ -261,7 +267,7 @@ impl World {
             && let Some(give) = self.book.take(self.now, ROOM)
         {
             let (id, attempt) = (give.id, give.offer.attempt);
-            let content = self.store.read(id).ok_or(NotKept::Disk).unwrap().to_vec();
+            let content = self.store.read(id).unwrap().to_vec();
             let effect = self.book.given(id);
             self.act(effect.into_iter().collect());
             let expected = self.expected.get_mut(&id).unwrap();

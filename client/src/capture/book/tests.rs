@@ -21,10 +21,29 @@ fn new(id: u64) -> New {
 
 fn book(chunks: u64) -> Book {
     let mut book = Book::new(0, 7);
+    book.set_keys(None, 0);
     for id in 0..chunks {
         book.add(id, new(id), 0);
     }
     book
+}
+
+/// A book that does not know yet whether the core has keys.
+fn unasked(chunks: u64) -> Book {
+    let mut book = Book::new(0, 7);
+    (0..chunks).for_each(|id| book.add(id, new(id), 0));
+    book
+}
+
+fn core() -> ClientKey {
+    ClientKey::from_seed(&[1; 32]).unwrap()
+}
+
+/// What the core signs for the chunk with this index.
+fn receipt(index: u64) -> String {
+    let payload = serde_json::json!({"iss": "core", "iat": 1, "incident": "i", "stream": "s", "index": index,
+        "length": 100, "sha256": "01".repeat(32)});
+    issue(&core(), "k1", &payload)
 }
 
 fn told(state: Option<ChunkState>, code: Option<Code>, last: bool) -> Verdict {
@@ -162,12 +181,13 @@ fn waiting_counts_nothing_and_a_relays_time_is_a_floor() {
     book.verdict(0, 1, later(30, Code::StagingFull), 0);
     assert_eq!(book.next_due(0), Some(30_000), "longer than the delay");
     book.retry_all(0);
-    assert_eq!(book.next_due(0), Some(30_000), "also when the network changes");
-    take(&mut book, 30_000);
+    assert!(take(&mut book, 0).is_some(), "but for another network, or whoever asks");
     book.verdict(0, 2, later(1, Code::StagingFull), 30_000);
     assert!(book.next_due(30_000).unwrap() >= 42_000, "shorter than the delay");
     book.retry_all(30_000);
-    assert!(take(&mut book, 31_000).is_some(), "a new network goes before the delay");
+    assert!(take(&mut book, 30_000).is_some(), "a new network goes before the delay");
+    book.verdict(0, 3, later(u64::MAX, Code::TooManyRequests), 30_000);
+    assert_eq!(book.next_due(30_000), Some(630_000), "nobody makes it wait for longer than ten minutes");
 }
 
 #[test]
@@ -289,13 +309,7 @@ fn the_manifest_goes_after_everything() {
 
 #[test]
 fn a_confirmation_frees_nothing_before_its_receipt_is_checked() {
-    let core = ClientKey::from_seed(&[1; 32]).unwrap();
-    let mut book = book(2);
-    let receipt = |index: u64| {
-        let payload = serde_json::json!({"iss": "core", "iat": 1, "incident": "i", "stream": "s", "index": index,
-            "length": 100, "sha256": "01".repeat(32)});
-        issue(&core, "k1", &payload)
-    };
+    let mut book = unasked(2);
     for id in 0..2 {
         take(&mut book, 0);
         let verdict = Verdict { receipt: Some(receipt(1)), ..told(Some(ChunkState::Confirmed), None, true) };
@@ -303,7 +317,7 @@ fn a_confirmation_frees_nothing_before_its_receipt_is_checked() {
     }
     book.disconnected(0);
     assert_eq!((take(&mut book, 100_000), book.all_ended()), (None, false), "it waits, and is not sent again");
-    let effects = book.set_keys(Some(jwks(&core, "k1")), 0);
+    let effects = book.set_keys(Some(jwks(&core(), "k1")), 0);
     let ends: Vec<_> = effects
         .iter()
         .filter_map(|effect| match effect {
@@ -317,8 +331,56 @@ fn a_confirmation_frees_nothing_before_its_receipt_is_checked() {
 }
 
 #[test]
+fn a_bare_word_frees_nothing_where_the_core_signs() {
+    use crate::authority::Reconciled;
+    let bare = || told(Some(ChunkState::Confirmed), None, true);
+    let unsettled = |effects: &[Effect]| {
+        assert!(effects.contains(&Effect::Reconcile { id: 0 }), "{effects:?}");
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Free { .. })), "{effects:?}");
+    };
+    let freed = |effects: &[Effect]| effects.contains(&Effect::Free { id: 0 });
+    // A receipt was seen, in this run or in an earlier one.
+    let mut book = unasked(1);
+    book.signs();
+    book.set_keys(None, 0);
+    take(&mut book, 0);
+    unsettled(&book.verdict(0, 1, bare(), 0));
+    assert!(book.reconciled(0, Reconciled::Untold, 0).is_empty(), "nobody knows better");
+    assert_eq!(book.count().unsettled, 1);
+    assert!(freed(&book.reconciled(0, Reconciled::Stored { receipt: None }, 0)), "the core itself says so");
+    // Whether there are keys is not known yet.
+    let mut book = unasked(2);
+    take(&mut book, 0);
+    assert_eq!(book.verdict(0, 1, bare(), 0), [Effect::FetchKeys]);
+    unsettled(&book.set_keys(Some(jwks(&core(), "k1")), 0));
+    let effects = book.reconciled(0, Reconciled::Stored { receipt: Some(receipt(1)) }, 0);
+    assert!(freed(&effects) && effects.contains(&Effect::Signs), "{effects:?}");
+    take(&mut book, 0);
+    let effects = book.verdict(1, 1, bare(), 0);
+    assert!(effects.contains(&Effect::Reconcile { id: 1 }), "{effects:?}");
+    assert!(book.reconciled(1, Reconciled::Missing, 0).iter().all(|effect| !matches!(effect, Effect::Free { .. })));
+}
+
+#[test]
+fn a_core_with_keys_that_never_signs_is_asked_once() {
+    use crate::authority::Reconciled;
+    for core_says in [Reconciled::Stored { receipt: None }, Reconciled::Untold] {
+        let mut book = unasked(2);
+        book.set_keys(Some(jwks(&core(), "k1")), 0);
+        take(&mut book, 0);
+        let bare = || told(Some(ChunkState::Confirmed), None, true);
+        assert!(book.verdict(0, 1, bare(), 0).contains(&Effect::Reconcile { id: 0 }));
+        let effects = book.reconciled(0, core_says.clone(), 0);
+        assert!(effects.contains(&Effect::Free { id: 0 }), "{core_says:?}: {effects:?}");
+        take(&mut book, 0);
+        let effects = book.verdict(1, 1, bare(), 0);
+        assert!(effects.contains(&Effect::Free { id: 1 }), "{core_says:?}: {effects:?}");
+    }
+}
+
+#[test]
 fn where_the_core_has_no_keys_a_receipt_is_unchecked() {
-    let mut book = book(1);
+    let mut book = unasked(1);
     take(&mut book, 0);
     let verdict = Verdict { receipt: Some("a.b.c".into()), ..told(Some(ChunkState::Confirmed), None, true) };
     book.verdict(0, 1, verdict, 0);
@@ -358,4 +420,40 @@ fn what_the_core_itself_says_of_an_unsettled_chunk_decides() {
     let mut book = unsettled();
     book.reconciled(0, Reconciled::Missing, 0);
     assert_eq!(take(&mut book, 0), Some((0, 2, true)));
+}
+
+#[test]
+fn what_can_not_be_read_is_told_once_and_tried_later_each_time() {
+    let mut book = book(1);
+    let (mut now, mut pauses) = (0, Vec::new());
+    for n in 0..9 {
+        let give = book.take(now, ROOM).expect("it is due");
+        let told = book.unreadable(give.id, now);
+        assert_eq!(told.is_some(), n == 0, "{told:?}");
+        assert_eq!(book.items(false).next().unwrap().state, ItemState::Retrying);
+        let due = book.next_due(now).unwrap();
+        pauses.push((due - now) / 1000);
+        now = due;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 128]);
+    assert!(take(&mut book, now).is_some());
+    book.disconnected(now);
+    assert_eq!(book.items(false).next().unwrap().state, ItemState::Queued);
+}
+
+#[test]
+fn what_something_on_the_way_answers_ends_no_chunk() {
+    let mut book = book(1);
+    let mut now = 0;
+    for _ in 0..6 {
+        let (id, attempt, _) = take(&mut book, now).expect("it is due");
+        let made_up = crate::http::error_of(http::StatusCode::NOT_FOUND, b"<html>not here</html>");
+        book.verdict(id, attempt, Verdict { error: Some(made_up), last: true, ..Verdict::default() }, now);
+        assert_eq!((book.count().rejected, book.all_ended()), (0, false));
+        now = book.next_due(now).unwrap_or(now);
+    }
+    assert_eq!(book.items(false).next().unwrap().state, ItemState::Failed);
+    assert_eq!(book.open().count(), 1, "the session is not over");
+    book.retry_all(now);
+    assert!(take(&mut book, now).is_some(), "it is tried again when the network changes");
 }

@@ -13,7 +13,7 @@ impl Book {
         if matches!(entry.stage, Stage::Doubted | Stage::Refused) {
             return out;
         }
-        entry.heard_ms = now_ms;
+        (entry.heard_ms, entry.bare) = (now_ms, false);
         let code = verdict.error.as_ref().map(crate::wire::code_of);
         let mut verdict = verdict;
         if verdict.error.as_ref().is_some_and(|error| retry::meaning(error) == Meaning::Reconcile) {
@@ -36,7 +36,7 @@ impl Book {
         if verdict.state == Some(ChunkState::AwaitingCapability) {
             out.push(Effect::Renew);
         }
-        let floor_ms = verdict.retry_after_s.map(|seconds| seconds.max(1) * 1000);
+        let floor_ms = verdict.retry_after_s.map(|seconds| crate::http::bounded(seconds.max(1)) * 1000);
         match (&verdict.error, verdict.state) {
             // Both said their last word of this try.
             (_, Some(ChunkState::Unsettled)) => out.push(Effect::Reconcile { id }),
@@ -61,7 +61,23 @@ impl Book {
         }
         let code = || Some("duplicate_chunk_conflict".to_owned());
         match core {
+            Reconciled::Stored { receipt: None } => {
+                // The core's own word needs no receipt, and tells that it gives none.
+                if self.signs == Signs::Unknown {
+                    self.signs = Signs::No;
+                }
+                self.confirmed(id, Proof::Absent, now_ms, &mut out);
+            }
             Reconciled::Stored { receipt } => self.confirm(id, receipt, false, now_ms, &mut out),
+            Reconciled::Untold if self.signs != Signs::Yes => {
+                // As long as no receipt was ever seen, a relay's word is all there is.
+                self.signs = Signs::No;
+                let bare = self.entries.get_mut(&id).is_some_and(|entry| std::mem::take(&mut entry.bare));
+                if bare {
+                    self.confirmed(id, Proof::Absent, now_ms, &mut out);
+                }
+            }
+            Reconciled::Untold => {}
             Reconciled::Conflict => {
                 self.note(id, ChunkState::Rejected, code(), Proof::Absent, now_ms, &mut out);
                 self.refused(id, code(), &mut out);
@@ -77,11 +93,7 @@ impl Book {
 
     fn held(&mut self, id: u64, verdict: &Verdict, floor_ms: Option<u64>, now_ms: u64) {
         if verdict.last {
-            let wait = floor_ms.unwrap_or(1000);
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.floor_ms = now_ms + wait;
-            }
-            self.again(id, wait, now_ms);
+            self.again(id, floor_ms.unwrap_or(1000), now_ms);
         }
     }
 
@@ -98,11 +110,7 @@ impl Book {
             Meaning::Failure => self.failed(id, code, floor_ms, now_ms, out),
             Meaning::GoOn if error.retry == waystation_proto::Retry::Never => self.go_on(id, 1000, now_ms),
             Meaning::GoOn => self.go_on(id, floor_ms.unwrap_or(0), now_ms),
-            Meaning::Wait => {
-                let wait = floor_ms.unwrap_or(1000);
-                self.floor(id, now_ms + wait);
-                self.again(id, wait, now_ms);
-            }
+            Meaning::Wait => self.again(id, floor_ms.unwrap_or(1000), now_ms),
             Meaning::Renew => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Parked);
@@ -136,21 +144,11 @@ impl Book {
         out.push(Effect::Note { id, note: entry.note });
         out.push(Effect::Item { label, state, code });
         match delay {
-            Some(delay) => {
-                let floor = floor_ms.unwrap_or(0);
-                self.floor(id, now_ms + floor);
-                self.again(id, delay.max(floor), now_ms);
-            }
+            Some(delay) => self.again(id, delay.max(floor_ms.unwrap_or(0)), now_ms),
             None => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Failed);
             }
-        }
-    }
-
-    fn floor(&mut self, id: u64, until_ms: u64) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.floor_ms = until_ms;
         }
     }
 
@@ -161,7 +159,8 @@ impl Book {
         self.stage(id, Stage::Refused);
     }
 
-    /// The core confirmed, says the relay; the receipt, if there is one, must agree.
+    /// The core confirmed, says the relay, which is no authority: the receipt must agree, and be
+    /// there where the core signs. What is not proven so is asked of the core.
     pub(super) fn confirm(
         &mut self,
         id: u64,
@@ -172,20 +171,41 @@ impl Book {
     ) {
         let Some(entry) = self.entries.get(&id) else { return };
         let check = |text: &str| self.keys.check(text, keys_are_new, |receipt| receipt.is_for(&entry.offer));
-        let checked = match receipt.as_deref().map_or(Some(Proof::Absent), check) {
-            Some(checked) => checked,
-            None => {
-                // The bytes stay here until the receipt is checked.
-                self.stage(id, Stage::Doubted);
-                self.doubted.insert(id, receipt.unwrap_or_default());
-                return out.push(Effect::FetchKeys);
-            }
+        let Some(proof) = receipt.as_deref().map_or_else(|| self.without_receipt(), check) else {
+            // The bytes stay here until it can be checked.
+            self.stage(id, Stage::Doubted);
+            self.doubted.insert(id, receipt);
+            return out.push(Effect::FetchKeys);
         };
-        if checked == Proof::Invalid {
-            // The relay is no authority: what its receipt does not prove is not confirmed.
-            return self.note(id, ChunkState::Unsettled, Some("receipt_invalid".into()), checked, now_ms, out);
+        let missing = proof == Proof::Absent && (self.signs == Signs::Yes || self.may_sign());
+        if proof == Proof::Invalid || missing {
+            let code = if missing { "receipt_missing" } else { "receipt_invalid" };
+            self.note(id, ChunkState::Unsettled, Some(code.into()), proof, now_ms, out);
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.bare = missing;
+            }
+            return;
         }
-        self.note(id, ChunkState::Confirmed, None, checked, now_ms, out);
+        if proof == Proof::Verified && self.signs != Signs::Yes {
+            self.signs = Signs::Yes;
+            out.push(Effect::Signs);
+        }
+        self.confirmed(id, proof, now_ms, out);
+    }
+
+    /// What no receipt proves; none: that can't be told before it is known whether there are keys.
+    fn without_receipt(&self) -> Option<Proof> {
+        (self.signs != Signs::Unknown || !matches!(self.keys, Keys::Awaited)).then_some(Proof::Absent)
+    }
+
+    /// The core has keys, and nobody knows yet whether it signs with them.
+    const fn may_sign(&self) -> bool {
+        matches!((self.signs, &self.keys), (Signs::Unknown, Keys::Known(_)))
+    }
+
+    /// It is confirmed: nobody needs its bytes here.
+    fn confirmed(&mut self, id: u64, proof: Proof, now_ms: u64, out: &mut Vec<Effect>) {
+        self.note(id, ChunkState::Confirmed, None, proof, now_ms, out);
         self.entries.remove(&id);
         self.queue.remove(id);
         out.push(Effect::Free { id });
@@ -219,7 +239,7 @@ impl Book {
         }
         match (state, entry.stage) {
             (ChunkState::Unsettled, _) => {
-                entry.floor_ms = now_ms + UNSETTLED_MS;
+                entry.settle_ms = now_ms + UNSETTLED_MS;
                 self.stage(id, Stage::Unsettled);
             }
             (ChunkState::Receiving, Stage::Probing) => entry.stage = Stage::Moving,

@@ -14,7 +14,7 @@ use crate::capture::queue::{self, Waiting};
 use crate::capture::seal;
 use crate::capture::status::Step;
 use crate::capture::store::record::{LaneState, Manifest, Record};
-use crate::capture::store::{NotKept, Store};
+use crate::capture::store::{NotKept, Store, Unread};
 use crate::capture::{ChunkError, Command, Cut, manifest};
 use crate::clock;
 use crate::token::Token;
@@ -23,7 +23,16 @@ use crate::token::Token;
 const MAX_TOGETHER: usize = 16;
 /// Chunks that are sealed before the connection gets its turn again.
 const MAX_SEALED: usize = 8;
+/// Why chunks are held: the core gives their lane no further stream.
+const NO_STREAM: &str = "no_stream";
+/// The same: the disk does not give their files.
+const UNREADABLE: &str = "file_unreadable";
+/// The pause after a chunk could not be read doubles so often, to half a minute.
+const UNREAD_DOUBLINGS: u32 = 5;
 
+/// A chunk to be sealed, and what was read of it.
+type Subject = (u64, Place, seal::About);
+type Plain = Result<Zeroizing<Vec<u8>>, Unread>;
 type Reply = oneshot::Sender<Result<u64, ChunkError>>;
 
 /// A chunk that was given a place, and what it is sealed from.
@@ -34,6 +43,22 @@ struct Placed {
 }
 
 impl LaneQueue {
+    pub(super) fn new(lane: Lane, next_seq: u64) -> Self {
+        Self { lane, next_seq, unsealed: Default::default(), told: false, told_unread: false }
+    }
+
+    /// Chunks wait for a stream that nobody gives now.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.unsealed.is_empty() && self.lane.is_over()
+    }
+
+    /// What was refused is asked for again.
+    pub(super) fn ask_again(&mut self) {
+        self.told = false;
+        self.lane.ask_again();
+        self.unsealed.iter_mut().for_each(|chunk| chunk.not_before_ms = 0);
+    }
+
     /// The lane as nobody used it yet.
     pub(super) fn record(&self) -> Record {
         let (variant, media) = (self.lane.variant, self.lane.media);
@@ -78,6 +103,11 @@ impl Engine {
 
     /// `manifest`: the last of them is the manifest.
     async fn keep(&mut self, cuts: Vec<(usize, Cut)>, manifest: bool) -> Vec<Result<u64, ChunkError>> {
+        self.write_down().await;
+        if !self.records.is_empty() {
+            // A lane that is not written down has no chunks.
+            return cuts.iter().map(|_| Err(ChunkError::Disk)).collect();
+        }
         let mut seqs: Vec<u64> = self.lanes.iter().map(|queue| queue.next_seq).collect();
         let (mut id, count) = (self.next_id, cuts.len());
         let mut taken = Vec::with_capacity(count);
@@ -86,7 +116,7 @@ impl Engine {
                 let file = store.file(&cut.plaintext);
                 taken.push(file.map(|(file, size)| {
                     let Cut { variant, started_ms, ended_ms, .. } = cut;
-                    let unsealed = Unsealed { id, lane_seq: seqs[lane], started_ms, ended_ms };
+                    let unsealed = Unsealed::new(id, seqs[lane], started_ms, ended_ms);
                     let lane_seq = unsealed.lane_seq;
                     store.add(Record::Kept { id, variant, lane_seq, file, size, started_ms, ended_ms });
                     id += 1;
@@ -121,23 +151,30 @@ impl Engine {
     // === sealed ===
 
     pub(super) fn can_seal_more(&self) -> bool {
-        self.ids.is_some()
-            && clock::unix_ms() >= self.not_before_ms.sealing
-            && self.lanes.iter().any(LaneQueue::is_ready)
+        let now_ms = clock::unix_ms();
+        self.may_seal(now_ms) && self.lanes.iter().any(|queue| queue.is_ready(now_ms))
+    }
+
+    /// A stream's record stands before those of its chunks: while changes wait to be written down
+    /// nothing is sealed.
+    fn may_seal(&self, now_ms: i64) -> bool {
+        self.ids.is_some() && now_ms >= self.not_before_ms.sealing && self.records.is_empty()
     }
 
     /// Seals some chunks whose lanes have a place for them, in the order of mercy.
     pub(super) async fn seal_some(&mut self) {
-        if self.ids.is_none() || clock::unix_ms() < self.not_before_ms.sealing {
+        let now_ms = clock::unix_ms();
+        if !self.may_seal(now_ms) {
             return;
         }
-        self.give_up_lanes().await;
+        self.tell_of_held();
         let mut placed = Vec::new();
         while placed.len() < MAX_SEALED
-            && let Some(lane) = self.next_lane()
+            && let Some(lane) = self.next_lane(now_ms)
         {
             let queue = &mut self.lanes[lane];
-            let (Some(place), Some(chunk)) = (queue.lane.place(), queue.unsealed.pop_front()) else { break };
+            let (Some(at), Some(place)) = (queue.due(now_ms), queue.lane.place()) else { break };
+            let Some(chunk) = queue.unsealed.remove(at) else { break };
             placed.push(Placed { lane, chunk, place });
         }
         if !placed.is_empty() {
@@ -147,9 +184,9 @@ impl Engine {
     }
 
     /// The lane whose oldest chunk goes first.
-    fn next_lane(&self) -> Option<usize> {
-        let ready = self.lanes.iter().enumerate().filter(|(_, queue)| queue.is_ready());
-        let ranked = ready.filter_map(|(n, queue)| Some((queue.rank()?, n)));
+    fn next_lane(&self, now_ms: i64) -> Option<usize> {
+        let ready = self.lanes.iter().enumerate().filter(|(_, queue)| queue.is_ready(now_ms));
+        let ranked = ready.filter_map(|(n, queue)| Some((queue.rank(now_ms)?, n)));
         ranked.min().map(|(_, n)| n)
     }
 
@@ -157,14 +194,12 @@ impl Engine {
         let chunks: Vec<_> = placed.iter().map(|placed| self.subject(placed)).collect();
         let (config, Some(ids)) = (self.config.clone(), self.ids.clone()) else { return };
         let work = move |store: &mut Store| {
-            let mut plaintexts = Vec::with_capacity(chunks.len());
-            for (id, ..) in &chunks {
-                plaintexts.push(store.read(*id).ok_or(*id));
-            }
-            let gone: Vec<u64> = plaintexts.iter().filter_map(|read| read.as_ref().err().copied()).collect();
+            let reads: Vec<_> = chunks.iter().map(|(id, ..)| store.read(*id)).collect();
+            let unread = |(chunk, read): (&Subject, &Plain)| Some((chunk.0, *read.as_ref().err()?));
+            let unread: Vec<(u64, Unread)> = chunks.iter().zip(&reads).filter_map(unread).collect();
             let mut sealed = Vec::with_capacity(chunks.len());
-            for ((id, place, about), plaintext) in chunks.into_iter().zip(plaintexts.into_iter().flatten()) {
-                if gone.is_empty() {
+            for ((id, place, about), plaintext) in chunks.into_iter().zip(reads.into_iter().flatten()) {
+                if unread.is_empty() {
                     let nonce = clock::random().ok_or(NotKept::Disk)?;
                     let subject = about.of(&plaintext);
                     let (frame, offer) = seal::seal(&config, &ids, &place, &subject, nonce).ok_or(NotKept::Disk)?;
@@ -173,17 +208,19 @@ impl Engine {
                     sealed.push(offer);
                 }
             }
-            gone.iter().for_each(|id| store.add(Record::Lost { id: *id }));
+            for (id, why) in unread.iter().filter(|(_, why)| *why != Unread::Disk) {
+                store.lose(*id, *why)?;
+            }
             store.commit()?;
-            Ok((sealed, gone))
+            Ok((sealed, unread))
         };
         match self.store.work(work).await {
-            Ok((sealed, gone)) if gone.is_empty() => {
+            Ok((sealed, unread)) if unread.is_empty() => {
                 placed.into_iter().zip(sealed).for_each(|(placed, offer)| self.sealed(placed, offer));
             }
-            Ok((_, gone)) => {
+            Ok((_, unread)) => {
                 self.not_sealed(placed);
-                self.forget(&gone);
+                self.not_read(&unread);
             }
             Err(_) => {
                 self.not_before_ms.sealing = clock::unix_ms() + PAUSE_MS;
@@ -192,9 +229,9 @@ impl Engine {
         }
     }
 
-    fn subject(&self, placed: &Placed) -> (u64, Place, seal::About) {
+    fn subject(&self, placed: &Placed) -> Subject {
         let lane = &self.lanes[placed.lane].lane;
-        let Unsealed { id, lane_seq, started_ms, ended_ms } = placed.chunk;
+        let Unsealed { id, lane_seq, started_ms, ended_ms, .. } = placed.chunk;
         let (variant, media) = (lane.variant, lane.media);
         let about = seal::About { variant, media, lane_seq, sequence: id + 1, started_ms, ended_ms };
         (id, placed.place.clone(), about)
@@ -225,35 +262,44 @@ impl Engine {
         for placed in placed.into_iter().rev() {
             let queue = &mut self.lanes[placed.lane];
             queue.lane.take_back();
-            queue.unsealed.push_front(placed.chunk);
+            queue.put_back(placed.chunk);
         }
     }
 
-    /// The files of these are gone.
-    fn forget(&mut self, gone: &[u64]) {
-        let mut lost = Vec::new();
+    /// These could not be read: what is gone or does not open is lost, and what the disk does not
+    /// give now is tried again, later each time, while the others go before it.
+    fn not_read(&mut self, unread: &[(u64, Unread)]) {
+        let now_ms = clock::unix_ms();
+        let mut events = Vec::new();
         for queue in &mut self.lanes {
             let variant = queue.lane.variant;
-            let of_lane = queue.unsealed.iter().filter(|chunk| gone.contains(&chunk.id));
-            lost.extend(of_lane.map(|chunk| Event::Lost { variant, lane_seq: chunk.lane_seq }));
-            queue.unsealed.retain(|chunk| !gone.contains(&chunk.id));
+            queue.unsealed.retain_mut(|chunk| {
+                let why = unread.iter().find(|(id, _)| *id == chunk.id).map(|(_, why)| *why);
+                if why == Some(Unread::Disk) {
+                    chunk.not_before_ms = now_ms + (PAUSE_MS << chunk.unread.min(UNREAD_DOUBLINGS));
+                    chunk.unread += 1;
+                    if !std::mem::replace(&mut queue.told_unread, true) {
+                        events.push(Event::Held { variant, code: UNREADABLE.into() });
+                    }
+                } else if why.is_some() {
+                    events.push(Event::Lost { variant, lane_seq: chunk.lane_seq });
+                }
+                why.is_none_or(|why| why == Unread::Disk)
+            });
         }
-        lost.into_iter().for_each(|event| self.emit(event));
+        events.into_iter().for_each(|event| self.emit(event));
     }
 
-    /// A lane without a further stream takes its chunks with it.
-    async fn give_up_lanes(&mut self) {
-        for n in 0..self.lanes.len() {
-            if !self.lanes[n].lane.is_over() || self.lanes[n].unsealed.is_empty() {
-                continue;
-            }
-            let variant = self.lanes[n].lane.variant;
-            for chunk in std::mem::take(&mut self.lanes[n].unsealed) {
-                self.records.push(Record::Lost { id: chunk.id });
-                self.emit(Event::Lost { variant, lane_seq: chunk.lane_seq });
-            }
-        }
-        self.write_down().await;
+    /// Chunks of a lane without a further stream stay here until there is one: told once.
+    fn tell_of_held(&mut self) {
+        let stuck = self.lanes.iter_mut().filter(|queue| queue.is_stuck() && !queue.told);
+        let told: Vec<_> = stuck.map(|queue| (queue.told = true, queue.lane.variant).1).collect();
+        told.into_iter().for_each(|variant| self.emit(Event::Held { variant, code: NO_STREAM.into() }));
+    }
+
+    /// Whether a lane's chunks wait for a stream that nobody gives now.
+    pub(super) fn some_are_held(&self) -> bool {
+        self.lanes.iter().any(LaneQueue::is_stuck)
     }
 
     // === the manifest ===
@@ -272,7 +318,7 @@ impl Engine {
         }
         let (variant, media) = manifest::LANE;
         let Some(lane) = self.lanes.iter().position(|queue| queue.lane.variant == variant) else {
-            let queue = LaneQueue { lane: Lane::new(variant, media), next_seq: 0, unsealed: Default::default() };
+            let queue = LaneQueue::new(Lane::new(variant, media), 0);
             self.records.push(queue.record());
             self.lanes.push(queue);
             return self.ask_for_streams();
@@ -311,8 +357,9 @@ impl Engine {
                 self.book.give_back(id, now_ms + 1000);
                 continue;
             };
-            let Ok(bytes) = self.store.work(move |store| store.read(id).ok_or(NotKept::Disk)).await else {
-                self.book.give_back(id, now_ms + 1000);
+            let Ok(bytes) = self.store.work(move |store| store.read(id).map_err(|_| NotKept::Disk)).await else {
+                let effect = self.book.unreadable(id, now_ms);
+                self.act(effect.into_iter().collect());
                 continue;
             };
             // A process that is killed after the offer must know of it, so as not to send again what
@@ -333,15 +380,32 @@ impl Engine {
 
 impl LaneQueue {
     /// A chunk waits, and there is a place for it.
-    fn is_ready(&self) -> bool {
-        !self.unsealed.is_empty() && self.lane.has_place()
+    fn is_ready(&self, now_ms: i64) -> bool {
+        self.lane.has_place() && self.due(now_ms).is_some()
     }
 
-    fn rank(&self) -> Option<queue::Rank> {
-        let chunk = self.unsealed.front()?;
+    /// The oldest chunk that may be tried now.
+    fn due(&self, now_ms: i64) -> Option<usize> {
+        self.unsealed.iter().position(|chunk| chunk.not_before_ms <= now_ms)
+    }
+
+    /// Where it was: in the order of cutting.
+    fn put_back(&mut self, chunk: Unsealed) {
+        let at = self.unsealed.partition_point(|other| other.id < chunk.id);
+        self.unsealed.insert(at, chunk);
+    }
+
+    fn rank(&self, now_ms: i64) -> Option<queue::Rank> {
+        let chunk = self.unsealed.get(self.due(now_ms)?)?;
         let (class, first) = (self.lane.variant.class(), chunk.lane_seq == 0);
         let started_ms = chunk.started_ms;
         Some(queue::rank(&Waiting { id: chunk.id, class, first, started_ms, length: 0, held: false, due_ms: 0 }, None))
+    }
+}
+
+impl Unsealed {
+    pub(super) const fn new(id: u64, lane_seq: u64, started_ms: i64, ended_ms: i64) -> Self {
+        Self { id, lane_seq, started_ms, ended_ms, unread: 0, not_before_ms: 0 }
     }
 }
 

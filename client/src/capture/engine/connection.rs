@@ -79,7 +79,7 @@ impl Engine {
         if moved {
             self.relay = (self.relay + 1) % self.config.relays.len();
         }
-        let asked = if moved { 0 } else { retry_after_s.unwrap_or(0) * 1000 };
+        let asked = if moved { 0 } else { retry_after_s.map_or(0, crate::http::bounded) * 1000 };
         let pause = RECONNECT_MS[self.failures.min(RECONNECT_MS.len() - 1)].max(asked);
         self.failures += 1;
         self.connect_at = Instant::now() + Duration::from_millis(pause);
@@ -158,6 +158,7 @@ impl Engine {
                 Effect::Free { id } => self.records.push(Record::Confirmed { id }),
                 Effect::Renew => self.wallet.want(),
                 Effect::Reconcile { id } => self.reconcile(id),
+                Effect::Signs => self.records.push(Record::Signs),
                 Effect::FetchKeys => self.fetch_keys_again(),
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Engine, Finishing};
+use super::{Engine, Finishing, LaneQueue};
 use crate::capture::Command;
 use crate::capture::event::{Event, Summary};
 use crate::capture::link::{Link, ToLink};
@@ -74,8 +74,6 @@ impl Engine {
         let before = std::mem::replace(&mut self.network, network);
         if network != before && network.is_usable() {
             self.failures = 0;
-            self.connect_at = Instant::now();
-            (self.not_before_ms.ids, self.not_before_ms.streams) = (0, 0);
             self.retry_all();
         }
         if let Some(link) = self.link.as_ref().filter(|_| network.kind != before.kind && network.is_usable()) {
@@ -84,7 +82,12 @@ impl Engine {
         }
     }
 
+    /// Everything is tried and asked for at once, whoever said to wait.
     fn retry_all(&mut self) {
+        self.connect_at = Instant::now();
+        (self.not_before_ms.ids, self.not_before_ms.streams) = (0, 0);
+        self.wallet.retry();
+        self.lanes.iter_mut().for_each(LaneQueue::ask_again);
         let now_ms = self.now_ms();
         let effects = self.book.retry_all(now_ms);
         self.act(effects);
@@ -144,10 +147,10 @@ impl Engine {
     // === end ===
 
     pub(super) fn is_done(&self) -> bool {
-        let sealed = self.lanes.iter().all(|queue| queue.unsealed.is_empty());
+        let sealed = self.lanes.iter().all(|queue| queue.unsealed.is_empty() || queue.is_stuck());
         sealed
             && self.book.all_ended()
-            && !self.manifest_is_due()
+            && (self.some_are_held() || !self.manifest_is_due())
             && self.records.is_empty()
             && self.reconciling.is_empty()
     }

@@ -6,14 +6,22 @@ use std::time::Duration;
 
 use waystation_proto::id::StreamId;
 
-use crate::authority::{self, AuthorityError, Ids};
+use crate::authority::{self, AuthorityError, Ids, Reconciled};
 use crate::capture::event::Event;
 use crate::capture::link::ToLink;
 use crate::capture::store::record::Record;
 use crate::clock;
 use crate::token::Token;
 
-use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, Told};
+use super::{Engine, KEYS_PAUSE_MS, MAX_RECONCILING, MAX_STREAMS, PAUSE_MS, REFUSED_PAUSE_MS, Told};
+
+/// How long not to ask an authority again that gave nothing.
+const fn pause_after(error: &AuthorityError) -> i64 {
+    match error {
+        AuthorityError::Away => PAUSE_MS,
+        AuthorityError::NotNow(_) | AuthorityError::Refused(_) => REFUSED_PAUSE_MS,
+    }
+}
 
 impl Engine {
     /// Asks what the recording is called: at the start, and until somebody says. What an earlier
@@ -91,15 +99,32 @@ impl Engine {
     }
 
     /// Asks the core what it has of a chunk; not more of them at once than are bearable: the others
-    /// come up again with the relay's next word.
+    /// wait for their turn.
     pub(super) fn reconcile(&mut self, id: u64) {
-        if self.reconciling.len() >= MAX_RECONCILING || self.reconciling.contains(&id) {
-            return;
+        if !self.reconciling.contains(&id) {
+            self.unasked.insert(id);
         }
-        let Some(offer) = self.book.offer(id) else { return };
-        self.reconciling.insert(id);
-        let authority = Arc::clone(&self.authority);
-        self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+        while self.reconciling.len() < MAX_RECONCILING
+            && let Some(id) = self.unasked.pop_first()
+        {
+            let Some(offer) = self.book.offer(id) else { continue };
+            self.reconciling.insert(id);
+            let authority = Arc::clone(&self.authority);
+            self.tasks.spawn(async move { Told::Reconciled(id, authority.reconcile(offer).await) });
+        }
+    }
+
+    /// The core said what it has of a chunk, or nothing: then those that wait come up again with
+    /// the relay's next word.
+    fn reconciled(&mut self, id: u64, answer: Result<Reconciled, AuthorityError>) {
+        self.reconciling.remove(&id);
+        let Ok(core) = answer else { return self.unasked.clear() };
+        let now_ms = self.now_ms();
+        let effects = self.book.reconciled(id, core, now_ms);
+        self.act(effects);
+        if let Some(next) = self.unasked.pop_first() {
+            self.reconcile(next);
+        }
     }
 
     pub(super) fn told(&mut self, told: Told) {
@@ -108,7 +133,7 @@ impl Engine {
             Told::Ids(Ok(ids)) => self.are_named(ids),
             Told::Ids(Err(error)) => {
                 self.ids_asked = false;
-                self.not_before_ms.ids = now_ms + PAUSE_MS;
+                self.not_before_ms.ids = now_ms + pause_after(&error);
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Stream(n, Ok(stream)) => {
@@ -117,21 +142,18 @@ impl Engine {
                 lane.opened(stream);
             }
             Told::Stream(n, Err(error)) => {
-                self.lanes[n].lane.refused(matches!(error, AuthorityError::Refused(_)));
-                self.not_before_ms.streams = now_ms + PAUSE_MS;
+                let for_good = matches!(error, AuthorityError::Refused(_));
+                self.lanes[n].lane.refused(for_good);
+                // This lane is not asked for again by itself; the others are.
+                self.not_before_ms.streams = now_ms + if for_good { PAUSE_MS } else { pause_after(&error) };
                 self.emit(Event::Authority { error: error.to_string() });
             }
             Told::Capability(Ok(tokens)) => self.renewed(&tokens, now_ms),
             Told::Capability(Err(error)) => {
-                self.wallet.failed(now_ms + PAUSE_MS);
+                self.wallet.failed(now_ms + pause_after(&error));
                 self.emit(Event::Authority { error: error.to_string() });
             }
-            Told::Reconciled(id, answer) => {
-                self.reconciling.remove(&id);
-                let now_ms = self.now_ms();
-                let effects = answer.map(|core| self.book.reconciled(id, core, now_ms));
-                self.act(effects.unwrap_or_default());
-            }
+            Told::Reconciled(id, answer) => self.reconciled(id, answer),
             Told::Keys(answer) => {
                 self.keys_asked = false;
                 let effects = self.book.set_keys(answer, self.now_ms());

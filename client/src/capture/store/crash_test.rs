@@ -27,7 +27,7 @@ struct Platters {
     files: BTreeMap<u64, Inode>,
     names: BTreeMap<String, u64>,
     synced: BTreeMap<String, u64>,
-    changes: Vec<(String, Option<u64>)>,
+    changes: Vec<Vec<(String, Option<u64>)>>,
     next: u64,
     /// Operations until the process ends.
     left: u64,
@@ -42,12 +42,18 @@ impl Platters {
         Ok(())
     }
 
-    fn name(&mut self, name: &str, file: Option<u64>) {
+    /// Changes names in one step.
+    fn name(&mut self, change: &[(&str, Option<u64>)]) {
+        let change: Vec<_> = change.iter().map(|(name, file)| ((*name).to_owned(), *file)).collect();
+        change.iter().for_each(|(name, file)| Self::set(&mut self.names, name, *file));
+        self.changes.push(change);
+    }
+
+    fn set(names: &mut BTreeMap<String, u64>, name: &str, file: Option<u64>) {
         match file {
-            Some(file) => self.names.insert(name.into(), file),
-            None => self.names.remove(name),
+            Some(file) => names.insert(name.into(), file),
+            None => names.remove(name),
         };
-        self.changes.push((name.into(), file));
     }
 
     /// What the next process finds: each unsynced change of a name was kept or not, each file has
@@ -55,12 +61,9 @@ impl Platters {
     fn crash(&mut self, power: bool, dice: &mut Jitter) {
         if power {
             self.names = self.synced.clone();
-            for (name, file) in std::mem::take(&mut self.changes) {
+            for change in std::mem::take(&mut self.changes) {
                 if dice.roll().is_multiple_of(2) {
-                    match file {
-                        Some(file) => self.names.insert(name, file),
-                        None => self.names.remove(&name),
-                    };
+                    change.iter().for_each(|(name, file)| Self::set(&mut self.names, name, *file));
                 }
             }
             for file in self.files.values_mut() {
@@ -98,7 +101,7 @@ impl Disk for Sim {
         let file = disk.next;
         disk.next += 1;
         disk.files.insert(file, Inode { bytes: bytes.into(), synced: 0 });
-        disk.name(name, Some(file));
+        disk.name(&[(name, Some(file))]);
         disk.step()?;
         let synced = bytes.len();
         disk.files.insert(file, Inode { bytes: bytes.into(), synced });
@@ -126,8 +129,7 @@ impl Disk for Sim {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
         let file = *disk.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-        disk.name(from, None);
-        disk.name(to, Some(file));
+        disk.name(&[(from, None), (to, Some(file))]);
         Ok(())
     }
 
@@ -137,7 +139,7 @@ impl Disk for Sim {
         if !disk.names.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        disk.name(name, None);
+        disk.name(&[(name, None)]);
         Ok(())
     }
 
@@ -388,4 +390,41 @@ fn a_full_queue_says_so_and_takes_more_when_something_is_confirmed() {
     store.add(Record::Confirmed { id: 1 });
     store.commit().unwrap();
     assert!(store.file(&[0; 100]).is_ok());
+}
+
+#[test]
+fn what_a_torn_queue_does_not_name_is_kept_whenever_the_process_ends() {
+    for ends in 0..100 {
+        let disk = Sim::default();
+        disk.0.lock().unwrap().left = u64::MAX;
+        let mut store = open(&disk, 1).unwrap();
+        let mut now = Promised::default();
+        keep(&mut store, &mut now, 2).unwrap();
+        let cut = disk.clone().read(QUEUE_FILE).unwrap().len();
+        let many = 70;
+        (0..many).for_each(|_| keep(&mut store, &mut now, 1).unwrap());
+        drop(store);
+        {
+            // The disk itself lost the end of the file, long after it was synced.
+            let mut disk = disk.0.lock().unwrap();
+            let file = disk.names[QUEUE_FILE];
+            let queue = disk.files.get_mut(&file).unwrap();
+            queue.bytes.truncate(cut + 10);
+            queue.synced = cut + 10;
+            disk.left = ends;
+        }
+        let opened = open(&disk, 2).is_ok();
+        disk.0.lock().unwrap().crash(ends % 2 == 0, &mut Jitter::new(ends));
+        let mut store = open(&disk, 3).unwrap();
+        assert_eq!(found_some(&mut store), 2);
+        let kept = store.disk.list().unwrap().iter().filter(|name| name.ends_with(LEFT)).count();
+        assert_eq!(kept, many, "ended after {ends} operations, opened: {opened}");
+    }
+}
+
+/// How many chunks are named; each has its bytes.
+fn found_some(store: &mut Store) -> usize {
+    let ids: Vec<u64> = store.state().items.keys().copied().collect();
+    ids.iter().for_each(|id| drop(store.read(*id).expect("a chunk's bytes are there")));
+    ids.len()
 }

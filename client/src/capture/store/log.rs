@@ -16,12 +16,18 @@ const LABEL: &[u8] = b"waystation-queue-v1";
 /// Longest record, in bytes: a lane with all its streams fits.
 const MAX_RECORD: usize = 2 << 20;
 
+/// Shortest record, in bytes: an empty list and its tag.
+const LEAST_RECORD: usize = 2 + 16;
+/// So many records are thought to lie in a spoiled stretch at most.
+const MAX_BETWEEN: usize = 256;
+
 /// Why a queue file is not read. It stays as it is then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     /// It opens with another key.
     WrongKey,
-    /// It is no queue file, or its image is not whole; no crash leaves it so.
+    /// It is no queue file, its image is not whole, or something in its middle is not: no crash
+    /// leaves it so, and what follows is not to be dropped.
     Damaged,
 }
 
@@ -56,7 +62,8 @@ impl Writer {
     }
 }
 
-/// Reads a file up to its last whole record.
+/// Reads a file up to its last whole record. What follows that one must be no more than a crash
+/// leaves: the rest of a change that was not synced, or notes that nobody waits for.
 pub(crate) fn read(key: &LocalKey, bytes: &[u8]) -> Result<Read, Unreadable> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Unreadable::Damaged)?;
     let (salt, mut rest) = rest.split_first_chunk::<SALT_BYTES>().ok_or(Unreadable::Damaged)?;
@@ -75,7 +82,30 @@ pub(crate) fn read(key: &LocalKey, bytes: &[u8]) -> Result<Read, Unreadable> {
         records.extend(changes);
         (number, rest) = (number + 1, after);
     }
-    if image { Ok(Read { records, torn: !rest.is_empty() }) } else { Err(Unreadable::Damaged) }
+    if !image || is_followed(&cipher, number, rest) {
+        return Err(Unreadable::Damaged);
+    }
+    Ok(Read { records, torn: !rest.is_empty() })
+}
+
+/// Whether a change that was waited for stands whole behind the bad record `number`: then that
+/// one was synced, and spoiled since.
+fn is_followed(cipher: &LessSafeKey, number: u64, rest: &[u8]) -> bool {
+    let plausible = |bytes: &[u8]| match bytes.first_chunk::<4>() {
+        Some(length) => (u32::from_be_bytes(*length) as usize) <= MAX_RECORD,
+        None => true,
+    };
+    (0..rest.len()).any(|at| {
+        let Some((body, after)) = split(&rest[at..]) else { return false };
+        if body.len() < LEAST_RECORD || !plausible(after) {
+            return false;
+        }
+        // So many records may lie before it.
+        let between = (at / (4 + LEAST_RECORD) + 1).min(MAX_BETWEEN) as u64;
+        let plain = (1..=between).find_map(|n| open(cipher, number + n, body));
+        let changes = plain.and_then(|plain| serde_json::from_slice::<Vec<Record>>(&plain).ok());
+        changes.is_some_and(|changes| changes.iter().any(Record::is_waited_for))
+    })
 }
 
 fn split(rest: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -135,13 +165,39 @@ mod tests {
         for at in ends[1]..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            let read = read(&key, &bad).unwrap();
-            assert!(read.torn && read.records.len() < 4, "byte {at}");
+            match read(&key, &bad) {
+                Ok(read) => assert!(at >= ends[2] && read.torn && read.records.len() == 3, "byte {at}"),
+                Err(error) => assert!(error == Unreadable::Damaged && at < ends[2], "{error:?} at byte {at}"),
+            }
         }
         let without = [&bytes[..ends[1]], &bytes[ends[2]..]].concat();
-        assert_eq!(read(&key, &without).unwrap().records.len(), 2);
+        assert_eq!(read(&key, &without).err(), Some(Unreadable::Damaged));
         let twice = [&bytes[..ends[2]], &bytes[ends[1]..ends[2]]].concat();
         assert_eq!(read(&key, &twice).unwrap().records.len(), 3);
+    }
+
+    #[test]
+    fn what_was_waited_for_is_not_dropped_behind_a_spoiled_stretch_and_notes_are() {
+        let key = LocalKey::new([1; 32]);
+        let note = |id| Record::Noted { id, note: Default::default() };
+        let written = |records: &[Record]| {
+            let (mut writer, mut bytes) = Writer::begin(&key, [7; SALT_BYTES]).unwrap();
+            writer.put(&[Record::ImageEnd], &mut bytes).unwrap();
+            let from = bytes.len();
+            records.iter().for_each(|record| writer.put(std::slice::from_ref(record), &mut bytes).unwrap());
+            (from, bytes)
+        };
+        let (from, bytes) = written(&[note(1), note(2), note(3), Record::Confirmed { id: 1 }, note(4)]);
+        for spoiled in [from..from + 4, from + 3..from + 4, from + 30..from + 150] {
+            let mut bad = bytes.clone();
+            bad[spoiled.clone()].fill(0);
+            assert_eq!(read(&key, &bad).err(), Some(Unreadable::Damaged), "{spoiled:?}");
+        }
+        // A power cut may leave a later note and not the one before.
+        let (from, mut bytes) = written(&[note(1), note(2), note(3)]);
+        bytes[from..from + 20].fill(0);
+        let read = read(&key, &bytes).unwrap();
+        assert!(read.torn && read.records.len() == 1);
     }
 
     proptest! {

@@ -40,6 +40,8 @@ pub(crate) enum Record {
     Manifest { id: Option<u64> },
     /// The relay holds something whole, for the first time.
     Ready,
+    /// The core signs receipts.
+    Signs,
     /// The number of the next chunk.
     NextId { id: u64 },
     /// Sums of what is over, in place of what the records before make of them.
@@ -151,6 +153,8 @@ pub(crate) struct State {
     pub(crate) closing: bool,
     pub(crate) manifest: Manifest,
     pub(crate) ready: bool,
+    /// A receipt of the core was seen.
+    pub(crate) signs: bool,
     pub(crate) totals: Totals,
 }
 
@@ -208,6 +212,7 @@ impl State {
             Record::Closing => self.closing = true,
             Record::Manifest { id } => self.manifest(id),
             Record::Ready => self.ready = true,
+            Record::Signs => self.signs = true,
             Record::NextId { id } => self.next_id = id,
             Record::Totals { totals } => self.totals = totals,
             Record::ImageEnd => {}
@@ -230,6 +235,7 @@ impl State {
         out.push(Record::Session { state: self.session });
         out.extend(self.closing.then_some(Record::Closing));
         out.extend(self.ready.then_some(Record::Ready));
+        out.extend(self.signs.then_some(Record::Signs));
         out.push(Record::NextId { id: self.next_id });
         out.push(Record::ImageEnd);
         out
@@ -315,6 +321,11 @@ impl Item {
 }
 
 impl Record {
+    /// Others rely on it: it is synced before anybody acts on it.
+    pub(crate) const fn is_waited_for(&self) -> bool {
+        !matches!(self, Self::Noted { .. } | Self::Ready)
+    }
+
     /// A chunk is sealed.
     pub(crate) fn sealed(id: u64, file: String, size: u64, offer: &Offer, stream_no: u64) -> Self {
         let sha256 = offer.sha256.to_hex();

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use waystation_client::ClientKey;
-use waystation_client::authority::{Answer, Authority, AuthorityError, Ids};
+use waystation_client::authority::{Answer, Authority, AuthorityError, Ids, Reconciled};
 use waystation_client::receipt::Jwks;
 use waystation_client::token::Token;
 use waystation_proto::Offer;
@@ -19,9 +19,14 @@ pub struct TestAuthority {
     pub ttl_s: i64,
     pub max_chunks: u64,
     pub away: AtomicBool,
+    /// It refuses further streams.
+    pub refuses: AtomicBool,
     /// Its keys alone can't be had.
     pub keys_away: AtomicBool,
     pub key_id: Mutex<String>,
+    /// What it has of a chunk; none: there is nobody to ask.
+    pub has: Mutex<Option<Reconciled>>,
+    pub reconciled: AtomicU64,
     streams: AtomicU64,
     minted: AtomicU64,
     /// Names that a session brought along.
@@ -36,8 +41,11 @@ impl TestAuthority {
             ttl_s,
             max_chunks,
             away: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
             keys_away: AtomicBool::new(false),
             key_id: Mutex::new("k1".into()),
+            has: Mutex::default(),
+            reconciled: AtomicU64::new(0),
             streams: AtomicU64::new(0),
             minted: AtomicU64::new(0),
             asked: Mutex::default(),
@@ -81,6 +89,9 @@ impl Authority for TestAuthority {
     fn next_stream(&self, _: Variant, _: Media, follows: Option<StreamId>) -> Answer<'_, StreamId> {
         Box::pin(async move {
             self.here()?;
+            if self.refuses.load(Ordering::SeqCst) {
+                return Err(AuthorityError::Refused("account_closed".into()));
+            }
             let id = format!("stream_{}", self.streams.fetch_add(1, Ordering::SeqCst));
             self.given.lock().unwrap().push((id.clone(), follows.map(|stream| stream.as_str().into())));
             Ok(StreamId::new(&id).unwrap())
@@ -98,6 +109,13 @@ impl Authority for TestAuthority {
         Box::pin(async move {
             self.here()?;
             Ok(self.mint("fanout", &[]))
+        })
+    }
+
+    fn reconcile(&self, _: Offer) -> Answer<'_, Reconciled> {
+        Box::pin(async move {
+            self.reconciled.fetch_add(1, Ordering::SeqCst);
+            Ok(self.has.lock().unwrap().clone().unwrap_or(Reconciled::Untold))
         })
     }
 

@@ -29,6 +29,8 @@ pub struct Knobs {
     pub late: bool,
     /// An answer waits as long as it was asked to, and not just a second.
     pub patient: bool,
+    /// Something on the way answers every `PUT` with this status.
+    pub portal: Option<u16>,
     /// The core is away: nothing is confirmed.
     pub hold: bool,
     /// Answers to the next offers.

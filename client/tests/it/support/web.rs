@@ -45,6 +45,10 @@ async fn handle(shared: Arc<Shared>, head: http::request::Parts, body: BodyIn) -
         return Ok(watch(shared, &head.headers));
     }
     let name = ChunkRef::parse(head.uri.path().strip_prefix("/chunks/").unwrap()).unwrap();
+    let portal = shared.with(|state| state.knobs.portal).filter(|_| head.method == Method::PUT);
+    if let Some(status) = portal {
+        return Ok(reply(status, &[], Bytes::from_static(b"<html>log in</html>")));
+    }
     match head.method {
         Method::HEAD => Ok(held(&shared, name)),
         Method::PUT => put(shared, name, &head.headers, body).await,
