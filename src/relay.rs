@@ -119,6 +119,7 @@ impl Relay {
             staging: staging.clone(),
             hub,
             clock: clock.clone(),
+            metrics: metrics.clone(),
         };
         let admission = Admission::new(parts, &config);
         let readiness = Readiness::new(&config, core.clone(), verifier.clone(), staging.clone());
@@ -163,6 +164,8 @@ impl Relay {
         let every = self.config.fanout.reauthorize_every;
         let verifier = self.verifier;
         background.spawn(async move { verifier.poll_revocations(every).await });
+        let admission = self.admission;
+        background.spawn(async move { admission.reauthorize().await });
         let forwarding = self.forwarding.map(|forwarding| tokio::spawn(forwarding.run(forwarding_end.clone())));
 
         let drained = self.ingress.serve(shutdown, DRAIN).await;

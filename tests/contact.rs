@@ -8,6 +8,7 @@ use waystation_proto::frame::{self, Decoder, Frame, Piece, kind, split_message};
 use waystation_proto::message::{ChunkBegins, ContactChunkState, Ending, StartAt, StartWord, Watch};
 use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
 
+use crate::session::Session;
 use crate::wire::{Exchange, Http, Socket, Streaming, Ws, soon, websocket};
 use crate::world::World;
 
@@ -18,17 +19,20 @@ pub enum Eye {
     Ws(Ws),
     /// Streaming `GET /watch`.
     Get(Http),
+    /// `/watch` over WebTransport.
+    Wt,
 }
 
 impl Eye {
     /// Every way.
-    pub const ALL: [Self; 5] =
-        [Self::Ws(Ws::H1), Self::Ws(Ws::H2), Self::Get(Http::H1), Self::Get(Http::H2), Self::Get(Http::H3)];
+    pub const ALL: [Self; 6] =
+        [Self::Ws(Ws::H1), Self::Ws(Ws::H2), Self::Get(Http::H1), Self::Get(Http::H2), Self::Get(Http::H3), Self::Wt];
 }
 
 enum Link {
     Ws(Box<Socket>),
     Get(Box<Streaming>, Decoder),
+    Wt(Box<Session>),
 }
 
 /// A contact, and everything it holds.
@@ -67,6 +71,16 @@ impl Contact {
         this
     }
 
+    /// Goes on over a WebSocket where a cursor says that another connection was.
+    pub async fn resume(world: &World, capability: &str, cursor: &str) -> Self {
+        let mut socket = websocket(world, Ws::H1, "/watch", WATCH_SUBPROTOCOL).await;
+        let cursor = Some(cursor.to_owned());
+        let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes: None, from: None, cursor };
+        socket.stream.send(Message::Binary(frame::encode_json(kind::WATCH, &watch))).await.unwrap();
+        let (chunks, bytes, states) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { link: Link::Ws(Box::new(socket)), waiting: VecDeque::new(), chunks, bytes, states }
+    }
+
     /// Asks, without hearing the answer.
     pub async fn begin(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>) -> Self {
         let link = match eye {
@@ -77,6 +91,13 @@ impl Contact {
                 let message = Message::Binary(frame::encode_json(kind::WATCH, &watch));
                 socket.stream.send(message).await.unwrap();
                 Link::Ws(Box::new(socket))
+            }
+            Eye::Wt => {
+                let mut session = Session::open(world, "/watch", http::HeaderMap::new()).await.unwrap();
+                let from = Some(StartAt::Word(StartWord::Oldest));
+                let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor: None };
+                session.send(&frame::encode_json(kind::WATCH, &watch)).await;
+                Link::Wt(Box::new(session))
             }
             Eye::Get(http) => {
                 let list = |lanes: Vec<Variant>| {
@@ -95,10 +116,19 @@ impl Contact {
         Self { link, waiting: VecDeque::new(), chunks, bytes, states }
     }
 
-    /// Sends a frame; only on a WebSocket.
+    /// Sends a frame; not on a streaming `GET`.
     pub async fn send(&mut self, frame: bytes::Bytes) {
-        let Link::Ws(socket) = &mut self.link else { panic!("a streaming GET says nothing") };
-        socket.stream.send(Message::Binary(frame)).await.unwrap();
+        match &mut self.link {
+            Link::Ws(socket) => socket.stream.send(Message::Binary(frame)).await.unwrap(),
+            Link::Wt(session) => session.send(&frame).await,
+            Link::Get(..) => panic!("a streaming GET says nothing"),
+        }
+    }
+
+    /// Its session.
+    pub fn session(&mut self) -> &mut Session {
+        let Link::Wt(session) = &mut self.link else { panic!("no session") };
+        session
     }
 
     /// The next frame; `None` at the end of the connection or the body.
@@ -136,6 +166,7 @@ impl Contact {
                     Message::Close(_) => return None,
                     _ => {}
                 },
+                Link::Wt(session) => return session.next().await,
                 Link::Get(streaming, decoder) => {
                     decoder.push(&streaming.next().await?.ok()?);
                     while let Some(frame) = decoder.next_frame().unwrap() {

@@ -5,6 +5,7 @@ pub mod chunk;
 pub mod contact;
 pub mod http;
 pub mod peer;
+pub mod session;
 pub mod wire;
 pub mod world;
 

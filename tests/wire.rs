@@ -109,7 +109,7 @@ pub async fn quic(world: &World) -> Result<quinn::Connection, quinn::ConnectionE
 
 /// The same, for a test that is not about places: a relay that is slow to see earlier connections
 /// end may refuse one, and is asked again.
-async fn admitted(world: &World) -> quinn::Connection {
+pub async fn admitted(world: &World) -> quinn::Connection {
     loop {
         match quic(world).await {
             Ok(connection) => return connection,

@@ -15,6 +15,7 @@ use crate::proto::claims::{Grant, Use};
 use crate::proto::message::Hint;
 use crate::proto::{ChunkRef, Code, ContactState};
 use crate::staging::{Change, Staging};
+use crate::telemetry::Metrics;
 
 mod again;
 mod clients;
@@ -25,6 +26,7 @@ mod names;
 mod offer;
 mod pace;
 mod present;
+mod reauthorize;
 mod receiving;
 mod upload;
 mod vouch;
@@ -39,6 +41,7 @@ pub use watch::Revocation;
 use clients::Clients;
 use hidden::Hidden;
 use pace::Paces;
+use reauthorize::Reauthorize;
 use vouch::Vouched;
 
 /// Why something is refused, with everything an adapter needs to say so on its transport.
@@ -74,6 +77,8 @@ pub struct Parts {
     pub hub: Hub,
     /// Time.
     pub clock: Clock,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// The doorkeeper. Cheap to clone.
@@ -84,6 +89,7 @@ struct Inner {
     parts: Parts,
     clients: Clients,
     vouched: Vouched,
+    reauthorize: Arc<Reauthorize>,
     drop_ins: drop_in::InProgress,
     hidden: Hidden,
     paces: Paces,
@@ -109,6 +115,7 @@ impl Admission {
         Self(Arc::new(Inner {
             clients: Clients::new(&config.limits),
             vouched: Vouched::new(&parts.clock),
+            reauthorize: Reauthorize::new(config.fanout.reauthorize_every, parts.clock.clone(), parts.metrics.clone()),
             drop_ins: drop_in::InProgress::new(&config.limits),
             hidden: Hidden::default(),
             paces: Paces::new(&parts.clock),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::offer::{permit, refused};
+use super::reauthorize::Hold;
 use super::{Admission, Refusal};
 use crate::capability::{Capability, Trust, Verifier};
 use crate::core::FanoutFields;
@@ -20,34 +21,59 @@ pub struct Revocation {
     verifier: Verifier,
     changes: watch::Receiver<u64>,
     grant: Arc<Grant>,
+    hold: Option<Hold>,
 }
 
 impl Revocation {
-    fn new(verifier: &Verifier, grant: &Arc<Grant>) -> Self {
+    fn new(verifier: &Verifier, grant: &Arc<Grant>, hold: Option<Hold>) -> Self {
         let mut changes = verifier.revocations();
         // It may have been taken back since it was read.
         changes.mark_changed();
-        Self { verifier: verifier.clone(), changes, grant: Arc::clone(grant) }
+        Self { verifier: verifier.clone(), changes, grant: Arc::clone(grant), hold }
     }
 
-    /// Ends when the capability is taken back. Cancel-safe.
-    pub async fn heard(&mut self) {
-        loop {
-            if self.changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
+    /// Ends when the capability is taken back, with the code that its holder is told. Cancel-safe.
+    pub async fn heard(&mut self) -> Code {
+        let Self { verifier, changes, grant, hold } = self;
+        let listed = async {
+            while changes.changed().await.is_ok() {
+                if verifier.is_revoked(grant) {
+                    return;
+                }
             }
-            if self.verifier.is_revoked(&self.grant) {
-                return;
+            std::future::pending().await
+        };
+        match hold {
+            None => {
+                listed.await;
+                Code::CapabilityRevoked
             }
+            Some(hold) => tokio::select! {
+                () = listed => Code::CapabilityRevoked,
+                code = hold.refused() => code,
+            },
         }
     }
 }
 
+/// What the core is asked for a contact: about the first of its streams.
+pub(super) fn fanout_fields(capability: &Capability) -> Option<FanoutFields<'_>> {
+    let grant = &*capability.grant;
+    Some(FanoutFields {
+        session: grant.session.as_str(),
+        capability: &capability.token,
+        incident: grant.incident.as_str(),
+        stream: grant.lanes.first()?.stream.as_str(),
+    })
+}
+
 impl Admission {
     /// Hears when this capability is taken back: what is open by it must end then.
-    #[must_use]
-    pub fn revocation(&self, capability: &Capability) -> Revocation {
-        Revocation::new(&self.0.parts.verifier, &capability.grant)
+    ///
+    /// # Errors
+    /// `TooManyContacts`: there is no room to ask the core about it again.
+    pub fn revocation(&self, capability: &Capability) -> Result<Revocation, Code> {
+        Ok(Revocation::new(&self.0.parts.verifier, &capability.grant, self.hold(capability)?))
     }
 
     /// Opens a contact's subscription; asks the core first where the capability could not be
@@ -113,14 +139,8 @@ impl Admission {
             return Ok(());
         }
         let core = self.0.parts.core.as_ref().ok_or(Code::CoreUnavailable)?;
-        let stream = grant.lanes.first().ok_or(Code::NotWatchable)?.stream.clone();
+        let fields = fanout_fields(capability).ok_or(Code::NotWatchable)?;
         let permit = permit(core, Call::Authorize, 0).await?;
-        let fields = FanoutFields {
-            session: grant.session.as_str(),
-            capability: &capability.token,
-            incident: grant.incident.as_str(),
-            stream: stream.as_str(),
-        };
         match core.fanout_authorize(permit, fields).await {
             Outcome::Accepted => {
                 self.0.vouched.remember(capability, now);

@@ -50,6 +50,7 @@ pub(super) const KEYS: &[(&str, &[(&str, Kind)])] = &[
         "fanout",
         &[
             ("window", Text),
+            ("linger", Text),
             ("memory", Text),
             ("memory_per_session", Text),
             ("max_chunk", Text),

@@ -355,6 +355,7 @@ impl Raw {
         let d = Fanout::default();
         let fanout = Fanout {
             window: self.duration("fanout", "window", d.window),
+            linger: self.duration("fanout", "linger", d.linger),
             memory: self.size("fanout", "memory", d.memory),
             memory_per_session: self.size("fanout", "memory_per_session", d.memory_per_session),
             max_chunk: self.size("fanout", "max_chunk", d.max_chunk),

@@ -136,6 +136,8 @@ pub struct Staging {
 pub struct Fanout {
     /// How much source time a lane's window spans.
     pub window: Duration,
+    /// A window whose capture device gives no sign stays this long.
+    pub linger: Duration,
     /// Bytes of all windows.
     pub memory: u64,
     /// Bytes of one session's windows.
@@ -146,7 +148,7 @@ pub struct Fanout {
     pub allow_unlabelled: bool,
     /// Without media and `ALIVE` for so long a capture device counts as silent.
     pub silent_after: Duration,
-    /// How often contacts without an own expiry proof are authorised again.
+    /// How often the revocation list is fetched, and within which contacts with Proofline tokens are authorised again.
     pub reauthorize_every: Duration,
 }
 
@@ -177,6 +179,7 @@ impl Default for Fanout {
     fn default() -> Self {
         Self {
             window: Duration::from_secs(120),
+            linger: Duration::from_secs(24 * 3600),
             memory: 512 << 20,
             memory_per_session: 32 << 20,
             max_chunk: 8 << 20,

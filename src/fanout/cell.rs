@@ -24,6 +24,12 @@ pub(super) struct Address {
     pub(super) place: Place,
 }
 
+impl Address {
+    pub(super) fn watched(&self) -> bool {
+        self.cell.upgrade().is_some_and(|cell| cell.watched())
+    }
+}
+
 /// Whom a change concerns.
 #[derive(Clone, Copy)]
 pub(super) enum Wake {

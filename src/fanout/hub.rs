@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use dashmap::DashMap;
 
@@ -21,8 +20,6 @@ use crate::proto::window::{Cause, Effect, Rules, Window, lane_of};
 use crate::proto::{ChunkRef, Code, ContactState, StreamId, Variant};
 use crate::telemetry::Metrics;
 
-/// A group without a sign of life is kept this long; its window does not age meanwhile.
-pub const LINGER: Duration = Duration::from_secs(24 * 3600);
 /// Groups known at once. Beyond, the unwatched one that has been quiet longest gives way; while
 /// all are watched, contacts of further groups are refused and their chunks not shown.
 pub const MAX_GROUPS: usize = 4096;
@@ -37,6 +34,8 @@ pub(super) struct Inner {
     rules: Rules,
     pub(super) allow_unlabelled: bool,
     contacts_per_group: usize,
+    /// A group without a sign of life is kept this long; its window does not age meanwhile.
+    linger_ms: u64,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
     groups: Mutex<HashMap<GroupKey, Arc<Cell>>>,
@@ -61,11 +60,12 @@ impl Hub {
             rules,
             allow_unlabelled: config.allow_unlabelled,
             contacts_per_group: limits.contacts_per_group,
+            linger_ms: u64::try_from(config.linger.as_millis()).unwrap_or(u64::MAX),
             clock,
             metrics,
             groups: Mutex::new(HashMap::new()),
             names: DashMap::new(),
-            budget: Mutex::new(Budget::new(config.memory, config.memory_per_session)),
+            budget: Mutex::new(Budget::new(config.memory, config.memory_per_session, Address::watched)),
             last_owner: AtomicU64::new(0),
             swept_at: AtomicU64::new(0),
         }))
@@ -256,7 +256,7 @@ impl Inner {
         }
     }
 
-    /// Lets go of groups that have been quiet for [`LINGER`]; looks at most once a minute. A
+    /// Lets go of groups that have been quiet for `fanout.linger`; looks at most once a minute. A
     /// watched one is emptied and stays for its contacts.
     fn sweep(&self) {
         let now = self.clock.now_ms();
@@ -266,7 +266,7 @@ impl Inner {
         {
             return;
         }
-        let linger = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
+        let linger = self.linger_ms;
         let mut groups = self.groups();
         let quiet: Vec<_> = groups
             .values()

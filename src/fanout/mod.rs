@@ -19,7 +19,7 @@ mod whole;
 
 pub use crate::proto::window::ChunkMeta;
 pub use group::GroupKey;
-pub use hub::{Hub, LINGER, MAX_GROUPS};
+pub use hub::{Hub, MAX_GROUPS};
 pub use publication::Publication;
 pub use reader::ChunkReader;
 pub use subscriber::{Step, Subscription, Wanted};

@@ -63,6 +63,7 @@ pub struct Subscription {
     /// The place moved since the last `CURSOR`.
     moved: bool,
     cursor_at: Option<u64>,
+    held: [bool; 2],
 }
 
 impl Subscription {
@@ -88,6 +89,7 @@ impl Subscription {
             over: false,
             moved: false,
             cursor_at: None,
+            held: [false; 2],
         })
     }
 
@@ -141,6 +143,11 @@ impl Subscription {
         }
     }
 
+    /// Lanes of which the transport has enough: nothing of them is handed out until they are let go.
+    pub const fn hold(&mut self, lanes: [bool; 2]) {
+        self.held = lanes;
+    }
+
     /// Ends it with this reason: the next step is the last.
     pub fn end(&mut self, reason: Code) {
         self.ending.get_or_insert(reason);
@@ -169,7 +176,7 @@ impl Subscription {
         if ticked {
             self.seat.hub.settle(&cell, &mut state);
         }
-        let mut out = if self.ending.is_some() { Out::control_only() } else { Out::default() };
+        let mut out = if self.ending.is_some() { Out::control_only() } else { Out::without(self.held) };
         self.contact.poll(&mut state.window, now, &mut out);
         let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
         let settled = self.contact.settled(&state.window, now);

@@ -348,12 +348,49 @@ async fn source_time_moves_the_window_and_silence_does_not() {
     let capture: Vec<message::CaptureEvent> = all(&got, kind::CAPTURE);
     assert_eq!((capture[0].event, capture[0].last_sign), (CaptureWord::Silent, 3 * 3600));
     assert_eq!(capture[0].last_chunk.as_ref().map(|chunk| chunk.index), Some(70));
-    world.clock.advance(LINGER);
+}
+
+#[tokio::test]
+async fn a_quiet_group_is_let_go_after_its_linger() {
+    let world = World::with(config::Fanout { linger: Duration::from_secs(7200), ..config::Fanout::default() }, 10);
+    world.whole(audio(1, 100));
+    world.clock.advance(Duration::from_secs(7100));
+    let other = || drop(world.hub.publish(&GroupKey::Group(incident(), GroupId::new("other").unwrap()), audio(1, 1)));
+    other();
+    let mut grant = grant(600);
+    grant.exp += 24 * 3600;
+    let mut contact = world.hub.subscribe(&grant, from(StartWord::Oldest)).unwrap();
+    assert_eq!(begun(&drain(&mut contact).await).len(), 1, "who comes late still sees it");
+    world.clock.advance(Duration::from_secs(200));
+    other();
+    assert_eq!(world.metric("fanout_window_bytes"), 0);
+    assert_eq!(world.metric("fanout_evicted_chunks_total{cause=\"linger\"}"), 1);
+    assert_eq!(world.metric("fanout_groups"), 2, "a watched one is emptied and stays");
     drop(contact);
-    drop(world.hub.publish(&GroupKey::Group(incident(), GroupId::new("other").unwrap()), audio(1, 1)));
-    assert_eq!(world.metric("fanout_window_bytes"), 0, "a day without a sign");
+    world.clock.advance(Duration::from_secs(100));
+    other();
     assert_eq!(world.metric("fanout_groups"), 1);
-    assert!(world.metric("fanout_evicted_chunks_total{cause=\"linger\"}") > 0);
+}
+
+#[tokio::test]
+async fn memory_takes_first_from_what_nobody_watches() {
+    let config = config::Fanout { memory: 400_000, memory_per_session: 390_000, ..config::Fanout::default() };
+    let world = World::with(config, 10);
+    let elsewhere = GroupKey::Group(incident(), GroupId::new("unwatched").unwrap());
+    let mut contact = world.subscribe(from(StartWord::Oldest));
+    world.whole(audio(1, 180_000));
+    for (name, index, length) in [("unwatched", 1, 70_000), ("unwatched", 2, 70_000), ("little", 1, 10_000)] {
+        let mut meta = meta(name, Variant::LivePreview, index, length);
+        meta.session = SessionId::new(name).unwrap();
+        let publication = world.hub.publish(&elsewhere, meta);
+        publication.push(0, &Bytes::from(vec![1; length as usize]));
+        publication.complete();
+    }
+    world.whole(audio(2, 70_000));
+    let got = drain(&mut contact).await;
+    assert_eq!(begun(&got).len(), 2, "the watched session held more, and nothing of it gave way");
+    assert!(all::<message::Omitted>(&got, kind::OMITTED).is_empty());
+    assert_eq!(world.metric("fanout_evicted_chunks_total{cause=\"memory\"}"), 1);
 }
 
 #[tokio::test]

@@ -8,18 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
-use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use quinn::{ConnectionError, VarInt};
+use tokio::sync::mpsc;
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::ReusableBoxFuture;
 
+use crate::errors::{connection_error, lost, read_error};
 use crate::frames::Frames;
+use crate::orders::Orders;
+use crate::send::SendStream;
+use crate::sessions::{SessionStream, Sorting};
 
 /// `H3_NO_ERROR`: the answer is complete, the rest of the request is not needed.
 const NO_ERROR: u32 = 0x100;
-/// `H3_INTERNAL_ERROR`: what a request's stream ends with unless it is finished.
-const INTERNAL_ERROR: u32 = 0x102;
 /// `H3_EXCESSIVE_LOAD`: a frame would make the relay hold more than it lets a peer.
 const EXCESSIVE_LOAD: u32 = 0x107;
 /// Bytes read at once.
@@ -34,6 +37,7 @@ type Pending<T> = Option<ReusableBoxFuture<'static, T>>;
 pub struct Connection {
     opener: Opener,
     accepting_bi: Pending<Opened>,
+    sorting: Option<Sorting>,
     accepting_uni: Pending<Result<quinn::RecvStream, ConnectionError>>,
 }
 
@@ -61,7 +65,16 @@ impl Connection {
     /// Streams over this connection.
     pub fn new(quic: quinn::Connection) -> Self {
         let opener = Opener::new(quic, Priority::default());
-        Self { opener, accepting_bi: None, accepting_uni: None }
+        Self { opener, accepting_bi: None, sorting: None, accepting_uni: None }
+    }
+
+    /// The same for an end that serves WebTransport: streams that the peer opens within a session
+    /// come out of the second value instead of going to h3. What nobody takes is reset.
+    /// Answers are sent in the order that the third asks for.
+    pub fn with_sessions(quic: quinn::Connection) -> (Self, mpsc::Receiver<SessionStream>, Orders) {
+        let orders = Orders::default();
+        let (sorting, streams) = Sorting::new(orders.clone());
+        (Self { sorting: Some(sorting), ..Self::new(quic) }, streams, orders)
     }
 
     /// What the priority of requests is set with.
@@ -112,13 +125,19 @@ impl quic::Connection<Bytes> for Connection {
 
     fn poll_accept_bidi(&mut self, cx: &mut Context<'_>) -> Poll<Result<BidiStream, ConnectionErrorIncoming>> {
         let quic = &self.opener.quic;
-        let make = || {
-            let quic = quic.clone();
-            async move { quic.accept_bi().await }
-        };
-        let stream = ready!(poll_slot(&mut self.accepting_bi, cx, make));
-        let guarded = |stream| BidiStream::new(stream, self.opener.quic.clone());
-        Poll::Ready(stream.map(guarded).map_err(connection_error))
+        loop {
+            let make = || {
+                let quic = quic.clone();
+                async move { quic.accept_bi().await }
+            };
+            let accepted = poll_slot(&mut self.accepting_bi, cx, make).map_err(connection_error)?;
+            match (accepted, &mut self.sorting) {
+                (Poll::Ready(stream), None) => return Poll::Ready(Ok(BidiStream::new(stream, quic.clone()))),
+                (Poll::Ready(stream), Some(sorting)) => sorting.look_at(stream, quic.clone()),
+                (Poll::Pending, None) => return Poll::Pending,
+                (Poll::Pending, Some(sorting)) => return sorting.poll_request(cx).map(Ok),
+            }
+        }
     }
 
     fn opener(&self) -> Opener {
@@ -184,7 +203,11 @@ pub struct BidiStream {
 
 impl BidiStream {
     fn new((send, recv): (quinn::SendStream, quinn::RecvStream), quic: quinn::Connection) -> Self {
-        Self { send: SendStream::new(send, true), recv: RecvStream::new(recv, Frames::of_request(), quic) }
+        Self::of(SendStream::of_request(send), RecvStream::new(recv, Frames::of_request(), quic))
+    }
+
+    pub(crate) const fn of(send: SendStream, recv: RecvStream) -> Self {
+        Self { send, recv }
     }
 }
 
@@ -247,7 +270,18 @@ pub struct RecvStream {
 
 impl RecvStream {
     fn new(stream: quinn::RecvStream, frames: Frames, quic: quinn::Connection) -> Self {
-        Self { stream, buffer: BytesMut::new(), ended: false, frames, quic }
+        Self::begun(stream, BytesMut::new(), frames, quic, false)
+    }
+
+    /// One of which something was read already, perhaps to its end.
+    pub(crate) const fn begun(
+        stream: quinn::RecvStream,
+        buffer: BytesMut,
+        frames: Frames,
+        quic: quinn::Connection,
+        ended: bool,
+    ) -> Self {
+        Self { stream, buffer, ended, frames, quic }
     }
 
     /// The peer declares a frame that is too large to be held: no connection is owed to it.
@@ -263,6 +297,11 @@ impl quic::RecvStream for RecvStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        if !self.buffer.is_empty() {
+            // What was read to know the stream by.
+            let bytes = self.buffer.split().freeze();
+            return Poll::Ready(if self.frames.allow(&bytes) { Ok(Some(bytes)) } else { Err(self.too_much()) });
+        }
         if self.ended {
             return Poll::Ready(Ok(None));
         }
@@ -298,100 +337,13 @@ impl Drop for RecvStream {
     }
 }
 
-/// The sending half of a stream.
-pub struct SendStream {
-    stream: quinn::SendStream,
-    writing: Option<WriteBuf<Bytes>>,
-    /// Whether dropping it now must tell the peer that this is not the end.
-    guarded: bool,
-}
-
-impl SendStream {
-    fn new(stream: quinn::SendStream, guarded: bool) -> Self {
-        Self { stream, writing: None, guarded }
-    }
-}
-
-impl quic::SendStream<Bytes> for SendStream {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        while let Some(data) = self.writing.as_mut().filter(|data| data.has_remaining()) {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, data.chunk())).map_err(write_error)?;
-            data.advance(written);
-        }
-        self.writing = None;
-        Poll::Ready(Ok(()))
-    }
-
-    fn send_data<T: Into<WriteBuf<Bytes>>>(&mut self, data: T) -> Result<(), StreamErrorIncoming> {
-        if self.writing.is_some() {
-            let connection_error = ConnectionErrorIncoming::InternalError("a write is under way".into());
-            return Err(StreamErrorIncoming::ConnectionErrorIncoming { connection_error });
-        }
-        self.writing = Some(data.into());
-        Ok(())
-    }
-
-    fn poll_finish(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), StreamErrorIncoming>> {
-        self.guarded = false;
-        Poll::Ready(self.stream.finish().map_err(|error| StreamErrorIncoming::Unknown(Box::new(error))))
-    }
-
-    fn reset(&mut self, reset_code: u64) {
-        self.guarded = false;
-        let _ = self.stream.reset(varint(reset_code));
-    }
-
-    fn send_id(&self) -> StreamId {
-        stream_id(self.stream.id())
-    }
-}
-
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        // quinn finishes a dropped stream, and a cut-off answer would look whole.
-        if self.guarded {
-            let _ = self.stream.reset(VarInt::from_u32(INTERNAL_ERROR));
-        }
-    }
-}
-
-fn varint(value: u64) -> VarInt {
+pub(crate) fn varint(value: u64) -> VarInt {
     VarInt::from_u64(value).unwrap_or(VarInt::MAX)
 }
 
-fn stream_id(id: quinn::StreamId) -> StreamId {
+pub(crate) fn stream_id(id: quinn::StreamId) -> StreamId {
     match StreamId::try_from(u64::from(VarInt::from(id))) {
         Ok(id) => id,
         Err(_) => unreachable!("both are numbers of 62 bits"),
-    }
-}
-
-fn connection_error(error: ConnectionError) -> ConnectionErrorIncoming {
-    match error {
-        ConnectionError::ApplicationClosed(close) => {
-            ConnectionErrorIncoming::ApplicationClose { error_code: close.error_code.into() }
-        }
-        ConnectionError::TimedOut => ConnectionErrorIncoming::Timeout,
-        other => ConnectionErrorIncoming::Undefined(Arc::new(other)),
-    }
-}
-
-fn lost(error: ConnectionError) -> StreamErrorIncoming {
-    StreamErrorIncoming::ConnectionErrorIncoming { connection_error: connection_error(error) }
-}
-
-fn read_error(error: std::io::Error) -> StreamErrorIncoming {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>()) {
-        Some(ReadError::Reset(code)) => StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() },
-        Some(ReadError::ConnectionLost(error)) => lost(error.clone()),
-        _ => StreamErrorIncoming::Unknown(Box::new(error)),
-    }
-}
-
-fn write_error(error: WriteError) -> StreamErrorIncoming {
-    match error {
-        WriteError::Stopped(code) => StreamErrorIncoming::StreamTerminated { error_code: code.into_inner() },
-        WriteError::ConnectionLost(error) => lost(error),
-        other => StreamErrorIncoming::Unknown(Box::new(other)),
     }
 }

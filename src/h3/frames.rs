@@ -44,6 +44,11 @@ impl Frames {
         Self { place: Place::Type, head: Vec::new() }
     }
 
+    /// Of a stream that is not h3's.
+    pub(crate) const fn unread() -> Self {
+        Self { place: Place::Unread, head: Vec::new() }
+    }
+
     /// Follows `bytes`; `false`: a frame declares more than may be held.
     pub(crate) fn allow(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {

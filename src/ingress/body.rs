@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use ::h3::quic::RecvStream as _;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
@@ -19,13 +20,15 @@ use super::io::Sign;
 use super::ticket::Ticket;
 use crate::telemetry::names::Transport;
 
+mod leave;
+
+pub(super) use leave::Leave;
+
 /// Small pieces that are there already are joined up to this before anything handles them: each
 /// one costs a hash update, a write and a wake-up of every contact.
 pub(super) const GATHER: usize = 64 * 1024;
 /// Largest piece of a streamed answer: with `idle_timeout` for each, even 1 kB/s is progress.
 pub(super) const PIECE: usize = 16 * 1024;
-/// Bytes of a refused request's body that are read so that its sender comes to read the answer.
-const DRAIN_BYTES: u64 = 8 << 20;
 
 /// The body broke off: the peer left or reset it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,7 @@ enum Source {
     Nothing,
     Hyper(hyper::body::Incoming),
     H3(Box<h3::Incoming>),
+    Stream(Box<waystation_h3::RecvStream>),
     /// Bytes that are here already. `None` stands for a pause.
     Pieces(VecDeque<Option<Bytes>>),
 }
@@ -74,6 +78,11 @@ impl RequestBody {
 
     pub(super) fn h3(incoming: h3::Incoming, heard: Heard) -> Self {
         Self { source: Source::H3(Box::new(incoming)), begun: false, end: None, heard: Some(heard) }
+    }
+
+    /// The bytes of a stream that is no request.
+    pub(super) fn stream(stream: waystation_h3::RecvStream, heard: Heard) -> Self {
+        Self { source: Source::Stream(Box::new(stream)), begun: false, end: None, heard: Some(heard) }
     }
 
     /// What is left of it, for a task that outlives the handler; nothing is left here.
@@ -144,68 +153,6 @@ impl RequestBody {
             Some(Err(broken)) => Poll::Ready(Some(Err(broken))),
         }
     }
-
-    /// Reads what is left of a body that nobody wants, apart from the answer: many clients read
-    /// nothing before they have sent everything, and a reset would take the answer away from
-    /// them. One that waits for `100 Continue` is not asked to send. After a refusal only so much
-    /// is read. Says when it is over and whether all of it was read, if there is anything to read.
-    pub(super) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<bool>> {
-        let rest = self.take();
-        let ended = rest.end.is_some() || matches!(rest.source, Source::Nothing);
-        if ended || (left.expects_continue && !rest.begun) {
-            return None;
-        }
-        let (done, over) = oneshot::channel();
-        let ctx = LeftOver { conn: Arc::clone(&ctx.conn), transport: ctx.transport };
-        ctx.conn.service.tasks.clone().spawn(async move {
-            let whole = ctx.read(rest, left.refused).await;
-            if !whole {
-                ctx.conn.service.dropped_body(ctx.transport);
-            }
-            let _ = done.send(whole);
-        });
-        Some(over)
-    }
-}
-
-/// Why a body is not read by its handler.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Leave {
-    /// The request was refused; else its bytes are here already.
-    pub(super) refused: bool,
-    /// The request has `Expect: 100-continue`.
-    pub(super) expects_continue: bool,
-}
-
-/// Where a body that is left came from. It holds no ticket: the request is answered.
-struct LeftOver {
-    conn: Arc<Conn>,
-    transport: Transport,
-}
-
-impl LeftOver {
-    /// Reads a body to its end; `false` if it was too long or too slow for that.
-    async fn read(&self, mut rest: RequestBody, refused: bool) -> bool {
-        let service = &self.conn.service;
-        let (clock, idle) = (&service.shared.clock, service.limits.idle_timeout);
-        let mut left = if refused { DRAIN_BYTES } else { service.shared.max_chunk.saturating_add(DRAIN_BYTES) };
-        let mut patience = Box::pin(clock.sleep(idle));
-        loop {
-            let next = tokio::select! {
-                next = rest.next() => next,
-                () = &mut patience => return false,
-                () = service.cut.cancelled() => return false,
-            };
-            let Some(Ok(piece)) = next else { return true };
-            left = left.saturating_sub(piece.len() as u64);
-            if left == 0 {
-                return false;
-            }
-            if !refused {
-                patience = Box::pin(clock.sleep(idle));
-            }
-        }
-    }
 }
 
 impl Source {
@@ -224,6 +171,10 @@ impl Source {
                 }
             },
             Self::H3(incoming) => incoming.poll_next(cx),
+            Self::Stream(stream) => match ready!(stream.poll_data(cx)) {
+                Err(_) => Poll::Ready(Some(Err(Broken))),
+                Ok(bytes) => Poll::Ready(bytes.map(Ok)),
+            },
             Self::Pieces(pieces) => match pieces.pop_front() {
                 None => Poll::Ready(None),
                 Some(Some(piece)) => Poll::Ready(Some(Ok(piece))),

@@ -93,13 +93,21 @@ pub(super) struct Inflow {
     /// What the first frame must be, until it came: no other one's bytes are kept.
     first: Option<u64>,
     ended: bool,
+    /// A peer that says nothing is let go.
+    hurried: bool,
 }
 
 impl Inflow {
     fn new(ctx: Ctx, body: RequestBody) -> Self {
         // The request's head is a sign of life too.
         ctx.conn.sign.give();
-        Self { ctx, body: Arc::new(Mutex::new(body)), decoder: Decoder::default(), first: None, ended: false }
+        let (body, decoder) = (Arc::new(Mutex::new(body)), Decoder::default());
+        Self { ctx, body, decoder, first: None, ended: false, hurried: true }
+    }
+
+    /// Frames of a peer that need not say anything: its connection tells that it lives.
+    pub(super) fn patient(ctx: Ctx, body: RequestBody) -> Self {
+        Self { hurried: false, ..Self::new(ctx, body) }
     }
 
     /// The first frame must be of this kind.
@@ -121,7 +129,8 @@ impl Inflow {
             let idle = self.ctx.limits.idle_timeout;
             let left = idle.saturating_sub(self.ctx.conn.sign.silent_for());
             let next = async { self.body.lock().await.next().await };
-            match self.ctx.within(left, next).await {
+            let next = if self.hurried { self.ctx.within(left, next).await } else { Some(next.await) };
+            match next {
                 Some(Some(Ok(bytes))) => self.decoder.push(&bytes),
                 Some(Some(Err(_))) => return Ok(None),
                 Some(None) => self.ended = true,

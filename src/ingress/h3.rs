@@ -1,19 +1,21 @@
 //! HTTP/3 requests on one QUIC connection.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h3::server::{RequestResolver, RequestStream};
 use http::Response;
 use http_body::Body as _;
-use waystation_h3::{Connection, MAX_FRAME, RecvStream, SendStream};
+use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
 use super::dialect::Interim;
 use super::respond::Reply;
 use super::route;
+use super::urgency::Urgency;
+use super::webtransport::{self, Streams};
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
 
@@ -38,8 +40,15 @@ impl Incoming {
 /// Serves a connection to its end, its idleness, or the relay's.
 pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
     let mut builder = h3::server::builder();
-    builder.max_field_section_size(MAX_FRAME);
-    let Ok(mut serving) = builder.build::<_, Bytes>(Connection::new(quic.clone())).await else { return };
+    builder
+        .max_field_section_size(MAX_FRAME)
+        .enable_extended_connect(true)
+        .enable_webtransport(true)
+        .enable_datagram(true)
+        .max_webtransport_sessions(webtransport::MAX_SESSIONS);
+    let (streams, of_sessions, orders) = Connection::with_sessions(quic.clone());
+    let of_sessions = Arc::new(Mutex::new(Some(of_sessions)));
+    let Ok(mut serving) = builder.build::<_, Bytes>(streams).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
     let mut draining = false;
     loop {
@@ -48,7 +57,8 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
                 // Resolved in its own task: one slow head must not hold up the connection.
                 Ok(Some(resolver)) => {
                     let (conn, quic) = (Arc::clone(&conn), quic.clone());
-                    conn.service.tasks.clone().spawn(Box::pin(request(conn, quic, resolver)));
+                    let beside = (Arc::clone(&of_sessions), orders.clone());
+                    conn.service.tasks.clone().spawn(Box::pin(request((conn, quic), resolver, beside)));
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -72,7 +82,11 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
     }
 }
 
-async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestResolver<Connection, Bytes>) {
+async fn request(
+    (conn, quic): (Arc<Conn>, quinn::Connection),
+    resolver: RequestResolver<Connection, Bytes>,
+    (of_sessions, orders): (Streams, Orders),
+) {
     let service = Arc::clone(&conn.service);
     let head = tokio::select! {
         head = resolver.resolve_request() => head,
@@ -80,8 +94,17 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
         () = service.cut.cancelled() => return,
     };
     let Ok((request, stream)) = head else { return };
-    let (send, recv) = stream.split();
     let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
+    if webtransport::wanted(&request) {
+        let session = webtransport::serve((Arc::clone(&conn), quic.clone()), client, request, stream, of_sessions);
+        return tokio::select! {
+            () = Box::pin(session) => {}
+            _ = quic.closed() => {}
+            () = service.cut.cancelled() => {}
+        };
+    }
+    let (id, asked) = (stream.id(), Urgency::asked(request.headers()));
+    let (send, recv) = stream.split();
     let heard = Heard::new(&conn, Transport::H3);
     let mut request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
     let mut heads = Interim::along(&mut request);
@@ -99,6 +122,9 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
                 reply = handling.as_mut() => break reply,
             }
         };
+        if let Some(urgency) = asked.or_else(|| reply.extensions().get().copied()) {
+            orders.set(id, urgency.priority(id.into_inner()));
+        }
         answer(&conn, send, reply).await;
     };
     tokio::select! {
@@ -109,7 +135,7 @@ async fn request(conn: Arc<Conn>, quic: quinn::Connection, resolver: RequestReso
 }
 
 /// Writes an answer. Unless it is finished, dropping the stream resets it.
-async fn answer(conn: &Conn, mut send: RequestStream<SendStream, Bytes>, reply: Reply) {
+pub(super) async fn answer(conn: &Conn, mut send: RequestStream<SendStream, Bytes>, reply: Reply) {
     let (parts, mut body) = reply.into_parts();
     let head = Response::from_parts(parts, ());
     if !matches!(in_time(conn, send.send_response(head)).await, Some(Ok(()))) {
@@ -135,7 +161,8 @@ async fn next_frame(body: &mut ResponseBody) -> Option<Result<Bytes, super::body
     Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
 }
 
-async fn in_time<F: Future>(conn: &Conn, write: F) -> Option<F::Output> {
+/// `write`, unless the peer takes nothing for `idle_timeout`.
+pub(super) async fn in_time<F: Future>(conn: &Conn, write: F) -> Option<F::Output> {
     tokio::select! {
         biased;
         written = write => Some(written),

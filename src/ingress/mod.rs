@@ -47,7 +47,9 @@ mod serve;
 mod sse;
 mod ticket;
 mod tls;
+mod urgency;
 mod watch;
+mod webtransport;
 mod ws;
 
 #[cfg(test)]

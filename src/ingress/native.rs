@@ -9,6 +9,7 @@ use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::put;
 use super::respond::{self, Reply, Shape};
+use super::urgency::Urgency;
 use crate::admission::{Refusal, Revocation};
 use crate::capability::Capability;
 use crate::fanout::ChunkReader;
@@ -80,7 +81,7 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
     let capability = capability(ctx, &parts.headers).await?;
     let mut reader = ctx.shared.admission.read(chunk, &capability).await?;
-    let mut revocation = ctx.shared.admission.revocation(&capability);
+    let mut revocation = ctx.shared.admission.revocation(&capability)?;
     let begins = ctx.within(std::time::Duration::from_secs(wait.seconds), reader.begins());
     let meta = tokio::select! {
         meta = begins => match meta {
@@ -91,7 +92,7 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
                 return Err(Code::ChunkNotInWindow.into());
             }
         },
-        () = revocation.heard() => return Err(Code::CapabilityRevoked.into()),
+        code = revocation.heard() => return Err(code.into()),
         () = ctx.drain.cancelled() => return Err(Code::Draining.into()),
     };
     let (out, body) = ResponseBody::flow();
@@ -102,6 +103,7 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     if let Ok(digest) = HeaderValue::from_str(&dictionary::write_digest(&meta.sha256)) {
         headers.insert(HeaderName::from_static("repr-digest"), digest);
     }
+    reply.extensions_mut().insert(Urgency::of_lane(meta.variant));
     ctx.tasks.spawn(pour(ctx.clone(), reader, revocation, meta.length, out));
     Ok(reply)
 }
@@ -116,7 +118,7 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             next = reader.next() => next,
             () = out.gone() => return,
             () = ctx.cut.cancelled() => return,
-            () = revocation.heard() => return ctx.ticket.ended(Some(Code::CapabilityRevoked)),
+            code = revocation.heard() => return ctx.ticket.ended(Some(code)),
         };
         let (bytes, ends) = match next {
             Ok(Some(mut bytes)) => {

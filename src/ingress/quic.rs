@@ -31,7 +31,9 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// What is held for a peer until it acknowledges; small, so that what a contact is sent next is
 /// decided late.
-const SEND_WINDOW: u64 = 256 * 1024;
+pub(super) const SEND_WINDOW: u64 = 256 * 1024;
+/// Datagrams of a peer that are held. None is read: WebTransport asks an end to be able to take them.
+const DATAGRAMS: usize = 2 * 1024;
 /// A round trip is thought to take this long before the first is seen: a lost packet of the
 /// handshake is sent again after three of it. On a slower link that costs a packet or two.
 const INITIAL_RTT: Duration = Duration::from_millis(120);
@@ -59,7 +61,7 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
         .initial_rtt(INITIAL_RTT)
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(DATAGRAMS))
         .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
         .keep_alive_interval(Some(limits.idle_timeout / 3));
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));

@@ -167,7 +167,7 @@ fn served(reply: Option<Reply>, target: Target<'_>, parts: &Parts) -> Reply {
 
 /// What hyper and h3 let pass and this relay does not: a head that is too large, and requests
 /// that two readers may read differently (no or several hosts, doubled transfer codings).
-fn sound(ctx: &Ctx, parts: &Parts) -> Result<(), Code> {
+pub(super) fn sound(ctx: &Ctx, parts: &Parts) -> Result<(), Code> {
     if ctx.conn.place.courtesy {
         return Err(Code::TooManyConnections);
     }

@@ -90,7 +90,7 @@ async fn write_all(ctx: &Ctx, watching: &mut Watching, names: &Names, out: &Outf
                 continue;
             }
             () = out.gone() => return Err(Stopped::Gone),
-            () = revocation.heard() => WholeEvent::End(Code::CapabilityRevoked),
+            code = revocation.heard() => WholeEvent::End(code),
             () = ctx.drain.cancelled() => WholeEvent::End(Code::Draining),
         };
         match event {

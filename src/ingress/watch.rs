@@ -49,7 +49,7 @@ pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
 }
 
 /// What a contact asks for while it watches.
-enum Command {
+pub(super) enum Command {
     /// Read, and vouched for.
     Renew(Capability),
     Lanes(Lanes),
@@ -59,9 +59,10 @@ enum Command {
 }
 
 /// A subscription, and what may end it.
-type Watching = (Subscription, Revocation);
+pub(super) type Watching = (Subscription, Revocation);
 
-async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
+/// The first frame, which opens a subscription; `None`: the contact left.
+pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
     let Some(frames) = reader.first(kind::WATCH).await? else { return Ok(None) };
     let watch: Watch = frames.first().map(frame::control).ok_or(Code::ProtocolError)??;
     if watch.protocol != PROTOCOL {
@@ -70,7 +71,7 @@ async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Command
     let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-    let watching = (subscription, ctx.shared.admission.revocation(&capability));
+    let watching = (subscription, ctx.shared.admission.revocation(&capability)?);
     let (tx, rx) = mpsc::channel(MAX_COMMANDS);
     let early = frames.into_iter().skip(1).collect();
     let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
@@ -78,9 +79,16 @@ async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Command
 }
 
 /// The reading half of a contact's session.
-struct Commands {
+pub(super) struct Commands {
     rx: mpsc::Receiver<Command>,
     _task: AbortOnDropHandle<()>,
+}
+
+impl Commands {
+    /// The next one; `None`: the contact left.
+    pub(super) async fn recv(&mut self) -> Option<Command> {
+        self.rx.recv().await
+    }
 }
 
 /// Reads commands apart from the writing, so that a contact whose link is full can still say
@@ -190,8 +198,10 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
                 Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
                 Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
                 Some(Command::Renew(capability)) => {
-                    if subscription.renew(&capability.grant).is_ok() {
-                        revocation = ctx.shared.admission.revocation(&capability);
+                    if let Ok(next) = ctx.shared.admission.revocation(&capability)
+                        && subscription.renew(&capability.grant).is_ok()
+                    {
+                        revocation = next;
                     }
                 }
                 Some(Command::End(code)) => {
@@ -199,9 +209,9 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
                     ending = Some(code);
                 }
             },
-            () = revocation.heard(), if ending.is_none() => {
-                subscription.end(Code::CapabilityRevoked);
-                ending = Some(Code::CapabilityRevoked);
+            code = revocation.heard(), if ending.is_none() => {
+                subscription.end(code);
+                ending = Some(code);
             }
             () = ctx.drain.cancelled(), if ending.is_none() => {
                 subscription.end(Code::Draining);
@@ -268,7 +278,7 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         let wanted = wanted(&parts.headers)?;
         let capability = native::capability(ctx, &parts.headers).await?;
         let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-        Ok((subscription, ctx.shared.admission.revocation(&capability)))
+        Ok((subscription, ctx.shared.admission.revocation(&capability)?))
     };
     let watching = match subscription.await {
         Ok(watching) => watching,
@@ -301,7 +311,7 @@ async fn pour(ctx: Ctx, watching: Watching, out: Outflow) {
             step = subscription.next() => Ok(step),
             () = out.gone() => return,
             () = ctx.cut.cancelled() => return,
-            () = revocation.heard(), if ending.is_none() => Err(Code::CapabilityRevoked),
+            code = revocation.heard(), if ending.is_none() => Err(code),
             () = ctx.drain.cancelled(), if ending.is_none() => Err(Code::Draining),
         };
         let step = match next {

@@ -11,6 +11,7 @@
 
 pub mod budget;
 pub mod capability;
+pub mod capsule;
 pub mod claims;
 pub mod code;
 pub mod cursor;
@@ -26,6 +27,7 @@ pub mod message;
 pub mod offer;
 pub mod outcome;
 pub mod quota;
+pub mod reauthorize;
 pub mod receipt;
 pub mod state;
 pub mod tus;

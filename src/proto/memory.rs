@@ -1,13 +1,18 @@
 //! Who holds how much memory, and who gives way when it is full.
 //!
 //! One account for all windows of a relay: in all, and by session. Room is taken from the session
-//! furthest over its share, oldest chunk first; a chunk's bytes go before the record of a chunk
-//! whose bytes are gone. The account only counts: the caller lets go of what is named and says so
+//! furthest over its share, oldest chunk first; of those over it, one that nobody watches goes
+//! before one that somebody does. Who holds less than a fair share never gives way to who holds
+//! more, watched or not. A chunk's bytes go before the record of a chunk whose bytes are gone. The account only counts: the caller lets go of what is named and says so
 //! with [`Budget::release`] or [`Budget::close`], then asks again. So the bound holds at any time.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::id::SessionId;
+
+/// Sessions over their share that are looked at for one that nobody watches; beyond, the furthest
+/// over it gives way.
+const LOOK: usize = 64;
 
 /// Which bound was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,7 @@ pub struct Full<P> {
 pub struct Budget<P> {
     limit: u64,
     per_session: u64,
+    watched: fn(&P) -> bool,
     total: u64,
     last_slot: u64,
     slots: HashMap<u64, Slot<P>>,
@@ -56,12 +62,14 @@ struct Session {
 }
 
 impl<P: Clone> Budget<P> {
-    /// An empty account of `limit` bytes in all and `per_session` bytes for each session.
+    /// An empty account of `limit` bytes in all and `per_session` bytes for each session. `watched`
+    /// says whether anybody watches what lies at a place.
     #[must_use]
-    pub fn new(limit: u64, per_session: u64) -> Self {
+    pub fn new(limit: u64, per_session: u64, watched: fn(&P) -> bool) -> Self {
         Self {
             limit,
             per_session,
+            watched,
             total: 0,
             last_slot: 0,
             slots: HashMap::new(),
@@ -171,10 +179,18 @@ impl<P: Clone> Budget<P> {
             return Err(Full { victim: self.oldest_of(session), bound: Bound::Session });
         }
         if self.total.saturating_add(bytes) > self.limit {
-            let furthest = self.ranking.last().map(|(_, session)| session);
-            return Err(Full { victim: furthest.and_then(|session| self.oldest_of(session)), bound: Bound::Memory });
+            return Err(Full { victim: self.victim(), bound: Bound::Memory });
         }
         Ok(())
+    }
+
+    /// The oldest of the session furthest over its share that nobody watches, or of the furthest.
+    fn victim(&self) -> Option<(u64, P)> {
+        let share = self.limit / (self.sessions.len() as u64).max(1);
+        let over = self.ranking.iter().rev().take_while(|(bytes, _)| *bytes > share).take(LOOK);
+        let mut oldest = over.filter_map(|(_, session)| self.oldest_of(session));
+        let unwatched = oldest.find(|(_, place)| !(self.watched)(place));
+        unwatched.or_else(|| self.oldest_of(&self.ranking.last()?.1))
     }
 
     fn oldest_of(&self, session: &SessionId) -> Option<(u64, P)> {
@@ -207,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_session_furthest_over_its_share_gives_way_oldest_first() {
-        let mut budget = Budget::new(100, 80);
+        let mut budget = Budget::new(100, 80, |_| false);
         let (big, small) = (session("big"), session("small"));
         let first = budget.open(&big, "first", 1).unwrap();
         let second = budget.open(&big, "second", 1).unwrap();
@@ -222,8 +238,31 @@ mod tests {
     }
 
     #[test]
+    fn of_those_over_their_share_what_nobody_watches_goes_first() {
+        // Places below 10 are watched.
+        let mut budget = Budget::new(100, 90, |place: &u32| *place < 10);
+        let hold = |budget: &mut Budget<u32>, who: &str, place: u32, bytes: u64| {
+            let slot = budget.open(&session(who), place, 1).unwrap();
+            budget.charge(slot, bytes - 1).unwrap();
+            slot
+        };
+        let watched = hold(&mut budget, "watched", 1, 40);
+        let unwatched = hold(&mut budget, "unwatched", 11, 36);
+        let newer = hold(&mut budget, "unwatched", 12, 3);
+        let little = hold(&mut budget, "little", 13, 21);
+        let victim = |budget: &mut Budget<u32>| budget.charge(watched, 1).unwrap_err().victim.unwrap().0;
+        assert_eq!(victim(&mut budget), unwatched, "not the one that holds most, nor the unwatched one with its share");
+        budget.close(unwatched);
+        budget.charge(watched, 36).unwrap();
+        assert_eq!(victim(&mut budget), watched, "all others hold less than their share");
+        budget.close(newer);
+        budget.close(little);
+        assert_eq!(budget.total(), 76);
+    }
+
+    #[test]
     fn bytes_go_before_records_and_nothing_larger_than_the_bound_is_waited_for() {
-        let mut budget = Budget::new(100, 50);
+        let mut budget = Budget::new(100, 50, |_| false);
         let one = session("one");
         let record = budget.open(&one, 1, 10).unwrap();
         let held = budget.open(&one, 2, 10).unwrap();
@@ -243,7 +282,7 @@ mod tests {
         fn the_bound_holds_and_asking_again_ends(
             steps in prop::collection::vec((0u8..4, 0u8..4, 0u64..60), 1..80),
         ) {
-            let mut budget = Budget::new(200, 120);
+            let mut budget = Budget::new(200, 120, |_| false);
             let mut slots = Vec::new();
             for (what, who, bytes) in steps {
                 let who = session(&format!("s{who}"));

@@ -38,6 +38,7 @@ mod tests;
 pub use body::{FRAME_OVERHEAD, FRAME_PAYLOAD};
 pub use capture::QUIET_MS;
 pub use contact::{Contact, MAX_FETCHES, MAX_OPEN, View};
+pub use delivery::LATE_MS;
 pub use entry::Trouble;
 pub use events::{MAX_EVENTS, Place};
 pub use greeting::Start;
@@ -261,6 +262,7 @@ impl Window {
         let ends = self.lanes[lane].place_in_time(meta, ordinal, self.rules.window_ms);
         self.last_handle += 1;
         let mut entry = Entry::new(meta.clone(), self.last_handle, slot, owner, ordinal, ends);
+        entry.came = sign;
         self.carry_kept(&mut entry);
         if meta.length > self.rules.max_chunk {
             entry.gone = Some(OmittedReason::TooLarge);

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::names::{self, Eviction, Lane, Omission, SubscriptionEnding, UnlabelledMedia, Withdrawal};
+use super::names::{self, Eviction, Lane, Omission, Reauthorized, SubscriptionEnding, UnlabelledMedia, Withdrawal};
 use crate::proto::Code;
 use crate::proto::message::{OmittedReason, WithdrawnReason};
 use crate::proto::window::Cause;
@@ -26,6 +26,9 @@ pub struct Fanout {
     evicted: Family<EvictionLabel, Counter>,
     endings: Family<EndingLabel, Counter>,
     unlabelled: Family<MediaLabel, Counter>,
+    reauthorizations: Family<ReauthorizedLabel, Counter>,
+    proofline: Gauge,
+    overdue: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,6 +57,11 @@ struct EndingLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReauthorizedLabel {
+    outcome: Reauthorized,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MediaLabel {
     media: UnlabelledMedia,
 }
@@ -75,6 +83,9 @@ impl Fanout {
             evicted: Family::default(),
             endings: Family::default(),
             unlabelled: Family::default(),
+            reauthorizations: Family::default(),
+            proofline: Gauge::default(),
+            overdue: Gauge::default(),
         };
         registry.register(names::FANOUT_CONTACTS, "Open subscriptions and readers", new.contacts.clone());
         registry.register(names::FANOUT_GROUPS, "Capture groups with a window or a contact", new.groups.clone());
@@ -95,7 +106,26 @@ impl Fanout {
             "Chunks shown by media type, their capability naming no role",
             new.unlabelled.clone(),
         );
+        new.register_reauthorizations(registry);
         new
+    }
+
+    fn register_reauthorizations(&self, registry: &mut Registry) {
+        registry.register(
+            names::FANOUT_REAUTHORIZATIONS,
+            "Times the core was asked again about a contact's capability",
+            self.reauthorizations.clone(),
+        );
+        registry.register(
+            names::FANOUT_PROOFLINE_CAPABILITIES,
+            "Capabilities with which somebody watches and about which the core is asked again",
+            self.proofline.clone(),
+        );
+        registry.register(
+            names::FANOUT_REAUTHORIZATIONS_OVERDUE,
+            "Such capabilities to which the core has not said yes for longer than fanout.reauthorize_every",
+            self.overdue.clone(),
+        );
     }
 
     /// `PIECE` frames and their bytes went to a contact; `lane` as in
@@ -163,6 +193,17 @@ impl Fanout {
     /// A chunk is shown by its media type, its capability naming no role.
     pub fn unlabelled(&self, media: UnlabelledMedia) {
         self.unlabelled.get_or_create(&MediaLabel { media }).inc();
+    }
+
+    /// The core was asked again about a capability.
+    pub fn reauthorized(&self, outcome: Reauthorized) {
+        self.reauthorizations.get_or_create(&ReauthorizedLabel { outcome }).inc();
+    }
+
+    /// About so many capabilities the core is asked again, and so many wait for too long.
+    pub fn reauthorizing(&self, capabilities: usize, overdue: usize) {
+        self.proofline.set(i64::try_from(capabilities).unwrap_or(i64::MAX));
+        self.overdue.set(i64::try_from(overdue).unwrap_or(i64::MAX));
     }
 
     fn count_ending(&self, reason: SubscriptionEnding) {

@@ -119,6 +119,9 @@ names! {
     FANOUT_EVICTED_CHUNKS = "fanout_evicted_chunks",
     FANOUT_SUBSCRIPTION_ENDINGS = "fanout_subscription_endings",
     FANOUT_UNLABELLED_CHUNKS = "fanout_unlabelled_chunks",
+    FANOUT_REAUTHORIZATIONS = "fanout_reauthorizations",
+    FANOUT_PROOFLINE_CAPABILITIES = "fanout_proofline_capabilities",
+    FANOUT_REAUTHORIZATIONS_OVERDUE = "fanout_reauthorizations_overdue",
 }
 
 // Tokens.
@@ -344,6 +347,18 @@ label! {
         Left = "left",
         /// Anything else.
         Other = "other",
+    }
+}
+
+label! {
+    /// What came of asking the core again about a contact's capability.
+    Reauthorized {
+        /// It said yes.
+        Authorized = "authorized",
+        /// It said no: what was watched with it ended.
+        Refused = "refused",
+        /// It said neither; it is asked again.
+        Unanswered = "unanswered",
     }
 }
 

@@ -1,11 +1,11 @@
 // Chromium as capture client and contact: fetch uploads, plain and streaming, and a streaming read of /watch, over
-// HTTP/3; the same over WebSocket.
+// HTTP/3; the same over WebSocket; and WebTransport, for which the certificate is known by its hash.
 //
 // First prints {"event": "origins", "origin", "other_origin"}: origins of the page it serves, of which a test lets the
 // relay allow the first. Then reads one line of parameters: relay ("https://localhost:PORT"), ca (its certificate), puts
 // ([{mode: "plain" | "stream" | "ws", file, capability, chunk, expect (list of statuses, null
 // for none, default 200 and 201)}]), watch
-// ({mode: "fetch" | "ws", capability, lanes?, from?, chunks, state?}, optional), other (true: the other page tries the
+// ({mode: "fetch" | "ws" | "wt", capability, lanes?, from?, chunks, state?}, optional), other (true: the other page tries the
 // same), progress, timeout (s). Last prints what happened; 0 if everything did.
 
 import { X509Certificate, createHash } from "node:crypto";
@@ -51,7 +51,7 @@ function upload(relay, put, number) {
   };
 }
 
-function subscription(relay, watch) {
+function subscription(relay, watch, hash) {
   const headers = { authorization: `Bearer ${watch.capability}` };
   const hello = { protocol: 1, capability: watch.capability };
   const parts = [];
@@ -60,7 +60,8 @@ function subscription(relay, watch) {
   if (parts.length) headers["waystation-watch"] = parts.join(", ");
   for (const key of ["lanes", "from"]) if (watch[key]) hello[key] = watch[key];
   const socket = `${relay.replace("https", "wss")}/watch`;
-  return { mode: watch.mode, url: `${relay}/watch`, headers, socket, hello, chunks: watch.chunks ?? 1, state: watch.state };
+  const { mode, chunks = 1, state } = watch;
+  return { mode, url: `${relay}/watch`, hash: [...hash], headers, socket, hello, chunks, state };
 }
 
 // Serves the page, its script and the files to upload.
@@ -90,11 +91,11 @@ async function protocols(context, page, relay) {
   return seen;
 }
 
-async function fromElsewhere(context, params, origin) {
+async function fromElsewhere(context, params, origin, hash) {
   const page = await context.newPage();
   await page.goto(origin);
   const tries = params.puts.map((put, number) => ["put", upload(params.relay, put, number)]);
-  if (params.watch) tries.push(["watch", subscription(params.relay, params.watch)]);
+  if (params.watch) tries.push(["watch", subscription(params.relay, params.watch, hash)]);
   const refused = [];
   for (const one of tries) {
     refused.push(await page.evaluate(async ([name, argument]) => (await import("/page.js"))[name](argument, () => {}), one));
@@ -105,7 +106,9 @@ async function fromElsewhere(context, params, origin) {
 // Fills `seen` as it goes, so that a test that runs out of time shows how far it came.
 async function main(params, [origin, otherOrigin], seen) {
   const { host } = new URL(params.relay);
-  const key = new X509Certificate(readFileSync(params.ca)).publicKey.export({ type: "spki", format: "der" });
+  const certificate = new X509Certificate(readFileSync(params.ca));
+  const key = certificate.publicKey.export({ type: "spki", format: "der" });
+  const hash = sha256(certificate.raw);
   const browser = await chromium.launch({
     executablePath: params.chromium ?? "/usr/bin/chromium",
     headless: true,
@@ -125,13 +128,13 @@ async function main(params, [origin, otherOrigin], seen) {
     const requests = (seen.requests = await protocols(context, page, params.relay));
     const inPage = (name, argument) =>
       page.evaluate(async ([name, argument]) => (await import("/page.js"))[name](argument, window.tell), [name, argument]);
-    const watching = params.watch && inPage("watch", subscription(params.relay, params.watch));
+    const watching = params.watch && inPage("watch", subscription(params.relay, params.watch, hash));
     const puts = (seen.puts = []);
     for (const [number, put] of params.puts.entries()) puts.push(await inPage("put", upload(params.relay, put, number)));
     const watch = watching ? await watching : null;
 
     // The same from an origin the relay does not allow: the browser or the relay stops it.
-    const refused = params.other ? await fromElsewhere(context, params, otherOrigin) : null;
+    const refused = params.other ? await fromElsewhere(context, params, otherOrigin, hash) : null;
     const asked = (put, number) => (params.puts[number].expect ?? [200, 201]).includes(put.status ?? null);
     const ok =
       puts.every(asked) &&

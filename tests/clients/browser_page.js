@@ -194,11 +194,11 @@ class Seen {
   }
 }
 
-// Reads /watch until `chunks` are complete and, if given, in `state`: {mode: "fetch" | "ws", …what that needs}.
+// Reads /watch until `chunks` are complete and, if given, in `state`: {mode: "fetch" | "ws" | "wt", …what that needs}.
 export async function watch(how, tell) {
   const seen = new Seen(how, tell);
   try {
-    await (how.mode === "ws" ? watchSocket(how, seen) : watchStream(how, seen));
+    await { ws: watchSocket, wt: watchSession, fetch: watchStream }[how.mode](how, seen);
     return seen.enough() ? seen.result : { ...seen.result, error: "it ended early" };
   } catch (error) {
     return { ...seen.result, error: String(error) };
@@ -228,4 +228,44 @@ async function watchSocket({ socket: url, hello }, seen) {
     if (seen.enough()) break;
   }
   socket.close(1000);
+}
+
+// Each chunk comes on a stream of its own, everything else on the one that the page opens.
+async function watchSession({ url, hash, hello }, seen) {
+  const serverCertificateHashes = [{ algorithm: "sha-256", value: new Uint8Array(hash).buffer }];
+  const session = new WebTransport(url, { serverCertificateHashes });
+  await session.ready;
+  seen.result.status = 200;
+  const { readable, writable } = await session.createBidirectionalStream();
+  await writable.getWriter().write(control(WATCH, hello));
+  const kinds = new Set();
+  let done;
+  const enough = new Promise((ok, fail) => (done = { ok, fail }));
+  const take = async (stream, from) => {
+    const decoder = new Decoder(), reader = stream.getReader();
+    for (;;) {
+      const { done: ended, value } = await reader.read();
+      if (ended) return;
+      for (const [kind, body] of decoder.push(value)) {
+        kinds.add(`${from} ${kind}`);
+        await seen.take(kind, body);
+      }
+      if (seen.enough()) done.ok();
+    }
+  };
+  const chunks = async () => {
+    const streams = session.incomingUnidirectionalStreams.getReader();
+    for (;;) {
+      const { done: ended, value } = await streams.read();
+      if (ended) return;
+      take(value, "chunk").catch(() => {});
+    }
+  };
+  take(readable, "control").then(done.ok, done.fail);
+  chunks().catch(done.fail);
+  await enough;
+  seen.result.kinds = [...kinds];
+  session.close();
+  const { closeCode, reason } = await session.closed;
+  seen.result.closed = { closeCode, reason };
 }

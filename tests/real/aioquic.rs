@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use waystation_devcore::session::Session;
+use waystation_proto::frame::kind;
 use waystation_proto::{Digest, Variant, dictionary};
 use waystation_tests::{Chunk, World};
 
@@ -123,4 +124,21 @@ async fn a_contact_on_http_3_without_the_right_is_told_so() {
         (&refused["status"], &refused["refusal"]["error"]["code"]),
         (&json!(403), &json!("capability_wrong_use"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_on_webtransport_sees_chunks_and_their_verdicts() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let capability = session.upload_capability.as_deref().unwrap();
+    let chunks = [(Variant::AudioPriority, 1), (Variant::LivePreview, 1)];
+    let chunks = chunks.map(|(lane, index)| Chunk::sealed(&session, lane, index, 200_000));
+    let wanted = json!({ "from": "oldest", "chunks": 2, "state": "confirmed" });
+    let watching = Program::python("aioquic_session.py").told(watch(&world, &session, wanted)).await;
+    for chunk in &chunks {
+        assert_eq!(said(&put(upload(&world, chunk, capability, json!({}))).await).0, 201);
+    }
+    let result = watching.done().await;
+    saw(&result, &chunks.each_ref());
+    assert_eq!(result["kinds"]["chunk"], json!([kind::CHUNK, kind::PIECE, kind::COMPLETE]));
 }

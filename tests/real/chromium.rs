@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 use waystation_devcore::session::Session;
 use waystation_proto::Variant;
+use waystation_proto::frame::kind;
 use waystation_tests::{Chunk, Setup, World};
 
 use crate::program::{Program, bytes_of, described, master, merge, saw, states, upload};
@@ -92,6 +93,32 @@ async fn a_page_holds_half_a_chunk_while_its_sender_has_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_on_a_websocket_holds_half_a_chunk_while_its_sender_has_stopped() {
     half_a_chunk("ws").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_on_webtransport_holds_half_a_chunk_while_its_sender_has_stopped() {
+    half_a_chunk("wt").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_on_webtransport_is_given_each_chunk_on_a_stream_of_its_own_and_told_why_it_ends() {
+    let page = Page::open().await;
+    let lanes = [(Variant::AudioPriority, 1), (Variant::LivePreview, 1), (Variant::AudioPriority, 2)];
+    let chunks = lanes.map(|(lane, index)| Chunk::sealed(&page.session, lane, index, 150_000));
+    let puts: Vec<Value> = chunks.iter().map(|chunk| page.put("plain", chunk, json!({}))).collect();
+    let watch = page.watch("wt", json!({ "chunks": 3, "state": "confirmed", "from": "oldest" }));
+    let page = page.told(json!({ "puts": puts, "watch": watch, "other": true })).await;
+    let result = page.browser.done().await;
+    saw(&result["watch"], &chunks.each_ref());
+    let kinds: Vec<&str> = result["watch"]["kinds"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let on = |stream: &str, kind: u64| kinds.contains(&format!("{stream} {kind}").as_str());
+    for kind in [kind::CHUNK, kind::PIECE, kind::COMPLETE] {
+        assert!(on("chunk", kind) && !on("control", kind), "{kind:#x}: {kinds:?}");
+    }
+    assert!(on("control", kind::WATCHING) && on("control", kind::STATE) && !on("chunk", kind::STATE), "{kinds:?}");
+    // A page of another origin is told nothing but that there is no session.
+    let elsewhere = result["refused"].as_array().unwrap().last().unwrap();
+    assert!(elsewhere["error"].is_string() && elsewhere["status"].is_null(), "{elsewhere}");
 }
 
 async fn half_a_chunk(mode: &str) {

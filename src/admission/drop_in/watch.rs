@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{budget, said};
 use crate::admission::{Admission, Refusal, Revocation};
-use crate::capability::{self, Trust};
+use crate::capability;
 use crate::core::FanoutFields;
 use crate::fanout::WholeSubscription;
 use crate::proto::budget::Call;
@@ -54,14 +54,13 @@ impl Admission {
         let (grant, session) = (&capability.grant, Some(watch.session.as_str()));
         capability::check(grant, Use::Fanout, session, &watch.incident, &watch.stream)
             .map_err(|_| Code::CoreFanoutRejected)?;
-        if capability.trust == Trust::Claimed {
-            self.0.vouched.remember(&capability, self.0.parts.clock.unix_s());
-        }
+        self.0.vouched.remember(&capability, self.0.parts.clock.unix_s());
         let stream = StreamId::new(&watch.stream).map_err(|_| Code::InvalidRelayFanoutRequest)?;
         let subscription = self.0.parts.hub.subscribe_whole(grant, &stream).map_err(|code| match code {
             Code::TooManyContacts => Code::RelayFanoutLimit,
             _ => Code::CoreFanoutRejected,
         })?;
-        Ok((subscription, self.revocation(&capability)))
+        let revocation = self.revocation(&capability).map_err(|_| Code::RelayFanoutLimit)?;
+        Ok((subscription, revocation))
     }
 }

@@ -94,7 +94,10 @@ fn admission(clock: &Clock, metrics: &Metrics) -> Admission {
     let fetch = Fetch::nothing(clock.clone());
     let verifier = Verifier::new(&config.capability, fetch, clock.clone(), metrics.clone()).unwrap();
     let hub = Hub::new(&config.fanout, &config.limits, "node-1", clock.clone(), metrics.clone());
-    Admission::new(Parts { verifier, core: None, staging, hub, clock: clock.clone() }, &config)
+    Admission::new(
+        Parts { verifier, core: None, staging, hub, clock: clock.clone(), metrics: metrics.clone() },
+        &config,
+    )
 }
 
 fn shared(clock: Clock, metrics: Metrics) -> Shared {

@@ -116,8 +116,8 @@ impl Contact {
         self.read_events(window, now, out);
         self.tell_sign(window, now, out);
         for lane in 0..LANES.len() {
-            if self.view.lanes[lane] && !out.control_only {
-                self.fill(lane, window, out);
+            if self.view.lanes[lane] && !out.control_only && !out.held[lane] {
+                self.fill(lane, window, now, out);
             }
         }
         if !out.control_only {

@@ -7,7 +7,12 @@ use super::lane::Slot;
 use super::out::{Omissions, Out};
 use super::{LANES, Window};
 use crate::frame::kind;
+use crate::media::Variant;
 use crate::message::{Omitted, OmittedReason, StreamJoins};
+
+/// A picture that began to arrive so long before a contact could be given its first byte is left out
+/// if a newer one is here: who watches on a thin link sees what is now, not what was. In milliseconds.
+pub const LATE_MS: u64 = 6_000;
 
 enum Sent {
     /// The step is full.
@@ -20,12 +25,12 @@ enum Sent {
 
 impl Contact {
     /// Goes on with what was begun, then begins what is next, until the step is full.
-    pub(super) fn fill(&mut self, lane: usize, window: &mut Window, out: &mut Out) {
+    pub(super) fn fill(&mut self, lane: usize, window: &mut Window, now: u64, out: &mut Out) {
         let mut omissions = Omissions::default();
         let mut at = 0;
         loop {
             if at == self.lanes[lane].open.len()
-                && (out.full(1) || at >= MAX_OPEN || !self.begin(lane, window, &mut omissions, out))
+                && (out.full(1) || at >= MAX_OPEN || !self.begin(lane, window, now, &mut omissions, out))
             {
                 break;
             }
@@ -53,7 +58,7 @@ impl Contact {
 
     /// Begins the lane's next chunk; names on the way what can't be shown. `false`: nothing is
     /// there to begin.
-    fn begin(&mut self, lane: usize, window: &mut Window, omissions: &mut Omissions, out: &mut Out) -> bool {
+    fn begin(&mut self, lane: usize, window: &mut Window, now: u64, omissions: &mut Omissions, out: &mut Out) -> bool {
         while let Some(seq) = self.next_seq(lane, window, omissions, out) {
             match window.lanes[lane].slot(seq) {
                 Some(Slot::Live(entry)) if self.view.allows(&entry.meta.stream) => {}
@@ -75,11 +80,25 @@ impl Contact {
                 }
                 continue;
             }
+            if self.late(lane, seq, window, now) {
+                omissions.add(&entry.meta.stream, entry.meta.index, OmittedReason::Slow, out);
+                continue;
+            }
             omissions.flush(out);
             self.announce(lane, seq, window, out);
             return true;
         }
         false
+    }
+
+    /// Whether this picture is left out for a newer one. Sound is kept as long as the window holds it,
+    /// and what began before the contact came is history that it asked for.
+    fn late(&self, lane: usize, seq: u64, window: &Window, now: u64) -> bool {
+        let came = window.lanes[lane].entry(seq).and_then(|entry| entry.came);
+        LANES[lane] == Variant::LivePreview
+            && self.lanes[lane].joined.is_some_and(|joined| seq >= joined)
+            && came.is_some_and(|came| now > came.saturating_add(LATE_MS))
+            && (seq + 1..window.lanes[lane].end()).contains(&window.live(lane, &self.view))
     }
 
     fn next_seq(&mut self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) -> Option<u64> {
@@ -177,6 +196,10 @@ impl Contact {
         let mut at = 0;
         while at < self.fetches.len() && !out.full(1) {
             let open = &mut self.fetches[at];
+            if out.held[open.place.lane] {
+                at += 1;
+                continue;
+            }
             let entry = window.lanes[open.place.lane].entry_mut(open.place.seq);
             if let Some(entry) = entry.filter(|entry| entry.held() && !open.begun) {
                 out.frames.push(entry.begins(true));

@@ -33,6 +33,8 @@ pub(super) struct Entry {
     /// Why it is not shown.
     pub(super) gone: Option<OmittedReason>,
     pub(super) withdrawn: Option<WithdrawnReason>,
+    /// When its first byte came; `None`: to an earlier process.
+    pub(super) came: Option<u64>,
     /// When the last attempt at it went without an end.
     pub(super) left: Option<u64>,
     /// All bytes are here and the hash agrees.
@@ -62,6 +64,7 @@ impl Entry {
             ends,
             gone: None,
             withdrawn: None,
+            came: None,
             left: None,
             whole: false,
             state: ContactState::Arriving,

@@ -18,6 +18,8 @@ pub struct Out {
     pub counts: Counts,
     media: usize,
     pub(super) control_only: bool,
+    /// Lanes of which nothing is handed out now.
+    pub(super) held: [bool; 2],
 }
 
 /// What is counted of a poll.
@@ -38,6 +40,12 @@ impl Out {
     #[must_use]
     pub fn control_only() -> Self {
         Self { control_only: true, ..Self::default() }
+    }
+
+    /// For a transport that has enough of these lanes.
+    #[must_use]
+    pub fn without(lanes: [bool; 2]) -> Self {
+        Self { held: lanes, ..Self::default() }
     }
 
     pub(super) fn full(&self, more: usize) -> bool {

@@ -66,7 +66,7 @@ impl World {
         };
         Self {
             window: Window::new(rules, IncidentId::new("i").unwrap(), 42),
-            budget: Budget::new(LIMIT, PER_SESSION),
+            budget: Budget::new(LIMIT, PER_SESSION, |_| false),
             attempts: Vec::new(),
             confirmed: HashSet::new(),
             begun: Vec::new(),
@@ -210,6 +210,8 @@ struct Seen {
     from: [u64; 2],
     chunks: BTreeMap<u64, Told>,
     omitted: HashSet<(String, u64)>,
+    /// Left out for newer ones.
+    slow: HashSet<(String, u64)>,
     /// Everything it was told to exist.
     named: HashSet<(String, u64)>,
     fetched: HashSet<(String, u64)>,
@@ -234,6 +236,7 @@ impl Seen {
             lanes,
             chunks: BTreeMap::new(),
             omitted: HashSet::new(),
+            slow: HashSet::new(),
             named: HashSet::new(),
             fetched: HashSet::new(),
             cursor: None,
@@ -294,6 +297,9 @@ impl Seen {
                 for index in omitted.from..=omitted.to {
                     let name = (omitted.stream.as_str().to_owned(), index);
                     self.named.insert(name.clone());
+                    if omitted.reason == message::OmittedReason::Slow {
+                        self.slow.insert(name.clone());
+                    }
                     self.omitted.insert(name);
                 }
             }
@@ -329,6 +335,8 @@ impl Seen {
                     ended == Some("withdrawn") || told.is_none() && (again || omitted)
                 }
                 Some(entry) if !entry.held() => ended == Some("complete") || omitted,
+                // A picture that was late, and only that.
+                Some(_) if place.lane == 1 && told.is_none() && self.slow.contains(name) => true,
                 Some(entry) if entry.whole => ended == Some("complete"),
                 Some(entry) => told.is_some_and(|told| Some(told.have) == entry.body.as_ref().map(|body| body.have())),
             };
@@ -585,4 +593,46 @@ fn what_a_stalled_chunk_cost_goes_on_with_its_bytes() {
     assert!(world.window.evict(place, Cause::Memory));
     world.settle();
     assert_eq!(world.budget.total(), 2 * RECORD_COST);
+}
+
+fn preview(window: &mut Window, index: u64, now: u64) {
+    let mut meta = meta("p", index, 2 * index as i64, 1);
+    meta.variant = Variant::LivePreview;
+    let place = window.begin(&Arc::new(meta), index, 100 + index, 0, Some(now)).unwrap();
+    window.push(place, 0, &[1], Some(now));
+    window.complete(place, Some(now));
+}
+
+#[test]
+fn pictures_that_come_too_late_are_left_out_for_the_newest_and_sound_is_not() {
+    let mut window = empty();
+    preview(&mut window, 1, 0);
+    let mut contact = contact(&window);
+    for index in 2..=5 {
+        preview(&mut window, index, index * 1000);
+        small(&mut window, index, 2 * index as i64);
+    }
+    let now = 5000 + LATE_MS - 1;
+    let mut out = Out::default();
+    contact.poll(&mut window, now, &mut out);
+    let omitted: Vec<message::Omitted> = json(&out, kind::OMITTED);
+    assert_eq!(omitted.len(), 1, "one word for all of them");
+    assert_eq!((omitted[0].from, omitted[0].to, omitted[0].reason), (2, 4, message::OmittedReason::Slow));
+    let shown = |out: &Out, lane: Variant| -> Vec<u64> {
+        let chunks: Vec<message::ChunkBegins> = json(out, kind::CHUNK);
+        chunks.into_iter().filter(|chunk| chunk.variant == lane).map(|chunk| chunk.index).collect()
+    };
+    assert_eq!(shown(&out, Variant::LivePreview), [1, 5], "what was asked for of before, and the newest");
+    assert_eq!(shown(&out, Variant::AudioPriority), [2, 3, 4, 5]);
+    // It can still be asked for.
+    contact.fetch(&window, &StreamId::new("p").unwrap(), 3).unwrap();
+    let mut out = Out::default();
+    contact.poll(&mut window, now, &mut out);
+    assert_eq!(shown(&out, Variant::LivePreview), [3]);
+
+    // One that is late and alone is shown: nothing newer is to be seen.
+    preview(&mut window, 6, now);
+    let mut out = Out::default();
+    contact.poll(&mut window, now + 2 * LATE_MS, &mut out);
+    assert_eq!(shown(&out, Variant::LivePreview), [6]);
 }
