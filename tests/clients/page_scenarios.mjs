@@ -216,4 +216,31 @@ async function plain(world) {
   return { notice: missed.notice };
 }
 
-export const scenarios = { live, later, screens, plain };
+/** The same over WebTransport: a stream for each chunk, and no WebSocket. */
+async function webtransport(world) {
+  const grant = await world.grant();
+  const person = await world.person();
+  await person.open(world.link(grant, { wt: world.params.wt }));
+  await person.until("the picture moves", (seen) => seen.phone === "live" && seen.picture > 1);
+  await person.page.click("#listen");
+  await person.until("the sound moves", (seen) => !seen.quiet && seen.sound > 1);
+  await person.until("it is safe", ({ marks }) => marks.filter((mark) => mark.here === "true" && mark.state === "confirmed").length >= 6);
+
+  await person.page.click("label.switch");
+  await person.until("sound only", ({ body }) => body.includes("Sound only: no picture is being sent"));
+  const { marks } = await person.look();
+  const soundAt = of(marks, "audio").at(-1).index;
+  const after = await person.until("more sound", (seen) => here(of(seen.marks, "audio")).at(-1).index > soundAt + 3);
+  // What was on its way when it was asked for may still come.
+  assert.ok(here(of(after.marks, "video")).at(-1).index <= soundAt + 1, "pictures were sent");
+  await person.page.click("label.switch");
+  await person.until("the picture comes again", (seen) => here(of(seen.marks, "video")).at(-1).index > soundAt + 3);
+
+  await world.revoke(grant);
+  await person.until("revoked", ({ trouble }) => trouble === "revoked");
+  assert.equal(person.wire.sockets, 0, "a WebSocket was opened");
+  world.quiet(grant.secret);
+  return {};
+}
+
+export const scenarios = { live, later, screens, plain, webtransport };
