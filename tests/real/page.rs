@@ -146,6 +146,14 @@ fn certificate_hash(world: &World) -> String {
     URL_SAFE_NO_PAD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &world.certificate()))
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_webtransport_each_chunk_has_its_own_stream_and_nobody_opens_a_websocket() {
+    let toml = "[fanout]\nreauthorize_every = \"1s\"\n".to_owned();
+    let scene = Scene::open("webtransport", Setup { toml, ..Setup::default() }).await;
+    let _phone = scene.phone();
+    scene.done().await;
+}
+
 fn session_file(world: &World) -> PathBuf {
     world.dir.path().join("session.json")
 }
