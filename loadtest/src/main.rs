@@ -24,9 +24,19 @@ enum Command {
     Demo(demo::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match Command::parse() {
+fn main() -> ExitCode {
+    let command = Command::parse();
+    if let Command::Fanout(args) = &command {
+        fanout::prepare(args);
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(command)),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
         Command::Upload(args) => upload::main(args).await,
         Command::Fanout(args) => fanout::main(args).await,
         Command::Disk(args) => disk::main(args).await,

@@ -3,20 +3,25 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Buf as _;
-use futures_util::{SinkExt as _, StreamExt as _};
+use bytes::{Buf as _, Bytes};
+use futures_util::SinkExt as _;
 use http::{Request, header};
-use tokio_tungstenite::tungstenite::Message;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_util::sync::CancellationToken;
-use waystation_proto::frame::{self, Decoder, Frame, kind};
+use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StartAt, StartWord, Watch};
 use waystation_proto::{PROTOCOL, WATCH_SUBPROTOCOL};
 
 use super::Transport;
 use super::follower::{Follower, Published};
+use super::wire::{Came, Frames, Messages};
 use crate::Failure;
-use crate::link::{self, H3Connection, ReceiveHalf, Socket};
+use crate::link::{self, H3Connection, ReceiveHalf, Tls};
 use crate::rig::Rig;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
 
 const BROKEN: Failure = Failure::Wire("a contact's connection broke");
 
@@ -27,86 +32,86 @@ pub(super) struct Contact {
 }
 
 enum Source {
-    Wss(Box<Socket>),
+    Wss(Box<Tls>, Messages),
     H3(Box<Streaming>),
 }
 
 struct Streaming {
     receive: ReceiveHalf,
-    decoder: Decoder,
+    frames: Frames,
     _connection: H3Connection,
 }
 
 impl Contact {
+    /// `compares`: it looks at every byte.
     pub(super) async fn connect(
         rig: &Rig,
         transport: Transport,
         token: &str,
         published: Arc<Published>,
+        compares: bool,
     ) -> Result<Self, Failure> {
         let source = match transport {
             Transport::Wss => wss(rig, token).await?,
             Transport::H3 => h3(rig, token).await?,
         };
-        let mut contact = Self { source, follower: Follower::new(published) };
-        loop {
-            let frames = contact.source.next().await?;
-            let accepted = frames.iter().any(|frame| frame.kind == kind::WATCHING);
-            if !contact.take(frames)? {
+        let mut contact = Self { source, follower: Follower::new(published, compares) };
+        let mut buffer = vec![0; 4096];
+        while !contact.follower.accepted() {
+            if !contact.step(&mut buffer).await? {
                 return Err(Failure::Wire("the relay refused a contact"));
             }
-            if accepted {
-                return Ok(contact);
-            }
         }
+        Ok(contact)
     }
 
     /// Receives until it is told to stop, or the relay ends it. Returns what came whole.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<(u64, Instant)> {
         let receiving = async {
-            while let Ok(frames) = self.source.next().await {
-                if !self.take(frames).unwrap_or(false) {
-                    return;
-                }
-            }
+            let mut buffer = vec![0; READ_BYTES];
+            while self.step(&mut buffer).await.unwrap_or(false) {}
         };
         // What is missing in the end is counted as lost, whatever ended it.
         stop.run_until_cancelled(receiving).await;
         self.follower.into_delivered()
     }
 
-    fn take(&mut self, frames: Vec<Frame>) -> Result<bool, Failure> {
-        for frame in frames {
-            if !self.follower.frame(frame)? {
-                return Ok(false);
+    /// Takes what is there. Returns whether the subscription goes on.
+    async fn step(&mut self, buffer: &mut [u8]) -> Result<bool, Failure> {
+        match &mut self.source {
+            Source::Wss(stream, messages) => {
+                let read = stream.read(buffer).await.map_err(|_| BROKEN)?;
+                match messages.take(&buffer[..read], &mut self.follower)? {
+                    Came::End => Ok(false),
+                    Came::More => Ok(read > 0),
+                    Came::Ping(payload) => {
+                        stream.write_all(&masked(Frame::pong(payload))?).await.map_err(|_| BROKEN)?;
+                        stream.flush().await.map_err(|_| BROKEN)?;
+                        Ok(true)
+                    }
+                }
+            }
+            Source::H3(streaming) => {
+                let Streaming { receive, frames, .. } = &mut **streaming;
+                let mut data = receive.recv_data().await.map_err(|_| BROKEN)?.ok_or(BROKEN)?;
+                while data.has_remaining() {
+                    let bytes: Bytes = data.copy_to_bytes(data.chunk().len());
+                    if !frames.take(&bytes, &mut self.follower)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
             }
         }
-        Ok(true)
     }
 }
 
-impl Source {
-    async fn next(&mut self) -> Result<Vec<Frame>, Failure> {
-        match self {
-            Self::Wss(socket) => loop {
-                match socket.next().await {
-                    Some(Ok(Message::Binary(bytes))) => return frame::split_message(bytes).map_err(|_| BROKEN),
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(BROKEN),
-                    Some(Ok(_)) => {}
-                }
-            },
-            Self::H3(streaming) => {
-                let Streaming { receive, decoder, .. } = &mut **streaming;
-                let mut data = receive.recv_data().await.map_err(|_| BROKEN)?.ok_or(BROKEN)?;
-                decoder.push(&data.copy_to_bytes(data.remaining()));
-                let mut frames = Vec::new();
-                while let Some(frame) = decoder.next_frame().map_err(|_| BROKEN)? {
-                    frames.push(frame);
-                }
-                Ok(frames)
-            }
-        }
-    }
+/// A client's frame is masked; with zeros it is as it was.
+fn masked(mut frame: Frame) -> Result<Vec<u8>, Failure> {
+    frame.header_mut().mask = Some([0; 4]);
+    let mut out = Vec::new();
+    frame.format(&mut out).map_err(|_| BROKEN)?;
+    Ok(out)
 }
 
 async fn wss(rig: &Rig, token: &str) -> Result<Source, Failure> {
@@ -119,7 +124,8 @@ async fn wss(rig: &Rig, token: &str) -> Result<Source, Failure> {
         cursor: None,
     };
     socket.send(link::binary(frame::encode_json(kind::WATCH, &watch))).await.map_err(|_| BROKEN)?;
-    Ok(Source::Wss(Box::new(socket)))
+    // Nothing was read since the upgrade: what comes next is read here.
+    Ok(Source::Wss(Box::new(socket.into_inner()), Messages::default()))
 }
 
 async fn h3(rig: &Rig, token: &str) -> Result<Source, Failure> {
@@ -130,5 +136,5 @@ async fn h3(rig: &Rig, token: &str) -> Result<Source, Failure> {
     if !answer.status().is_success() {
         return Err(Failure::Wire("the relay refused a contact"));
     }
-    Ok(Source::H3(Box::new(Streaming { receive, decoder: Decoder::default(), _connection: connection })))
+    Ok(Source::H3(Box::new(Streaming { receive, frames: Frames::default(), _connection: connection })))
 }

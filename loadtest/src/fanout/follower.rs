@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use waystation_proto::frame::{self, Frame, Piece, kind};
+use waystation_proto::frame::{self, Frame, kind};
 use waystation_proto::message::{ChunkBegins, Complete, Withdrawn};
 
 use crate::Failure;
@@ -76,6 +76,9 @@ impl Published {
 /// One contact's side.
 pub(super) struct Follower {
     published: Arc<Published>,
+    /// Every byte is compared; else only their order and number is looked at.
+    compares: bool,
+    accepted: bool,
     arriving: HashMap<u64, Arriving>,
     delivered: Vec<(u64, Instant)>,
 }
@@ -89,13 +92,20 @@ struct Arriving {
 }
 
 impl Follower {
-    pub(super) fn new(published: Arc<Published>) -> Self {
-        Self { published, arriving: HashMap::new(), delivered: Vec::new() }
+    pub(super) fn new(published: Arc<Published>, compares: bool) -> Self {
+        Self { published, compares, accepted: false, arriving: HashMap::new(), delivered: Vec::new() }
     }
 
-    /// Takes a frame. Returns whether the subscription goes on.
-    pub(super) fn frame(&mut self, frame: Frame) -> Result<bool, Failure> {
-        match frame.kind {
+    /// Whether the relay has accepted the subscription.
+    pub(super) const fn accepted(&self) -> bool {
+        self.accepted
+    }
+
+    /// Takes a frame that is no piece. Returns whether the subscription goes on.
+    pub(super) fn control(&mut self, kind: u64, body: Vec<u8>) -> Result<bool, Failure> {
+        let frame = Frame { kind, body: body.into() };
+        match kind {
+            kind::WATCHING => self.accepted = true,
             kind::CHUNK => {
                 let begins: ChunkBegins = frame::control(&frame).map_err(|_| BROKEN)?;
                 let expected = self.published.bytes(begins.index).unwrap_or_default();
@@ -103,7 +113,6 @@ impl Follower {
                 let arriving = Arriving { index: begins.index, expected, received: 0, equal };
                 self.arriving.insert(begins.handle, arriving);
             }
-            kind::PIECE => self.piece(&Piece::decode(frame.body).map_err(|_| BROKEN)?)?,
             kind::COMPLETE => self.complete(frame::control(&frame).map_err(|_| BROKEN)?),
             kind::WITHDRAWN => {
                 let gone: Withdrawn = frame::control(&frame).map_err(|_| BROKEN)?;
@@ -115,17 +124,26 @@ impl Follower {
         Ok(true)
     }
 
-    pub(super) fn into_delivered(self) -> Vec<(u64, Instant)> {
-        self.delivered
+    /// A piece begins.
+    pub(super) fn piece(&mut self, handle: u64, offset: u64) -> Result<(), Failure> {
+        let arriving = self.arriving.get_mut(&handle).ok_or(BROKEN)?;
+        arriving.equal &= offset == arriving.received as u64;
+        Ok(())
     }
 
-    fn piece(&mut self, piece: &Piece) -> Result<(), Failure> {
-        let arriving = self.arriving.get_mut(&piece.handle).ok_or(BROKEN)?;
-        let at = usize::try_from(piece.offset).map_err(|_| BROKEN)?;
-        let expected = arriving.expected.get(at..at.saturating_add(piece.bytes.len()));
-        arriving.equal &= at == arriving.received && expected == Some(&piece.bytes[..]);
-        arriving.received += piece.bytes.len();
+    /// Bytes of a piece.
+    pub(super) fn bytes(&mut self, handle: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let arriving = self.arriving.get_mut(&handle).ok_or(BROKEN)?;
+        let end = arriving.received.saturating_add(bytes.len());
+        if self.compares {
+            arriving.equal &= arriving.expected.get(arriving.received..end) == Some(bytes);
+        }
+        arriving.received = end;
         Ok(())
+    }
+
+    pub(super) fn into_delivered(self) -> Vec<(u64, Instant)> {
+        self.delivered
     }
 
     fn complete(&mut self, complete: Complete) {
@@ -141,60 +159,54 @@ impl Follower {
 mod tests {
     use serde_json::json;
 
+    use super::super::wire::{Came, Messages};
     use super::*;
+    use waystation_proto::frame::Piece;
 
-    fn begins(index: u64, length: usize) -> Frame {
+    fn begins(index: u64, length: usize) -> Bytes {
         let body = json!({"handle": 9, "stream": "s", "variant": "live_preview", "media": "video", "index": index,
             "length": length, "sha256": "00".repeat(32), "started": "2026-01-01T00:00:00Z",
             "ended": "2026-01-01T00:00:02Z", "state": "arriving", "replay": false});
-        control(kind::CHUNK, &body)
+        frame::encode_json(kind::CHUNK, &body)
     }
 
-    fn control(kind: u64, body: &serde_json::Value) -> Frame {
-        Frame { kind, body: body.to_string().into() }
+    fn piece(offset: u64, bytes: &[u8]) -> Bytes {
+        Piece::encode(kind::PIECE, 9, offset, bytes)
     }
 
-    fn piece(offset: u64, bytes: &[u8]) -> Frame {
-        let mut whole = frame::split_message(Piece::encode(kind::PIECE, 9, offset, bytes)).unwrap();
-        whole.pop().unwrap()
-    }
-
-    fn delivered(frames: Vec<Frame>) -> usize {
+    /// Hands the frames over in messages, cut into steps of so many bytes.
+    fn delivered_in(frames: &[Bytes], step: usize) -> usize {
         let published = Arc::new(Published::default());
         published.announce(1, Bytes::from_static(b"abcdef"));
-        let mut follower = Follower::new(published);
+        let mut follower = Follower::new(published, true);
+        let (mut messages, mut wire) = (Messages::default(), Vec::new());
         for frame in frames {
-            assert!(follower.frame(frame).unwrap());
+            wire.extend_from_slice(&[0x82, u8::try_from(frame.len().min(126)).unwrap()]);
+            if frame.len() > 125 {
+                wire.extend_from_slice(&u16::try_from(frame.len()).unwrap().to_be_bytes());
+            }
+            wire.extend_from_slice(frame);
+        }
+        for step in wire.chunks(step) {
+            assert_eq!(messages.take(step, &mut follower).unwrap(), Came::More);
         }
         follower.into_delivered().len()
     }
 
-    #[test]
-    fn only_a_whole_and_equal_chunk_counts() {
-        let end = || control(kind::COMPLETE, &json!({"handle": 9}));
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abc"), piece(3, b"def"), end()]), 1);
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abc"), end()]), 0, "short");
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abcdeX"), end()]), 0, "altered");
-        assert_eq!(delivered(vec![begins(1, 6), piece(3, b"def"), piece(0, b"abc"), end()]), 0, "out of order");
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abcdef"), piece(0, b"abcdef"), end()]), 0, "twice");
-        assert_eq!(delivered(vec![begins(2, 6), piece(0, b"abcdef"), end()]), 0, "never sent");
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abcdef")]), 0, "not ended");
-        let withdrawn = control(kind::WITHDRAWN, &json!({"handle": 9, "reason": "stalled"}));
-        assert_eq!(delivered(vec![begins(1, 6), piece(0, b"abcdef"), withdrawn, end()]), 0, "withdrawn");
+    fn delivered(frames: &[Bytes]) -> usize {
+        let found: Vec<_> = [1, 7, 4096].iter().map(|step| delivered_in(frames, *step)).collect();
+        assert!(found.iter().all(|one| *one == found[0]), "however it is cut: {found:?}");
+        found[0]
     }
 
-    #[tokio::test]
-    async fn waiting_ends_with_the_last_delivery_or_with_patience() {
-        let published = Arc::new(Published::default());
-        let waiting = tokio::spawn({
-            let published = Arc::clone(&published);
-            async move { published.until_delivered(2, Duration::from_secs(3600)).await }
-        });
-        published.delivered();
-        published.delivered();
-        // Whoever waited before the second delivery is woken by it, whoever comes later sees it.
-        published.news.notify_waiters();
-        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
-        published.until_delivered(3, Duration::from_millis(1)).await;
+    #[test]
+    fn only_a_whole_and_equal_chunk_counts() {
+        let end = || frame::encode_json(kind::COMPLETE, &json!({"handle": 9}));
+        assert_eq!(delivered(&[begins(1, 6), piece(0, b"abc"), piece(3, b"def"), end()]), 1);
+        assert_eq!(delivered(&[begins(1, 6), piece(0, b"abc"), end()]), 0, "short");
+        assert_eq!(delivered(&[begins(1, 6), piece(0, b"abcdeX"), end()]), 0, "altered");
+        assert_eq!(delivered(&[begins(1, 6), piece(3, b"def"), piece(0, b"abc"), end()]), 0, "out of order");
+        assert_eq!(delivered(&[begins(1, 6), piece(0, b"abcdef"), piece(0, b"abcdef"), end()]), 0, "twice");
+        assert_eq!(delivered(&[begins(2, 6), piece(0, b"abcdef"), end()]), 0, "never sent");
     }
 }

@@ -3,6 +3,9 @@
 
 mod contact;
 mod follower;
+mod found;
+mod uploader;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,21 +16,30 @@ use clap::ValueEnum;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use waystation_client::session::Session;
 use waystation_proto::Variant;
 
 use crate::Failure;
-use crate::chunks::Maker;
-use crate::link::{self, Link};
-use crate::report::{self, Counted, Report};
-use crate::rig::{Rig, Setup, Usage};
-use crate::upload::{bytes, complain, upload_capability};
+use crate::report::{Counted, Report};
+use crate::rig::{Cores, Rig, Setup, Usage};
+use crate::upload::bytes;
 use contact::Contact;
 use follower::Published;
+pub use found::Found;
+use uploader::{Beside, Pace, Uploader};
 
 /// Contacts that connect at the same time, before the run.
 const CONTACTS_AT_ONCE: usize = 16;
 /// Deliveries that stand still for this long after the last upload do not come any more.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Chunks a second while it is looked at how long they take, where nothing else was asked for.
+const USUAL_RATE: f64 = 4.0;
+/// What connecting leaves behind in the relay is gone after this.
+const SETTLE: Duration = Duration::from_secs(3);
+/// A share of the contacts that compares every byte; the others look at order and number.
+const COMPARING: u16 = 8;
+/// Bytes of a chunk of another session, uploaded beside the fan-out.
+const BESIDE_BYTES: usize = 1 << 20;
 
 /// Which way contacts receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,11 +68,12 @@ pub struct Args {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     pub contacts: u16,
     /// Bytes of a chunk's plaintext
-    #[arg(long, default_value = "256KiB", value_parser = bytes)]
-    pub size: u64,
-    /// Chunks a second; 0: the next one as soon as every contact has the last
-    #[arg(long, default_value_t = 4.0)]
-    pub rate: f64,
+    #[arg(long, alias = "size", default_value = "256KiB", value_parser = bytes)]
+    pub payload: u64,
+    /// Chunks a second; 0: the next one as soon as every contact has the last. Without: half of the time
+    /// that for the processor's seconds, and half of it 4 a second for how long chunks take
+    #[arg(long)]
+    pub rate: Option<f64>,
     /// How long
     #[arg(long, default_value_t = 10, conflicts_with = "chunks")]
     pub seconds: u64,
@@ -70,6 +83,15 @@ pub struct Args {
     /// Which way contacts receive
     #[arg(long, value_enum, default_value = "wss")]
     pub transport: Transport,
+    /// Contacts only connect and are sent nothing: what they cost in memory
+    #[arg(long)]
+    pub idle: bool,
+    /// How fast another session's uploads of 1 MiB are, by themselves and beside the fan-out
+    #[arg(long)]
+    pub uploads: bool,
+    /// Let the relay run on every core
+    #[arg(long)]
+    pub unpinned: bool,
     /// Where the staging directory is made
     #[arg(long)]
     pub directory: Option<PathBuf>,
@@ -78,116 +100,161 @@ pub struct Args {
     pub json: bool,
 }
 
+/// Leaves one core to the relay; before anything else of this program runs.
+pub fn prepare(args: &Args) {
+    if !args.unpinned {
+        Cores::leave_one();
+    }
+}
+
 /// Runs it and says what it found.
 pub async fn main(args: Args) -> ExitCode {
     let json = args.json;
-    report::end(run(args).await, json)
+    found::end(run(args).await.map(|found| vec![found]), json)
 }
 
 /// Measures.
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(args: Args) -> Result<Report, Failure> {
-    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args) }).await?;
+pub async fn run(args: Args) -> Result<Found, Failure> {
+    let core = if args.unpinned { None } else { Cores::left() };
+    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?;
     let session = rig.session(&[Variant::LivePreview]).await?;
-    let watch = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
     let published = Arc::new(Published::default());
-    let connecting =
-        stream::iter(0..args.contacts).map(|_| Contact::connect(&rig, args.transport, &watch, Arc::clone(&published)));
-    let contacts: Vec<Contact> = connecting.buffer_unordered(CONTACTS_AT_ONCE).try_collect().await?;
+    let empty = rig.usage()?;
+    let contacts = connect(&args, &rig, &session, &published).await?;
+    tokio::time::sleep(SETTLE).await;
+    let idle = rig.usage()?;
     let stop = CancellationToken::new();
     let mut watching = JoinSet::new();
     for contact in contacts {
         watching.spawn(contact.run(stop.clone()));
     }
-    let token = upload_capability(&session)?;
-    let size = usize::try_from(args.size).map_err(|_| Failure::Wire("the size"))?;
-    let link = Link::connect(&rig, link::Transport::H1, &token).await?;
-    let mut uploader = Uploader { link, maker: Maker::new(&session, size)?, token, published: Arc::clone(&published) };
-    let (before, began) = (rig.usage()?, Instant::now());
-    let sent = uploader.run(&args, began).await?;
-    published.until_delivered(sent * u64::from(args.contacts), PATIENCE).await;
-    let usage = rig.usage()?;
+    let mut phases = Vec::new();
+    let mut uploads = None;
+    if !args.idle {
+        let size = usize::try_from(args.payload).map_err(|_| Failure::Wire("the size"))?;
+        let contacts = u64::from(args.contacts);
+        let uploader = Uploader::connect(&rig, &session, size, Arc::clone(&published), contacts).await?;
+        (phases, uploads) = upload(&args, &rig, uploader).await?;
+    }
     stop.cancel();
     let mut deliveries = Vec::new();
     while let Some(ended) = watching.join_next().await {
         deliveries.extend(ended.map_err(|_| Failure::Wire("a contact panicked"))?);
     }
-    let counted = count(&published, &deliveries, sent * u64::from(args.contacts), (before, usage), began);
-    let mut report = Report::new("fanout", args.size, args.contacts.into(), counted);
-    report.transport = Some(args.transport.as_str());
-    Ok(report)
+    let counted = count(&args, &published, &deliveries, &phases, rig.usage()?);
+    Ok(found(&args, counted, (empty, idle), core.is_some(), uploads))
 }
 
-fn count(
-    published: &Published,
-    deliveries: &[(u64, Instant)],
-    expected: u64,
-    (before, after): (Usage, Usage),
+async fn connect(
+    args: &Args,
+    rig: &Rig,
+    session: &Session,
+    published: &Arc<Published>,
+) -> Result<Vec<Contact>, Failure> {
+    let watch = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
+    let one = |number: u16| {
+        Contact::connect(rig, args.transport, &watch, Arc::clone(published), number.is_multiple_of(COMPARING))
+    };
+    stream::iter(0..args.contacts).map(one).buffer_unordered(CONTACTS_AT_ONCE).try_collect().await
+}
+
+/// A part of the run.
+struct Phase {
+    /// Its chunks: from, and up to but without.
+    chunks: (u64, u64),
     began: Instant,
-) -> Counted {
-    let latency = |(index, at): &(u64, Instant)| at.saturating_duration_since(published.sent_at(*index).unwrap_or(*at));
-    let last = deliveries.iter().map(|(_, at)| *at).max().unwrap_or(began);
-    let chunks = deliveries.len() as u64;
-    Counted {
-        time: last - began,
-        chunks,
-        bytes: deliveries.iter().map(|(index, _)| published.length(*index)).sum(),
-        latencies: deliveries.iter().map(latency).collect(),
-        cpu: after.cpu.saturating_sub(before.cpu),
-        max_rss: after.max_rss,
-        lost: expected.saturating_sub(chunks),
+    before: Usage,
+    after: Usage,
+    /// Whether it tells how long chunks take.
+    timed: bool,
+    /// Whether it tells what they cost.
+    weighed: bool,
+}
+
+type Uploads = Option<[f64; 2]>;
+
+/// All parts of the run, and beside which speed of other uploads.
+async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<Phase>, Uploads), Failure> {
+    let whole = Duration::from_secs(args.seconds);
+    let paces = match (args.rate, args.chunks) {
+        (Some(rate), _) => vec![(Pace { rate, time: whole, chunks: args.chunks }, true, true)],
+        (None, Some(_)) => vec![(Pace { rate: USUAL_RATE, time: whole, chunks: args.chunks }, true, true)],
+        (None, None) => {
+            let pace = |rate| Pace { rate, time: whole / 2, chunks: None };
+            vec![(pace(0.0), false, true), (pace(USUAL_RATE), true, false)]
+        }
+    };
+    let mut beside = if args.uploads { Some(Beside::connect(rig, BESIDE_BYTES).await?) } else { None };
+    let mut uploads = None;
+    let mut phases = Vec::new();
+    for (pace, timed, weighed) in paces {
+        let (before, began) = (rig.usage()?, Instant::now());
+        let chunks = match beside.as_mut().filter(|_| timed) {
+            None => uploader.run(pace).await?,
+            Some(beside) => {
+                let alone = beside.run(whole / 2).await?;
+                let (chunks, with) = tokio::join!(uploader.run(pace), beside.run(whole / 2));
+                uploads = Some([alone, with?]);
+                chunks?
+            }
+        };
+        phases.push(Phase { chunks, began, before, after: rig.usage()?, timed, weighed });
+    }
+    Ok((phases, uploads))
+}
+
+fn count(args: &Args, published: &Published, deliveries: &[(u64, Instant)], phases: &[Phase], last: Usage) -> Counted {
+    let mut counted = Counted { max_rss: last.max_rss, ..Counted::default() };
+    for phase in phases {
+        let of = |index: &u64| (phase.chunks.0..phase.chunks.1).contains(index);
+        let here: Vec<_> = deliveries.iter().filter(|(index, _)| of(index)).collect();
+        counted.lost +=
+            ((phase.chunks.1 - phase.chunks.0) * u64::from(args.contacts)).saturating_sub(here.len() as u64);
+        if phase.timed {
+            let took = |index, at: &Instant| at.saturating_duration_since(published.sent_at(index).unwrap_or(*at));
+            counted.latencies.extend(here.iter().map(|(index, at)| took(*index, at)));
+        }
+        if phase.weighed {
+            let last = here.iter().map(|(_, at)| *at).max().unwrap_or(phase.began);
+            counted.time += last - phase.began;
+            counted.chunks += here.len() as u64;
+            counted.bytes += here.iter().map(|(index, _)| published.length(*index)).sum::<u64>();
+            counted.cpu += phase.after.cpu.saturating_sub(phase.before.cpu);
+        }
+    }
+    counted
+}
+
+fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uploads: Uploads) -> Found {
+    let max_rss = counted.max_rss;
+    let mut report = Report::new("fanout", args.payload, args.contacts.into(), counted);
+    report.transport = Some(args.transport.as_str());
+    let grown = idle.1.rss.saturating_sub(idle.0.rss) as f64 / 1024.0 / f64::from(args.contacts);
+    let kept = uploads.map(|[alone, with]| with / alone);
+    let digits = |value: f64| (value * 100.0).round() / 100.0;
+    Found {
+        report,
+        contacts: args.contacts.into(),
+        payload: args.payload,
+        pinned,
+        idle_kib_per_contact: digits(grown),
+        max_rss,
+        uploads_mb_s: uploads.map(|both| both.map(digits)),
+        uploads_kept: kept.map(digits),
     }
 }
 
 /// All contacts come from one address, belong to one group and share a capability, which has a
-/// sixteenth of the group's seats.
+/// sixteenth of the group's seats; one address has half of the connections.
 fn limits(args: &Args) -> String {
+    let contacts = u32::from(args.contacts);
     format!(
-        "[limits]\nhandshakes_per_second = 10000\nrequests_per_client = 1000000\ncontacts_per_group = {}\n",
-        16 * (u32::from(args.contacts) + 8)
+        "[limits]\nhandshakes_per_second = 10000\nrequests_per_client = 1000000\ncontacts_per_group = {}\n\
+         connections = {}\n",
+        16 * (contacts + 8),
+        2 * (contacts + 64)
     )
-}
-
-/// The one who is watched.
-struct Uploader {
-    link: Link,
-    maker: Maker,
-    token: String,
-    published: Arc<Published>,
-}
-
-impl Uploader {
-    /// Returns how many chunks were sent.
-    async fn run(&mut self, args: &Args, began: Instant) -> Result<u64, Failure> {
-        let until = args.chunks.is_none().then(|| began + Duration::from_secs(args.seconds));
-        let mut sent = 0;
-        while args.chunks.is_none_or(|most| sent < u64::from(most)) {
-            if args.rate > 0.0 {
-                let due = began + Duration::from_secs_f64(sent as f64 / args.rate);
-                tokio::time::sleep_until(due.into()).await;
-            }
-            if until.is_some_and(|until| Instant::now() >= until) {
-                break;
-            }
-            sent += 1;
-            self.put().await?;
-            if args.rate <= 0.0 {
-                self.published.until_delivered(sent * u64::from(args.contacts), PATIENCE).await;
-            }
-        }
-        Ok(sent)
-    }
-
-    async fn put(&mut self) -> Result<(), Failure> {
-        let chunk = self.maker.next_chunk()?;
-        self.published.announce(chunk.offer.index, chunk.bytes.clone());
-        let verdict = self.link.put(&chunk, &self.token).await?;
-        self.published.sent(chunk.offer.index, verdict.sent);
-        if !verdict.confirmed {
-            complain(verdict.refusal.as_deref().unwrap_or("without a reason"));
-        }
-        Ok(())
-    }
 }

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -25,6 +26,9 @@ use crate::rig::Rig;
 const PIECE_BYTES: usize = 64 * 1024;
 /// Buffer of an HTTP/1.1 connection: this program shall not be what is slow.
 const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes read from the kernel at once.
+const READ_BYTES: usize = 64 * 1024;
 
 const BROKEN: Failure = Failure::Wire("the connection broke");
 
@@ -110,11 +114,15 @@ pub async fn get_over(stream: TcpStream, authority: &str, path: &str, token: &st
     Ok(answer.into_body().collect().await.map_err(|_| BROKEN)?.to_bytes())
 }
 
+/// TLS over TCP. Read in large steps: TLS by itself asks the kernel several times for each record.
+pub type Tls = TlsStream<BufReader<TcpStream>>;
+
 /// Connects over TCP and TLS.
-pub(super) async fn tls(rig: &Rig, protocol: &[u8]) -> Result<TlsStream<TcpStream>, Failure> {
+pub(super) async fn tls(rig: &Rig, protocol: &[u8]) -> Result<Tls, Failure> {
     let stream = TcpStream::connect(rig.public).await.map_err(Failure::io("the relay"))?;
     stream.set_nodelay(true).map_err(Failure::io("the relay"))?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(rig.trust.tls(&[protocol])));
+    let stream = BufReader::with_capacity(READ_BYTES, stream);
     connector.connect(ServerName::from(rig.public.ip()), stream).await.map_err(Failure::io("TLS with the relay"))
 }
 

@@ -6,8 +6,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderValue, Request, header};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, handshake};
@@ -28,7 +26,7 @@ const READ_BYTES: usize = 64 * 1024;
 const BROKEN: Failure = Failure::Wire("the WebSocket broke");
 
 /// A WebSocket over TLS.
-pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub type Socket = WebSocketStream<super::http::Tls>;
 
 /// Connects and upgrades.
 ///

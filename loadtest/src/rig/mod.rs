@@ -1,6 +1,7 @@
 //! The real programs, started for one run: a core that checks everything and keeps nothing, and a
 //! relay with a certificate of its own.
 
+mod cores;
 pub mod program;
 mod usage;
 
@@ -10,11 +11,13 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::process::Command;
 use waystation_client::Endpoint;
 use waystation_client::connect::Trust;
 use waystation_client::session::Session;
 use waystation_proto::Variant;
 
+pub use cores::Cores;
 pub use program::Program;
 pub use usage::Usage;
 
@@ -32,6 +35,8 @@ pub struct Setup {
     pub directory: Option<PathBuf>,
     /// Further lines of the relay's configuration, below the usual ones.
     pub toml: String,
+    /// The relay runs on this core alone.
+    pub core: Option<usize>,
 }
 
 /// A core and a relay. They end when this is dropped, and their files go.
@@ -68,7 +73,7 @@ impl Rig {
         let config = dir.path().join("relay.toml");
         std::fs::write(&config, toml(dir.path(), &core_url, &text(&said, "service_token_file")?, &setup.toml))
             .map_err(Failure::io("the configuration"))?;
-        let (relay, bound) = Program::start("waystation", &["serve", "--config"], &config, dir.path()).await?;
+        let (relay, bound) = relay(&config, dir.path(), setup.core).await?;
         let trust = Trust::certificates(vec![certificate]).map_err(|_| Failure::Wire("the certificate is none"))?;
         Ok(Self {
             relay,
@@ -128,6 +133,20 @@ impl Rig {
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
+}
+
+async fn relay(config: &Path, dir: &Path, core: Option<usize>) -> Result<(Program, Value), Failure> {
+    let path = program::path("waystation")?;
+    let mut command = match core {
+        None => Command::new(path),
+        Some(core) => {
+            let mut command = Command::new("taskset");
+            command.args(["--cpu-list", &core.to_string()]).arg(path);
+            command
+        }
+    };
+    command.args(["serve", "--config"]).arg(config);
+    Program::launch("waystation", command, dir).await
 }
 
 /// Makes a certificate for these names: `tls.pem` and `tls.key` in `dir`.

@@ -14,6 +14,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Most memory at once, in bytes.
     pub max_rss: u64,
+    /// Memory now, in bytes.
+    pub rss: u64,
 }
 
 impl Usage {
@@ -24,8 +26,9 @@ impl Usage {
     pub fn of(pid: u32) -> io::Result<Self> {
         let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
         let (stat, status) = (read("stat")?, read("status")?);
-        let usage = cpu(&stat).zip(max_rss(&status)).map(|(cpu, max_rss)| Self { cpu, max_rss });
-        usage.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let usage =
+            || Some(Self { cpu: cpu(&stat)?, max_rss: memory(&status, "VmHWM:")?, rss: memory(&status, "VmRSS:")? });
+        usage().ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
@@ -38,8 +41,8 @@ fn cpu(stat: &str) -> Option<Duration> {
     Some(TICK * (ticks()?.checked_add(ticks()?)?))
 }
 
-fn max_rss(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+fn memory(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -51,14 +54,14 @@ mod tests {
     fn the_name_of_a_program_does_not_move_the_fields() {
         let stat = "42 (a ) 1 2 3) S 1 42 42 0 -1 4194304 5 0 0 0 150 50 0 0 20 0 4 0 1 2 3";
         assert_eq!(cpu(stat), Some(Duration::from_secs(2)));
-        assert_eq!(max_rss("VmPeak:\t  9 kB\nVmHWM:\t    2048 kB\n"), Some(2 << 20));
-        assert_eq!((cpu("42 (x"), max_rss("")), (None, None));
+        assert_eq!(memory("VmPeak:\t  9 kB\nVmHWM:\t    2048 kB\n", "VmHWM:"), Some(2 << 20));
+        assert_eq!((cpu("42 (x"), memory("", "VmHWM:")), (None, None));
     }
 
     #[test]
     fn this_process_has_used_something() {
         let usage = Usage::of(std::process::id()).unwrap();
-        assert!(usage.max_rss > 0);
+        assert!(usage.max_rss >= usage.rss && usage.rss > 0);
         assert!(Usage::of(0).is_err());
     }
 }

@@ -61,7 +61,7 @@ pub async fn main(args: Args) -> ExitCode {
 /// # Errors
 /// [`Failure`].
 pub async fn run(args: Args) -> Result<Report, Failure> {
-    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: LIMITS.into() }).await?;
+    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: LIMITS.into(), core: None }).await?;
     let opened = stream::iter(0..args.sessions).map(|_| Uploader::open(&rig, &args));
     let uploaders: Vec<Uploader> = opened.buffer_unordered(SESSIONS_AT_ONCE).try_collect().await?;
     let (before, began) = (rig.usage()?, Instant::now());

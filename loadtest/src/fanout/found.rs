@@ -1,0 +1,64 @@
+//! What a run of `fanout` found.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::Failure;
+use crate::report::Report;
+
+/// The figures of one run, beside those every scenario has.
+#[derive(Debug, Clone, Serialize)]
+pub struct Found {
+    /// What every scenario has.
+    #[serde(flatten)]
+    pub report: Report,
+    /// Contacts, each with a connection of its own.
+    pub contacts: u64,
+    /// Bytes of a chunk's plaintext.
+    pub payload: u64,
+    /// Whether the relay was held on one core, and everything else on the others.
+    pub pinned: bool,
+    /// Memory of the relay for one contact that watches and is sent nothing, in KiB: what its process grew
+    /// by, divided.
+    pub idle_kib_per_contact: f64,
+    /// Most memory the relay ever had, in bytes.
+    pub max_rss: u64,
+    /// Megabytes a second of another session's uploads by themselves, and beside the fan-out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uploads_mb_s: Option<[f64; 2]>,
+    /// The second as a share of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uploads_kept: Option<f64>,
+}
+
+impl Found {
+    fn text(&self, json: bool) -> String {
+        if let (true, Ok(line)) = (json, serde_json::to_string(self)) {
+            return line + "\n";
+        }
+        let mut out = self.report.table();
+        out += &format!("memory of an idle contact: {} KiB\n", self.idle_kib_per_contact);
+        if let Some(kept) = self.uploads_kept {
+            out += &format!("another session's uploads keep {:.0} % of their speed\n", kept * 100.0);
+        }
+        out
+    }
+}
+
+/// Says how runs ended: 0 if nothing was lost.
+pub(super) fn end(result: Result<Vec<Found>, Failure>, json: bool) -> ExitCode {
+    match result {
+        Ok(found) => {
+            let text: String = found.iter().map(|found| found.text(json)).collect();
+            // A reader that went away is no reason to fail.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            if found.iter().all(|found| found.report.lost == 0) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(failure) => {
+            let _ = std::io::stderr().lock().write_all(format!("{failure}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
