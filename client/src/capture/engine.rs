@@ -7,8 +7,9 @@ mod orders;
 mod supply;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +20,10 @@ use waystation_proto::id::StreamId;
 
 use super::book::{Book, New};
 use super::event::{Event, Label, Summary};
-use super::lane::Lane;
 use super::link::{FromLink, Link};
 use super::policy::Policy;
 use super::status::{Network, SessionState, Status};
-use super::store::record::{Record, State};
+use super::store::record::Record;
 use super::store::{Shared, Store};
 use super::wallet::Wallet;
 use super::{Command, Config};
@@ -32,6 +32,8 @@ use crate::clock;
 use crate::connect::ConnectError;
 use crate::receipt::Jwks;
 use crate::token::Token;
+
+use waiting::{LaneQueue, Unsealed};
 
 pub(super) use orders::status_of;
 
@@ -69,28 +71,6 @@ struct Finishing {
     deadline: Instant,
     reason: String,
     reply: oneshot::Sender<Summary>,
-}
-
-/// A lane, and its chunks that are not sealed, oldest first.
-struct LaneQueue {
-    lane: Lane,
-    next_seq: u64,
-    unsealed: VecDeque<Unsealed>,
-    /// Its owner was told that they stay here, and that some of them can't be read.
-    told: bool,
-    told_unread: bool,
-}
-
-/// A chunk that waits for its place.
-#[derive(Clone, Copy)]
-struct Unsealed {
-    id: u64,
-    lane_seq: u64,
-    started_ms: i64,
-    ended_ms: i64,
-    /// How often it could not be read, and the calendar time before which it is not tried again.
-    unread: u32,
-    not_before_ms: i64,
 }
 
 pub(crate) struct Engine {
@@ -167,7 +147,7 @@ impl Engine {
             next_id: state.next_id,
             closing: state.closing,
             ready: state.ready,
-            lanes: lanes(state, &config),
+            lanes: waiting::lanes(state, &config),
             records: Vec::new(),
             config,
             authority,
@@ -355,16 +335,4 @@ impl Engine {
             self.records = kept;
         }
     }
-}
-
-/// The lanes of an earlier run, and those that are new.
-fn lanes(state: &State, config: &Config) -> Vec<LaneQueue> {
-    let streams = |lane: &super::store::record::LaneState| {
-        let streams = lane.streams.iter().map(|stream| (stream.stream.clone(), stream.used));
-        Lane::restored(lane.variant, lane.media, streams.collect::<Vec<_>>())
-    };
-    let known = state.lanes.iter().map(|lane| (streams(lane), lane.next_seq));
-    let new = config.lanes.iter().filter(|spec| state.lane(spec.variant).is_none());
-    let new = new.map(|spec| (Lane::new(spec.variant, spec.media), 0));
-    known.chain(new).map(|(lane, next_seq)| LaneQueue::new(lane, next_seq)).collect()
 }

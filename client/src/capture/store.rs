@@ -26,12 +26,12 @@
 pub(crate) mod disk;
 mod log;
 pub(crate) mod record;
+mod shared;
 
 #[cfg(test)]
 mod crash_test;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
@@ -39,6 +39,8 @@ use self::disk::Disk;
 use self::log::{Unreadable, Writer};
 use self::record::{Record, State};
 use super::local::{LocalKey, OVERHEAD, SALT_BYTES};
+
+pub(crate) use self::shared::Shared;
 
 /// The queue's own file.
 pub(crate) const QUEUE_FILE: &str = "upload_queue.enc";
@@ -370,44 +372,4 @@ fn load(disk: &mut dyn Disk, key: &LocalKey) -> Result<(State, bool), OpenError>
 /// What a queue's file says.
 pub(crate) fn read(key: &LocalKey, bytes: &[u8]) -> Result<State, OpenError> {
     Ok(State::of(log::read(key, bytes)?.records))
-}
-
-/// A queue that a task uses: what waits for the disk does so on another thread.
-#[derive(Clone)]
-pub(crate) struct Shared(Arc<Mutex<Store>>);
-
-impl Shared {
-    pub(crate) fn new(store: Store) -> Self {
-        Self(Arc::new(Mutex::new(store)))
-    }
-
-    /// Looks at what is remembered.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(self.0.lock().unwrap_or_else(PoisonError::into_inner).state())
-    }
-
-    /// Lets another process have the directory. Nothing is written from then on.
-    pub(crate) fn let_go(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).disk = Box::new(disk::Gone);
-    }
-
-    /// Works on the queue.
-    ///
-    /// # Errors
-    /// Those of the work; [`NotKept::Disk`] if the process is ending.
-    pub(crate) async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Store) -> Result<T, NotKept> + Send + 'static,
-    ) -> Result<T, NotKept> {
-        let store = Arc::clone(&self.0);
-        let work = move || {
-            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = work(&mut store);
-            if result.is_err() {
-                store.abandon();
-            }
-            result
-        };
-        tokio::task::spawn_blocking(work).await.unwrap_or(Err(NotKept::Disk))
-    }
 }

@@ -5,15 +5,15 @@ use tokio::sync::oneshot;
 use waystation_proto::Offer;
 use zeroize::Zeroizing;
 
-use super::{Engine, LaneQueue, PAUSE_MS, Unsealed};
+use super::waiting::{LaneQueue, Unsealed};
+use super::{Engine, PAUSE_MS};
 use crate::capture::book::New;
 use crate::capture::event::{Event, Label};
 use crate::capture::lane::{Lane, Place};
 use crate::capture::link::{Job, ToLink};
-use crate::capture::queue::{self, Waiting};
 use crate::capture::seal;
 use crate::capture::status::Step;
-use crate::capture::store::record::{LaneState, Manifest, Record};
+use crate::capture::store::record::{Manifest, Record};
 use crate::capture::store::{NotKept, Store, Unread};
 use crate::capture::{ChunkError, Command, Cut, manifest};
 use crate::clock;
@@ -40,30 +40,6 @@ struct Placed {
     lane: usize,
     chunk: Unsealed,
     place: Place,
-}
-
-impl LaneQueue {
-    pub(super) fn new(lane: Lane, next_seq: u64) -> Self {
-        Self { lane, next_seq, unsealed: Default::default(), told: false, told_unread: false }
-    }
-
-    /// Chunks wait for a stream that nobody gives now.
-    pub(super) fn is_stuck(&self) -> bool {
-        !self.unsealed.is_empty() && self.lane.is_over()
-    }
-
-    /// What was refused is asked for again.
-    pub(super) fn ask_again(&mut self) {
-        self.told = false;
-        self.lane.ask_again();
-        self.unsealed.iter_mut().for_each(|chunk| chunk.not_before_ms = 0);
-    }
-
-    /// The lane as nobody used it yet.
-    pub(super) fn record(&self) -> Record {
-        let (variant, media) = (self.lane.variant, self.lane.media);
-        Record::Lane { lane: LaneState { variant, media, next_seq: 0, streams: Vec::new(), chain: String::new() } }
-    }
 }
 
 impl Engine {
@@ -375,37 +351,6 @@ impl Engine {
                 return;
             }
         }
-    }
-}
-
-impl LaneQueue {
-    /// A chunk waits, and there is a place for it.
-    fn is_ready(&self, now_ms: i64) -> bool {
-        self.lane.has_place() && self.due(now_ms).is_some()
-    }
-
-    /// The oldest chunk that may be tried now.
-    fn due(&self, now_ms: i64) -> Option<usize> {
-        self.unsealed.iter().position(|chunk| chunk.not_before_ms <= now_ms)
-    }
-
-    /// Where it was: in the order of cutting.
-    fn put_back(&mut self, chunk: Unsealed) {
-        let at = self.unsealed.partition_point(|other| other.id < chunk.id);
-        self.unsealed.insert(at, chunk);
-    }
-
-    fn rank(&self, now_ms: i64) -> Option<queue::Rank> {
-        let chunk = self.unsealed.get(self.due(now_ms)?)?;
-        let (class, first) = (self.lane.variant.class(), chunk.lane_seq == 0);
-        let started_ms = chunk.started_ms;
-        Some(queue::rank(&Waiting { id: chunk.id, class, first, started_ms, length: 0, held: false, due_ms: 0 }, None))
-    }
-}
-
-impl Unsealed {
-    pub(super) const fn new(id: u64, lane_seq: u64, started_ms: i64, ended_ms: i64) -> Self {
-        Self { id, lane_seq, started_ms, ended_ms, unread: 0, not_before_ms: 0 }
     }
 }
 
