@@ -22,7 +22,7 @@ const policy =
   "connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*; base-uri 'none'; " +
   "form-action 'none'; frame-ancestors 'none'";
 /** How long anything may take that must come, on a busy machine. */
-const PATIENCE_MS = 45_000;
+const PATIENCE_MS = 70_000;
 
 function host() {
   const server = createServer((request, response) => {

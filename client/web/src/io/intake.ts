@@ -3,7 +3,7 @@
 import type { Begins, Happening } from "../rules/assembly";
 import { type Chunk, keyOf, type Ledger } from "../rules/ledger";
 import type { Facts } from "../rules/status";
-import type { CoreKey } from "../rules/receipt";
+import { type CoreKey, readReceipt } from "../rules/receipt";
 import { type Core, type Listed } from "./core";
 import { Shelf } from "./kept";
 import type { Vault } from "./vault";
@@ -62,6 +62,8 @@ export class Intake {
 
   /** What the core's own list says. */
   async listed({ chunk, ref, receipt }: Listed): Promise<void> {
+    // A core that gives no capability any more, because the incident is closed, names it in its receipts.
+    if (!this.incident && receipt !== undefined) this.incident = readReceipt(receipt)?.says.incident ?? "";
     this.ledger.coreHas(chunk, ref);
     const known = this.ledger.get(chunk.stream, chunk.index);
     if (known?.proof === "receipt" || receipt === undefined || !known) return;

@@ -19,6 +19,9 @@ interface Session {
 
 type Kind = new (url: string, options: object) => Session;
 
+/** After its last control frame the relay closes within two seconds. */
+const GRACE_MS = 3000;
+
 const browser = (): Kind | undefined => (globalThis as { WebTransport?: Kind }).WebTransport;
 
 export const hasWebTransport = (): boolean => browser() !== undefined;
@@ -66,8 +69,8 @@ class Opened implements Connection {
     this.listener.opened();
     void this.chunks(session).catch(() => this.close());
     await this.control(stream.readable);
-    // What is still on its way on other streams may come until the relay closes.
-    await session.closed;
+    // What is still on its way on other streams may come until the relay closes, which it does soon.
+    await Promise.race([session.closed, new Promise((go) => setTimeout(go, GRACE_MS))]);
   }
 
   private async control(readable: ReadableStream<Uint8Array>): Promise<void> {
