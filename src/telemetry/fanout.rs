@@ -112,7 +112,7 @@ impl Fanout {
 
     fn register_reauthorizations(&self, registry: &mut Registry) {
         registry.register(
-            names::FANOUT_REAUTHORIZATIONS,
+            names::FANOUT_RECHECKS,
             "Times the core was asked again about a contact's capability",
             self.reauthorizations.clone(),
         );
@@ -122,7 +122,7 @@ impl Fanout {
             self.proofline.clone(),
         );
         registry.register(
-            names::FANOUT_REAUTHORIZATIONS_OVERDUE,
+            names::FANOUT_RECHECKS_OVERDUE,
             "Such capabilities to which the core has not said yes for longer than fanout.reauthorize_every",
             self.overdue.clone(),
         );

@@ -119,9 +119,9 @@ names! {
     FANOUT_EVICTED_CHUNKS = "fanout_evicted_chunks",
     FANOUT_SUBSCRIPTION_ENDINGS = "fanout_subscription_endings",
     FANOUT_UNLABELLED_CHUNKS = "fanout_unlabelled_chunks",
-    FANOUT_REAUTHORIZATIONS = "fanout_reauthorizations",
+    FANOUT_RECHECKS = "fanout_rechecks",
     FANOUT_PROOFLINE_CAPABILITIES = "fanout_proofline_capabilities",
-    FANOUT_REAUTHORIZATIONS_OVERDUE = "fanout_reauthorizations_overdue",
+    FANOUT_RECHECKS_OVERDUE = "fanout_rechecks_overdue",
 }
 
 // Tokens.

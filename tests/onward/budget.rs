@@ -135,8 +135,10 @@ async fn two_recordings_and_a_hundred_contacts_fit_into_120_calls_a_minute() {
     assert_eq!(watching.load(Ordering::SeqCst), CONTACTS, "every contact watches");
     assert_eq!(stats.count("commit", "rate_limited") + stats.count("preflight", "rate_limited"), 0);
     assert_eq!(stats.count("fanout_authorize", "rate_limited"), 0);
-    // One for each token; none is asked about twice.
-    assert_eq!((stats.calls_of("preflight"), stats.calls_of("fanout_authorize")), (8, CONTACTS as u64));
+    // One for each token; those of contacts again while they watch, within a tenth of the calls.
+    assert_eq!(stats.calls_of("preflight"), 8);
+    let again = stats.calls_of("fanout_authorize") - CONTACTS as u64;
+    assert!((1..=SECONDS.div_ceil(60) * 12 + 1).contains(&again), "{again} were asked again");
     for limiter in ["stream", "upload"] {
         let budget = format!("waystation_core_budget_per_minute{{limiter=\"{limiter}\"}}");
         assert_eq!(world.metric(&budget).await, 120.0);

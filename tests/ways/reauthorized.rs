@@ -26,7 +26,7 @@ fn tokens(session: &Session) -> (String, String) {
 }
 
 fn times(outcome: &str) -> String {
-    format!("waystation_fanout_reauthorizations_total{{outcome=\"{outcome}\"}}")
+    format!("waystation_fanout_rechecks_total{{outcome=\"{outcome}\"}}")
 }
 
 /// The drop-in route, and what it said.
@@ -78,11 +78,11 @@ async fn a_token_that_the_core_takes_back_ends_what_is_watched_with_it_and_nothi
     world.until_metric(&times("unanswered"), |times| times >= 1.0).await;
     world.core.faults().set_away(true);
     world.until_metric(&times("unanswered"), |times| times >= 2.0).await;
-    world.until_metric("waystation_fanout_reauthorizations_overdue", |overdue| overdue == 1.0).await;
+    world.until_metric("waystation_fanout_rechecks_overdue", |overdue| overdue == 1.0).await;
     world.core.faults().set_away(false);
     let before = world.metric(&times("authorized")).await;
     world.until_metric(&times("authorized"), |times| times > before).await;
-    world.until_metric("waystation_fanout_reauthorizations_overdue", |overdue| overdue == 0.0).await;
+    world.until_metric("waystation_fanout_rechecks_overdue", |overdue| overdue == 0.0).await;
     let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 9_000);
     assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, &upload).await.status, 201);
     for contact in &mut contacts {
