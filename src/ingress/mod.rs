@@ -49,6 +49,7 @@ mod ticket;
 mod tls;
 mod watch;
 mod ws;
+mod wswrite;
 
 #[cfg(test)]
 mod tests;
