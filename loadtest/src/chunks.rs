@@ -38,7 +38,15 @@ impl Maker {
     /// # Errors
     /// [`Failure::Wire`] if the session has no stream.
     pub fn new(session: &Session, size: usize) -> Result<Self, Failure> {
-        let stream = session.streams.first().ok_or(Failure::Wire("a session without a stream"))?;
+        Self::of(session, 0, size)
+    }
+
+    /// Of the stream at `place` among the session's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(session: &Session, place: usize, size: usize) -> Result<Self, Failure> {
+        let stream = session.streams.get(place).ok_or(Failure::Wire("a session without a stream"))?;
         let identity = Identity {
             incident: session.incident.clone(),
             stream: stream.stream.clone(),

@@ -142,7 +142,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// The smallest of `sorted` that `percent` of them do not exceed, in milliseconds.
-fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).map_or(0.0, |found| rounded(found.as_secs_f64() * 1e3))
 }

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::group::GroupKey;
 use super::hub::Inner;
@@ -16,6 +19,14 @@ use crate::proto::window::{Place, Window};
 /// One capability has this many seats of a group at least: its holder's devices and pages, and what
 /// an earlier connection left for a while. More would let one contact take the others' seats.
 const LEAST_SEATS: usize = 64;
+
+/// How long a change waits for others, for each contact that is to be told and at most: about what it
+/// takes to serve one, and what nobody who watches notices.
+const SERVING: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(4));
+/// The same for a chunk's state, which the next bytes can take along.
+const TELLING: (Duration, Duration) = (Duration::from_micros(250), Duration::from_millis(25));
+/// A timer is no finer.
+const LEAST_GATHER: Duration = Duration::from_millis(1);
 
 /// Where a chunk lies, among all windows.
 #[derive(Clone)]
@@ -37,6 +48,8 @@ pub(super) enum Wake {
     Nobody,
     /// Those who watch this lane.
     Lane(usize),
+    /// The same, and it may be told with what comes next.
+    News(usize),
     /// Everybody.
     All,
 }
@@ -59,6 +72,14 @@ pub(super) struct Cell {
     hasher: RandomState,
     lanes: [watch::Sender<()>; 2],
     any: watch::Sender<()>,
+    gather: Mutex<Gather>,
+}
+
+/// A wake-up that is due, for several changes together.
+#[derive(Default)]
+struct Gather {
+    at: Option<Instant>,
+    lanes: [bool; 2],
 }
 
 /// A window, and whether the hub still knows it.
@@ -78,6 +99,7 @@ impl Cell {
             hasher: RandomState::new(),
             lanes: [watch::Sender::new(()), watch::Sender::new(())],
             any: watch::Sender::new(()),
+            gather: Mutex::default(),
         }
     }
 
@@ -112,15 +134,67 @@ impl Cell {
         }
     }
 
-    pub(super) fn wake(&self, whom: Wake) {
-        for (lane, sender) in self.lanes.iter().enumerate() {
-            match whom {
-                Wake::Lane(this) if this != lane => {}
-                Wake::Nobody => return,
-                Wake::Lane(_) | Wake::All => sender.send_replace(()),
-            }
+    /// Wakes whom it concerns: a few at once; many when as much time has passed as it takes to serve
+    /// them. What changes meanwhile is told with it, in one write to each of them instead of several.
+    pub(super) fn wake(self: &Arc<Self>, whom: Wake) {
+        let (lanes, each) = match whom {
+            Wake::Nobody => return,
+            Wake::Lane(this) => (lane(this), SERVING),
+            Wake::News(this) => (lane(this), TELLING),
+            Wake::All => ([true; 2], SERVING),
+        };
+        let time = self.gathering(each);
+        match Handle::try_current() {
+            Ok(runtime) if time >= LEAST_GATHER => self.wake_within(&runtime, lanes, time),
+            _ => self.wake_now(lanes),
+        }
+    }
+
+    fn gathering(&self, (each, most): (Duration, Duration)) -> Duration {
+        let contacts = u32::try_from(self.contacts.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        each.saturating_mul(contacts).min(most)
+    }
+
+    /// Whether so many watch that they are woken for several changes together.
+    pub(super) fn gathers(&self) -> bool {
+        self.gathering(SERVING) >= LEAST_GATHER
+    }
+
+    /// By the runtime's clock: it paces work, and nothing that is told depends on it.
+    fn wake_within(self: &Arc<Self>, runtime: &Handle, lanes: [bool; 2], time: Duration) {
+        let _entered = runtime.enter();
+        let sleep = tokio::time::sleep(time);
+        let at = sleep.deadline();
+        let mut gather = self.gather();
+        gather.lanes.iter_mut().zip(lanes).for_each(|(due, this)| *due |= this);
+        if gather.at.is_some_and(|due| due <= at) {
+            return;
+        }
+        gather.at = Some(at);
+        let cell = Arc::clone(self);
+        runtime.spawn(async move {
+            sleep.await;
+            let lanes = {
+                let mut gather = cell.gather();
+                // An earlier one has taken everything, also what another waits for.
+                if gather.at.is_none_or(|due| due > at) {
+                    return;
+                }
+                std::mem::take(&mut *gather).lanes
+            };
+            cell.wake_now(lanes);
+        });
+    }
+
+    fn wake_now(&self, lanes: [bool; 2]) {
+        for (sender, _) in self.lanes.iter().zip(lanes).filter(|(_, this)| *this) {
+            sender.send_replace(());
         }
         self.any.send_replace(());
+    }
+
+    fn gather(&self) -> MutexGuard<'_, Gather> {
+        self.gather.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn listen(&self, channel: Channel) -> watch::Receiver<()> {
@@ -155,6 +229,10 @@ impl Cell {
     pub(super) fn watched(&self) -> bool {
         self.contacts.load(Ordering::Acquire) > 0
     }
+}
+
+fn lane(this: usize) -> [bool; 2] {
+    [0, 1].map(|lane| lane == this)
 }
 
 /// A contact's seat in a group. Dropping it frees the seat.

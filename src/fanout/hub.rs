@@ -308,7 +308,7 @@ impl Inner {
                         return self.budget().refund_record(slot, more);
                     }
                     let captures = here.window.captures();
-                    return cell.changed(self, here, captures, Wake::Lane(place.lane));
+                    return cell.changed(self, here, captures, Wake::News(place.lane));
                 }
                 Err(full) => {
                     drop(here);

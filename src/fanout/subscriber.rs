@@ -19,6 +19,12 @@ use crate::proto::{Code, StreamId, Variant};
 /// A contact is told where it is at most this often.
 const CURSOR_EVERY_MS: u64 = 1_000;
 
+/// A link that takes so long for one step is thin, in milliseconds. A step is at most 256 KiB.
+const THIN_MS: u64 = 500;
+/// It is thin no more after so many steps of 8 KiB without such a wait: more than all the buffers on the
+/// way, which take the first ones at once, can hold.
+const QUICK_STEPS: u32 = 32;
+
 /// What a contact asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
@@ -60,6 +66,11 @@ pub struct Subscription {
     timer: Timer,
     ending: Option<Code>,
     over: bool,
+    /// Its link takes less than there is.
+    thin: bool,
+    /// Steps since it was found thin, and whether the last one was worth counting.
+    quick: u32,
+    ample: bool,
     /// The place moved since the last `CURSOR`.
     moved: bool,
     cursor_at: Option<u64>,
@@ -87,6 +98,9 @@ impl Subscription {
             timer: Timer::default(),
             ending: None,
             over: false,
+            thin: false,
+            quick: 0,
+            ample: false,
             moved: false,
             cursor_at: None,
             held: [false; 2],
@@ -106,8 +120,10 @@ impl Subscription {
             tokio::select! {
                 // An error would mean that the group is gone; this subscription holds it.
                 // Whoever brings bytes goes on first: what comes right behind them is handed out
-                // with them, in one write instead of several.
-                _ = self.wake.changed() => tokio::task::yield_now().await,
+                // with them, in one write instead of several. Many are woken late for that.
+                _ = self.wake.changed() => if !self.seat.cell.gathers() {
+                    tokio::task::yield_now().await;
+                },
                 () = self.timer.until(&clock, due) => {}
             }
         }
@@ -132,6 +148,16 @@ impl Subscription {
     pub fn lanes(&mut self, lanes: Vec<Variant>) {
         self.lanes = Some(lanes);
         self.look();
+    }
+
+    /// How long the link took for what it was given last: from that it is known to be thin.
+    pub fn took(&mut self, ms: u64) {
+        if ms >= THIN_MS {
+            (self.thin, self.quick) = (true, 0);
+        } else if std::mem::take(&mut self.ample) {
+            self.quick = self.quick.saturating_add(1);
+            self.thin &= self.quick < QUICK_STEPS;
+        }
     }
 
     /// One chunk again, if it is in the window; else it is announced as omitted. A contact that
@@ -176,10 +202,15 @@ impl Subscription {
         if ticked {
             self.seat.hub.settle(&cell, &mut state);
         }
-        let mut out = if self.ending.is_some() { Out::control_only() } else { Out::without(self.held) };
+        let mut out = match self.ending {
+            Some(_) => Out::control_only(),
+            None if self.thin => Out::thin().holding(self.held),
+            None => Out::default().holding(self.held),
+        };
         self.contact.poll(&mut state.window, now, &mut out);
         let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
         let settled = self.contact.settled(&state.window, now);
+        self.ample |= out.ample();
         self.count(&out);
         let mut frames = out.frames;
         self.add_cursor(&state.window, now, &mut frames);

@@ -169,6 +169,33 @@ async fn bytes_are_seen_before_the_chunk_is_whole_and_are_shared() {
     assert!(world.metric("fanout_window_bytes") > 300_000);
 }
 
+#[tokio::test(start_paused = true)]
+async fn many_are_told_at_once_of_what_came_together() {
+    let world = World::new();
+    let mut grant = grant(600);
+    let mut contacts: Vec<_> = (0..100)
+        .map(|number| {
+            grant.session = SessionId::new(&format!("contact-{}", number / 50)).unwrap();
+            world.hub.subscribe(&grant, Wanted::default()).unwrap()
+        })
+        .collect();
+    let mut one = contacts.pop().unwrap();
+    drain(&mut one).await;
+    let waiting = tokio::spawn(async move { one.next().await });
+    tokio::task::yield_now().await;
+    let publication = world.hub.publish(&group(), audio(1, 2_000));
+    publication.push(0, &Bytes::from(vec![5; 1_000]));
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished(), "it waits for what comes right behind");
+    publication.push(1_000, &Bytes::from(vec![5; 1_000]));
+    publication.complete();
+    let kinds: Vec<_> = frames(&waiting.await.unwrap()).iter().map(|frame| frame.kind).collect();
+    assert_eq!(kinds.iter().filter(|kind| **kind == kind::PIECE).count(), 1, "{kinds:?}");
+    assert!(kinds.contains(&kind::CHUNK) && kinds.contains(&kind::COMPLETE), "{kinds:?}");
+}
+
 #[tokio::test]
 async fn control_goes_before_audio_and_audio_before_preview() {
     let world = World::new();

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::cors;
-use super::frames::{self, Goodbye, Out, Outbox, Reader, Room};
+use super::frames::{self, Bundle, Goodbye, Out, Outbox, Reader, Room};
 use super::respond::{self, Reply, Shape};
 use crate::proto::Code;
 use crate::proto::frame::{Decoder, Frame};
@@ -71,7 +71,10 @@ async fn write(ctx: Ctx, outflow: Outflow, mut rx: mpsc::Receiver<Out>) -> Optio
         };
         let sent = match out {
             Out::Message(first) => outflow.send(&ctx, frames::join(first, &mut rx, &mut held)).await,
-            Out::Batch(batch) => outflow.send(&ctx, batch.concat().into()).await,
+            Out::Batch(batch) => {
+                let parts: Vec<_> = batch.into_iter().flat_map(Bundle::into_parts).collect();
+                outflow.send(&ctx, parts.concat().into()).await
+            }
             Out::Close(_) => {
                 outflow.finish(&ctx).await;
                 return None;

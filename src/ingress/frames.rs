@@ -19,7 +19,7 @@ pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// Small frames that wait are sent in one message up to this.
 const JOIN: usize = 32 * 1024;
 /// How long a peer may take to read the last frame.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// How a session ended.
 pub(super) enum Goodbye {
@@ -80,12 +80,42 @@ async fn farewell(goodbye: Goodbye, out: Outbox) -> Option<Code> {
     code
 }
 
+/// One message of whole frames, in parts that other sessions may share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Bundle {
+    parts: Vec<Bytes>,
+    len: usize,
+}
+
+impl Bundle {
+    /// Adds to its end.
+    pub(super) fn push(&mut self, part: Bytes) {
+        self.len += part.len();
+        self.parts.push(part);
+    }
+
+    /// Its bytes.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn into_parts(self) -> Vec<Bytes> {
+        self.parts
+    }
+}
+
+impl From<Bytes> for Bundle {
+    fn from(whole: Bytes) -> Self {
+        Self { len: whole.len(), parts: vec![whole] }
+    }
+}
+
 /// What goes out.
 pub(super) enum Out {
     /// Whole frames.
     Message(Bytes),
     /// Messages that go out in one write.
-    Batch(Vec<Bytes>),
+    Batch(Vec<Bundle>),
     /// The end, and why if it is not in order.
     Close(Option<Code>),
 }
@@ -106,24 +136,36 @@ impl Outbox {
         self.0.send(Out::Message(message)).await.is_ok()
     }
 
-    /// Waits for room for one batch; `None` when the connection is gone.
-    pub(super) async fn room(&self) -> Option<Slot<'_>> {
-        self.0.reserve().await.ok().map(Slot)
-    }
-
     /// Ends when the connection is gone.
     pub(super) async fn closed(&self) {
         self.0.closed().await;
     }
 }
 
-/// Room for one batch.
-pub(super) struct Slot<'a>(mpsc::Permit<'a, Out>);
+/// Where a contact's frames go.
+pub(super) trait Outlet: Send {
+    /// Waits until what was sent is taken; `None` when the connection is gone. Cancel-safe.
+    fn room(&mut self) -> impl Future<Output = Option<()>> + Send;
 
-impl Slot<'_> {
-    /// Sends messages of whole frames, in one write if they are small enough.
-    pub(super) fn send(self, batch: Vec<Bytes>) {
-        self.0.send(Out::Batch(batch));
+    /// Sends messages of whole frames, once there is room, in one write if they are small enough.
+    fn send(&mut self, batch: Vec<Bundle>);
+
+    /// Ends when there is something else to write, which then waits for [`Outlet::room`]. Cancel-safe.
+    fn chores(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl Outlet for Outbox {
+    async fn room(&mut self) -> Option<()> {
+        self.0.reserve().await.ok().map(drop)
+    }
+
+    fn send(&mut self, batch: Vec<Bundle>) {
+        // There is room: nobody else sends while a session lasts. A connection that is gone is found next.
+        let _ = self.0.try_send(Out::Batch(batch));
+    }
+
+    async fn chores(&mut self) {
+        std::future::pending().await
     }
 }
 
@@ -198,7 +240,7 @@ impl Reader {
     }
 
     /// Ends when the peer has sent everything; what it sends until then is dropped.
-    fn rest(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    pub(super) fn rest(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         match self {
             Self::Socket(messages) => Box::pin(messages.rest()),
             Self::Body(inflow) => Box::pin(inflow.rest()),

@@ -51,6 +51,7 @@ mod urgency;
 mod watch;
 mod webtransport;
 mod ws;
+mod wswrite;
 
 #[cfg(test)]
 mod tests;

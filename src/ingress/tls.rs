@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
@@ -103,7 +103,7 @@ impl Certificate {
     /// What both have, for `alpn` in the order the relay likes them. With a ticketer rustls would
     /// silently take no early data.
     fn server(&self, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let builder = ServerConfig::builder_with_provider(Arc::new(provider()));
         let builder = if alpn == [b"h3"] {
             builder.with_protocol_versions(&[&rustls::version::TLS13])
         } else {
@@ -112,6 +112,7 @@ impl Certificate {
         let resolver: Arc<dyn ResolvesServerCert> = self.current.clone();
         let mut config = builder.map_err(|_| Error::Unusable)?.with_no_client_auth().with_cert_resolver(resolver);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config.ignore_client_order = true;
         Ok(config)
     }
 
@@ -144,6 +145,14 @@ impl Certificate {
             }
         }
     }
+}
+
+/// AES-128-GCM first: what is sent to many is enciphered for each of them, and no cipher costs less.
+/// The rest in the library's order.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 impl Files {
@@ -215,6 +224,8 @@ mod tests {
         roots.add(pinned).unwrap();
         let tcp = made.tcp().unwrap();
         assert_eq!((tcp.alpn_protocols.len(), tcp.max_early_data_size), (2, 0));
+        let first = tcp.crypto_provider().cipher_suites[0].suite();
+        assert!(tcp.ignore_client_order && first == CipherSuite::TLS13_AES_128_GCM_SHA256);
         assert!(tcp.ticketer.enabled());
         let quic = made.quic().unwrap();
         assert!(quic.max_early_data_size == u32::MAX && !quic.ticketer.enabled() && quic.session_storage.can_cache());

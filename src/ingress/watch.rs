@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Outflow, ResponseBody, Stopped};
 use super::conn::Ctx;
-use super::frames::{Goodbye, Outbox, Reader, Room};
+use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
 use super::native;
 use super::respond::{self, Reply, Shape};
 use super::ws;
@@ -28,23 +28,27 @@ use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
 /// Frames are joined up to this for one message or one piece of a body, so that a thin link
 /// always has something whole soon.
 const JOIN: usize = 32 * 1024;
+/// A frame under this is copied to others like it; one over it is worth a place of its own.
+const SMALL: usize = 4 * 1024;
 /// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
 /// frames behind them.
 const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
-const ROOM: Room = Room { read_buffer: 4 * 1024, messages: 1 };
+const ROOM: Room = Room { read_buffer: 1024, messages: 1 };
 /// Commands of a contact that may wait.
 const MAX_COMMANDS: usize = 16;
 
 /// The upgrade of `/watch`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
-    ws::start(ctx, parts, WATCH_SUBPROTOCOL, ROOM, |ctx, reader, out| async move {
-        match open(&ctx, reader).await {
-            Ok(Some((watching, commands))) => serve(&ctx, watching, commands, &out).await,
+    ws::start_direct(ctx, parts, WATCH_SUBPROTOCOL, ROOM, |ctx, reader, mut out| async move {
+        // In a box of its own: a contact may stay for hours, and what opening needs is let go.
+        let goodbye = match Box::pin(open(&ctx, reader)).await {
+            Ok(Some((watching, commands))) => serve(&ctx, watching, commands, &mut out).await,
             Ok(None) => Goodbye::Left,
             Err(refusal) => Goodbye::Told(respond::ending(refusal.code), refusal.code),
-        }
+        };
+        (goodbye, out)
     })
 }
 
@@ -164,24 +168,35 @@ async fn renew(ctx: Ctx, token: String) -> Option<Command> {
     ctx.shared.admission.renewal(&token, ctx.client).await.ok().map(Command::Renew)
 }
 
-async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outbox) -> Goodbye {
-    let (mut subscription, mut revocation) = watching;
+async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut impl Outlet) -> Goodbye {
+    let (mut subscription, revocation) = watching;
     let mut waiting = VecDeque::new();
     let mut last = false;
     let mut ending = None;
+    let mut asked = None;
+    let clock = &ctx.shared.clock;
+    // Kept over all turns: making it anew each time costs more than a turn.
+    let mut drained = std::pin::pin!(ctx.drain.cancelled());
+    let mut revoked = heard(revocation);
     loop {
         if last && waiting.is_empty() {
             return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code));
         }
         let step = async {
-            let slot = out.room().await?;
+            let since = *asked.get_or_insert_with(|| clock.now_ms());
+            out.room().await?;
+            subscription.took(clock.now_ms().saturating_sub(since));
+            asked = None;
             let batch = batch(&mut waiting);
             if !batch.is_empty() {
-                slot.send(batch);
+                out.send(batch);
                 return Some(None);
             }
-            drop(slot);
-            Some(Some(subscription.next().await))
+            tokio::select! {
+                biased;
+                step = subscription.next() => Some(Some(step)),
+                () = out.chores() => Some(None),
+            }
         };
         tokio::select! {
             step = step => match step {
@@ -201,7 +216,7 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
                     if let Ok(next) = ctx.shared.admission.revocation(&capability)
                         && subscription.renew(&capability.grant).is_ok()
                     {
-                        revocation = next;
+                        revoked = heard(next);
                     }
                 }
                 Some(Command::End(code)) => {
@@ -209,11 +224,11 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
                     ending = Some(code);
                 }
             },
-            code = revocation.heard(), if ending.is_none() => {
+            code = &mut revoked, if ending.is_none() => {
                 subscription.end(code);
                 ending = Some(code);
             }
-            () = ctx.drain.cancelled(), if ending.is_none() => {
+            () = drained.as_mut(), if ending.is_none() => {
                 subscription.end(Code::Draining);
                 ending = Some(Code::Draining);
             }
@@ -221,8 +236,13 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &Outb
     }
 }
 
+/// Ends when the capability is taken back.
+fn heard(mut revocation: Revocation) -> Pin<Box<dyn Future<Output = Code> + Send>> {
+    Box::pin(async move { revocation.heard().await })
+}
+
 /// The messages that go out next: one, and those behind it that fit into the same write.
-fn batch(waiting: &mut VecDeque<Bytes>) -> Vec<Bytes> {
+fn batch(waiting: &mut VecDeque<Bundle>) -> Vec<Bundle> {
     let mut batch = Vec::new();
     let mut room = BATCH;
     while let Some(next) = waiting.pop_front_if(|next| batch.is_empty() || next.len() <= room) {
@@ -232,27 +252,43 @@ fn batch(waiting: &mut VecDeque<Bytes>) -> Vec<Bytes> {
     batch
 }
 
-/// Joins frames to messages of whole frames of about [`JOIN`] bytes. A frame may come in several
-/// parts (its head, then bytes shared with other contacts).
-fn joined(frames: Vec<Bytes>) -> Vec<Bytes> {
+/// Joins frames to messages of whole frames of about [`JOIN`] bytes, without copying them. A frame may
+/// come in several parts (its head, then bytes shared with other contacts).
+fn joined(frames: Vec<Bytes>) -> Vec<Bundle> {
     let mut messages = Vec::new();
-    let mut message = BytesMut::new();
+    let mut message = Bundle::default();
     let mut missing = 0;
     for part in frames {
         missing = rest_of_frame(missing, &part);
-        if message.is_empty() && missing == 0 && part.len() >= JOIN {
-            messages.push(part);
-            continue;
-        }
-        message.extend_from_slice(&part);
+        message.push(part);
         if missing == 0 && message.len() >= JOIN {
-            messages.push(message.split().freeze());
+            messages.push(std::mem::take(&mut message));
         }
     }
-    if !message.is_empty() {
-        messages.push(message.freeze());
+    if message.len() > 0 {
+        messages.push(message);
     }
     messages
+}
+
+/// For a body, which is no messages: small frames joined to one buffer, large ones as they are.
+fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
+    let mut out = Vec::new();
+    let mut small = BytesMut::new();
+    for part in frames {
+        if part.len() < SMALL {
+            small.extend_from_slice(&part);
+            continue;
+        }
+        if !small.is_empty() {
+            out.push(small.split().freeze());
+        }
+        out.push(part);
+    }
+    if !small.is_empty() {
+        out.push(small.freeze());
+    }
+    out
 }
 
 /// How many bytes of the frame that `part` ends in are still to come, when `missing` were before
@@ -327,13 +363,15 @@ async fn pour(ctx: Ctx, watching: Watching, out: Outflow) {
             Step::Frames(frames) => (frames, false),
             Step::End(frames) => (frames, true),
         };
-        for bytes in joined(frames) {
+        let began = ctx.shared.clock.now_ms();
+        for bytes in gathered(frames) {
             match out.send(&ctx, bytes).await {
                 Ok(()) => {}
                 Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
                 Err(Stopped::Gone) => return,
             }
         }
+        subscription.took(ctx.shared.clock.now_ms().saturating_sub(began));
         if last {
             return out.finish(&ctx).await;
         }
@@ -374,9 +412,11 @@ mod tests {
                     parts.push(whole);
                 }
             }
-            let messages = joined(parts);
+            let messages = joined(parts.clone());
+            let messages: Vec<_> = messages.into_iter().map(|message| Bytes::from(message.into_parts().concat())).collect();
             prop_assert!(messages.iter().all(|message| split_message(message.clone()).is_ok()));
             prop_assert_eq!(messages.concat(), wire.clone());
+            prop_assert_eq!(gathered(parts).concat(), wire.clone());
             let mut decoder = Decoder::default();
             decoder.push(&wire);
             while decoder.next_frame().unwrap().is_some() {}

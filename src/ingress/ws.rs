@@ -1,10 +1,10 @@
 //! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of the socket.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::{self, SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -16,18 +16,18 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::conn::Ctx;
 use super::cors;
-use super::frames::{self, Goodbye, Out, Outbox, Reader, Room};
+use super::frames::{self, Bundle, Goodbye, Out, Outbox, Outlet, Reader, Room};
 use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
+use super::wswrite::{Listening, Writer};
 use crate::admission::Refusal;
+use crate::clock::Clock;
 use crate::proto::Code;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
 use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
@@ -35,9 +35,10 @@ use crate::telemetry::names::Transport;
 
 /// Largest message: one full `PIECE` and some control frames beside it.
 const MAX_MESSAGE: usize = MAX_PIECE_BYTES + 128 * 1024;
-/// What is gathered before it is written to the socket: a batch of messages.
-const WRITE_BUFFER: usize = super::accept::TLS_BUFFER;
-type Socket = WebSocketStream<Stalling<TokioIo<Upgraded>>>;
+/// Answers of the library that reads, which are the only thing it writes.
+const REPLY_BUFFER: usize = 1024;
+type Io = Stalling<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<Listening<Io>>;
 
 /// Whether a request asks for a WebSocket: `Upgrade` on HTTP/1.1, extended CONNECT on HTTP/2.
 pub(super) fn wanted(parts: &Parts) -> bool {
@@ -70,6 +71,43 @@ pub(super) fn start<S, F>(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static st
 where
     S: FnOnce(Ctx, Reader, Outbox) -> F + Send + 'static,
     F: Future<Output = Goodbye> + Send,
+{
+    begin(ctx, parts, subprotocol, room, move |ctx, reader, writer| async move {
+        let (out, rx) = Outbox::new(room.messages);
+        let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), writer, rx)));
+        frames::hold(ctx, reader, out, writer, session).await;
+    })
+}
+
+/// The same for a session that writes by itself: what it is sent next is decided when what was sent is
+/// written, and no other task is woken for it.
+pub(super) fn start_direct<S, F>(
+    ctx: &Ctx,
+    parts: &mut Parts,
+    subprotocol: &'static str,
+    room: Room,
+    session: S,
+) -> Reply
+where
+    S: FnOnce(Ctx, Reader, Direct) -> F + Send + 'static,
+    F: Future<Output = (Goodbye, Direct)> + Send,
+{
+    begin(ctx, parts, subprotocol, room, move |ctx, reader, writer| async move {
+        let rest = reader.rest();
+        let (goodbye, direct) = session(ctx.clone(), reader, Direct::new(&ctx, writer)).await;
+        let lingers = !matches!(goodbye, Goodbye::Left);
+        let (told, stalled) = direct.farewell(goodbye).await;
+        if lingers && stalled.is_none() {
+            let _ = ctx.within(frames::LINGER, rest).await;
+        }
+        ctx.ticket.ended(told.or(stalled));
+    })
+}
+
+fn begin<S, F>(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static str, room: Room, session: S) -> Reply
+where
+    S: FnOnce(Ctx, Reader, Writer<Io>) -> F + Send + 'static,
+    F: Future<Output = ()> + Send,
 {
     let (reply, upgrade) = match accept(ctx, parts, subprotocol) {
         Ok(accepted) => accepted,
@@ -122,25 +160,23 @@ fn accept(ctx: &Ctx, parts: &mut Parts, subprotocol: &'static str) -> Result<(Re
 
 async fn run<S, F>(ctx: Ctx, upgrade: OnUpgrade, room: Room, session: S)
 where
-    S: FnOnce(Ctx, Reader, Outbox) -> F,
-    F: Future<Output = Goodbye>,
+    S: FnOnce(Ctx, Reader, Writer<Io>) -> F,
+    F: Future<Output = ()>,
 {
     let Some(Ok(upgraded)) = ctx.within(ctx.limits.header_timeout, upgrade).await else { return };
     let config = WebSocketConfig::default()
         .read_buffer_size(room.read_buffer)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(WRITE_BUFFER + 2 * MAX_MESSAGE)
+        .write_buffer_size(0)
+        .max_write_buffer_size(REPLY_BUFFER)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     let sign = Sign::new(ctx.shared.clock.clone());
     let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout).heard_by(Arc::clone(&sign));
-    let socket: Socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-    let (sink, stream) = socket.split();
-    let (out, rx) = Outbox::new(room.messages);
+    let (listening, writer) = Listening::split(io);
+    let socket: Socket = WebSocketStream::from_raw_socket(listening, Role::Server, Some(config)).await;
     let _open = Open::new(&ctx);
-    let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), sink, rx)));
-    let reader = Reader::Socket(Messages::new(ctx.clone(), stream, sign));
-    frames::hold(ctx.clone(), reader, out, writer, session).await;
+    let reader = Reader::Socket(Messages::new(ctx.clone(), socket, sign));
+    session(ctx.clone(), reader, writer).await;
     let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
     ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
 }
@@ -164,55 +200,118 @@ impl Drop for Open {
 
 /// Writes what comes, and a ping when it is time for a sign of life. Ends with a code if the
 /// peer took nothing for too long.
-async fn write(ctx: Ctx, mut sink: SplitSink<Socket, Message>, mut rx: mpsc::Receiver<Out>) -> Option<Code> {
+async fn write(ctx: Ctx, mut writer: Writer<Io>, mut rx: mpsc::Receiver<Out>) -> Option<Code> {
     let ping_every = ctx.limits.idle_timeout / 3;
     let mut ping = Box::pin(ctx.shared.clock.sleep(ping_every));
+    let replies = Arc::clone(&writer.replies);
     let mut held = None;
     loop {
         let out = match held.take() {
-            Some(out) => Some(out),
+            Some(out) => Ok(out),
             None => tokio::select! {
-                out = rx.recv() => Some(out?),
-                () = &mut ping => None,
+                out = rx.recv() => Ok(out?),
+                () = replies.some() => Err(Own::Reply),
+                () = &mut ping => Err(Own::Ping),
             },
         };
         let sent = match out {
-            None => {
+            Err(Own::Reply) => writer.replies().await,
+            Err(Own::Ping) => {
                 ping = Box::pin(ctx.shared.clock.sleep(ping_every));
-                sink.send(Message::Ping(Bytes::new())).await
+                writer.ping().await
             }
-            Some(Out::Message(first)) => {
+            Ok(Out::Message(first)) => {
                 let message = frames::join(first, &mut rx, &mut held);
-                sink.send(Message::Binary(message)).await
+                writer.messages([message.into()]).await
             }
-            Some(Out::Batch(batch)) => {
-                let messages = batch.into_iter().map(|message| Ok(Message::Binary(message)));
-                sink.send_all(&mut stream::iter(messages)).await
-            }
-            Some(Out::Close(code)) => {
-                let frame = match code {
-                    Some(code) => CloseFrame { code: code.close().into(), reason: code.name().into() },
-                    None => CloseFrame { code: CloseCode::Normal, reason: "".into() },
-                };
-                // A peer that closed first is owed its echo: that waits to be written already, and
-                // another close is refused.
-                if sink.send(Message::Close(Some(frame))).await.is_err() {
-                    let _ = sink.flush().await;
-                }
+            Ok(Out::Batch(batch)) => writer.messages(batch).await,
+            Ok(Out::Close(code)) => {
+                let _ = writer.close(code).await;
                 return None;
             }
         };
         if let Err(error) = sent {
-            let stalled = matches!(&error, Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut);
-            return stalled.then_some(Code::ContactTooSlow);
+            return gave_up(&error);
         }
     }
+}
+
+/// A session's own writing half.
+pub(super) struct Direct {
+    writer: Writer<Io>,
+    clock: Clock,
+    ping_every: Duration,
+    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Why it could not be written, if the peer took nothing for too long.
+    stalled: Option<Code>,
+}
+
+impl Direct {
+    fn new(ctx: &Ctx, writer: Writer<Io>) -> Self {
+        let (clock, ping_every) = (ctx.shared.clock.clone(), ctx.limits.idle_timeout / 3);
+        Self { writer, ping: sleep(&clock, ping_every), clock, ping_every, stalled: None }
+    }
+
+    /// Sends the last frame and the close. Returns the code they carry, and the one it gave up with.
+    async fn farewell(mut self, goodbye: Goodbye) -> (Option<Code>, Option<Code>) {
+        let told = match goodbye {
+            Goodbye::Told(last, code) => {
+                if !last.is_empty() {
+                    self.writer.put([last.into()]);
+                }
+                Some(code)
+            }
+            Goodbye::Done | Goodbye::Left => None,
+        };
+        let closed = self.writer.close(told).await;
+        let stalled = closed.err().and_then(|error| gave_up(&error));
+        (told, self.stalled.or(stalled))
+    }
+}
+
+impl Outlet for Direct {
+    async fn room(&mut self) -> Option<()> {
+        let written = self.writer.write().await;
+        if let Err(error) = &written {
+            self.stalled = gave_up(error);
+        }
+        written.ok()
+    }
+
+    fn send(&mut self, batch: Vec<Bundle>) {
+        self.writer.put(batch);
+    }
+
+    async fn chores(&mut self) {
+        tokio::select! {
+            () = self.writer.replies.some() => self.writer.put([]),
+            () = &mut self.ping => {
+                self.ping = sleep(&self.clock, self.ping_every);
+                self.writer.put_ping();
+            }
+        }
+    }
+}
+
+fn sleep(clock: &Clock, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let clock = clock.clone();
+    Box::pin(async move { clock.sleep(time).await })
+}
+
+fn gave_up(error: &std::io::Error) -> Option<Code> {
+    (error.kind() == std::io::ErrorKind::TimedOut).then_some(Code::ContactTooSlow)
+}
+
+/// What is written by itself.
+enum Own {
+    Reply,
+    Ping,
 }
 
 /// The messages of a socket.
 pub(super) struct Messages {
     pub(super) ctx: Ctx,
-    stream: Arc<tokio::sync::Mutex<SplitStream<Socket>>>,
+    stream: Arc<tokio::sync::Mutex<Socket>>,
     /// When the peer last gave a sign of life: any byte is one. A message may take minutes on a thin
     /// link, and no pong comes in the middle of it.
     sign: Arc<Sign>,
@@ -220,7 +319,7 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    fn new(ctx: Ctx, stream: SplitStream<Socket>, sign: Arc<Sign>) -> Self {
+    fn new(ctx: Ctx, stream: Socket, sign: Arc<Sign>) -> Self {
         let received = ctx.received(Transport::Ws);
         Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
     }
@@ -240,7 +339,12 @@ impl Messages {
             // What was read while nobody waited for it counts from now.
             self.sign.give();
             match message {
-                None | Some(Ok(Message::Close(_))) => return Ok(None),
+                None => return Ok(None),
+                Some(Ok(Message::Close(_))) => {
+                    // Its echo; the writing half sends it.
+                    let _ = self.stream.lock().await.flush().await;
+                    return Ok(None);
+                }
                 Some(Ok(Message::Binary(bytes))) => {
                     self.received.inc_by(bytes.len() as u64);
                     return frame::split_message(bytes).map(Some);

@@ -34,6 +34,8 @@ mod out;
 mod pieces;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thin_tests;
 
 pub use body::{FRAME_OVERHEAD, FRAME_PAYLOAD};
 pub use capture::QUIET_MS;

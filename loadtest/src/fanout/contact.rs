@@ -65,6 +65,27 @@ impl Contact {
         Ok(contact)
     }
 
+    /// The same at a pace: at most so many bytes a second of what TLS carries.
+    pub(super) async fn run_slowly(mut self, rate: u32, stop: CancellationToken) -> Follower {
+        let receiving = async {
+            let mut buffer = vec![0; (rate / 8) as usize];
+            let mut every = tokio::time::interval(std::time::Duration::from_millis(125));
+            loop {
+                every.tick().await;
+                if !self.step(&mut buffer).await.unwrap_or(false) {
+                    return;
+                }
+            }
+        };
+        stop.run_until_cancelled(receiving).await;
+        self.follower
+    }
+
+    /// Reads nothing until it is told to stop.
+    pub(super) async fn stand_still(self, stop: CancellationToken) {
+        stop.cancelled().await;
+    }
+
     /// Receives until it is told to stop, or the relay ends it. Returns what came whole.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<(u64, Instant)> {
         let receiving = async {

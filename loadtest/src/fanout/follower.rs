@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use waystation_proto::Media;
 use waystation_proto::frame::{self, Frame, kind};
-use waystation_proto::message::{ChunkBegins, Complete, Withdrawn};
+use waystation_proto::message::{ChunkBegins, Complete, Omitted, Withdrawn};
 
 use crate::Failure;
 
@@ -81,11 +82,17 @@ pub(super) struct Follower {
     accepted: bool,
     arriving: HashMap<u64, Arriving>,
     delivered: Vec<(u64, Instant)>,
+    omitted: Vec<Omitted>,
+}
+
+/// A chunk among those of a session's two lanes: of sound, and of a picture.
+pub(super) const fn key(media: Media, index: u64) -> u64 {
+    2 * index + matches!(media, Media::Audio) as u64
 }
 
 /// A chunk that has begun.
 struct Arriving {
-    index: u64,
+    key: u64,
     expected: Bytes,
     received: usize,
     equal: bool,
@@ -93,7 +100,14 @@ struct Arriving {
 
 impl Follower {
     pub(super) fn new(published: Arc<Published>, compares: bool) -> Self {
-        Self { published, compares, accepted: false, arriving: HashMap::new(), delivered: Vec::new() }
+        Self {
+            published,
+            compares,
+            accepted: false,
+            arriving: HashMap::new(),
+            delivered: Vec::new(),
+            omitted: Vec::new(),
+        }
     }
 
     /// Whether the relay has accepted the subscription.
@@ -108,9 +122,9 @@ impl Follower {
             kind::WATCHING => self.accepted = true,
             kind::CHUNK => {
                 let begins: ChunkBegins = frame::control(&frame).map_err(|_| BROKEN)?;
-                let expected = self.published.bytes(begins.index).unwrap_or_default();
+                let expected = self.published.bytes(key(begins.media, begins.index)).unwrap_or_default();
                 let equal = begins.length == expected.len() as u64;
-                let arriving = Arriving { index: begins.index, expected, received: 0, equal };
+                let arriving = Arriving { key: key(begins.media, begins.index), expected, received: 0, equal };
                 self.arriving.insert(begins.handle, arriving);
             }
             kind::COMPLETE => self.complete(frame::control(&frame).map_err(|_| BROKEN)?),
@@ -118,6 +132,7 @@ impl Follower {
                 let gone: Withdrawn = frame::control(&frame).map_err(|_| BROKEN)?;
                 self.arriving.remove(&gone.handle);
             }
+            kind::OMITTED => self.omitted.push(frame::control(&frame).map_err(|_| BROKEN)?),
             kind::ENDING => return Ok(false),
             _ => {}
         }
@@ -142,6 +157,16 @@ impl Follower {
         Ok(())
     }
 
+    /// What the relay said that it leaves out.
+    pub(super) fn omitted(&self) -> &[Omitted] {
+        &self.omitted
+    }
+
+    /// What came whole so far.
+    pub(super) fn delivered(&self) -> &[(u64, Instant)] {
+        &self.delivered
+    }
+
     pub(super) fn into_delivered(self) -> Vec<(u64, Instant)> {
         self.delivered
     }
@@ -149,7 +174,7 @@ impl Follower {
     fn complete(&mut self, complete: Complete) {
         let Some(arriving) = self.arriving.remove(&complete.handle) else { return };
         if arriving.equal && arriving.received == arriving.expected.len() {
-            self.delivered.push((arriving.index, Instant::now()));
+            self.delivered.push((arriving.key, Instant::now()));
             self.published.delivered();
         }
     }
@@ -177,7 +202,7 @@ mod tests {
     /// Hands the frames over in messages, cut into steps of so many bytes.
     fn delivered_in(frames: &[Bytes], step: usize) -> usize {
         let published = Arc::new(Published::default());
-        published.announce(1, Bytes::from_static(b"abcdef"));
+        published.announce(key(Media::Video, 1), Bytes::from_static(b"abcdef"));
         let mut follower = Follower::new(published, true);
         let (mut messages, mut wire) = (Messages::default(), Vec::new());
         for frame in frames {

@@ -4,6 +4,7 @@
 mod contact;
 mod follower;
 mod found;
+mod troubled;
 mod uploader;
 mod wire;
 
@@ -89,6 +90,10 @@ pub struct Args {
     /// How fast another session's uploads of 1 MiB are, by themselves and beside the fan-out
     #[arg(long)]
     pub uploads: bool,
+    /// 100 contacts by themselves, then beside one at 48 kbit/s, one that stops reading and one that
+    /// connects anew every second
+    #[arg(long, conflicts_with_all = ["idle", "uploads", "rate", "chunks"])]
+    pub troubled: bool,
     /// Let the relay run on every core
     #[arg(long)]
     pub unpinned: bool,
@@ -110,6 +115,9 @@ pub fn prepare(args: &Args) {
 /// Runs it and says what it found.
 pub async fn main(args: Args) -> ExitCode {
     let json = args.json;
+    if args.troubled {
+        return troubled::main(args).await;
+    }
     found::end(run(args).await.map(|found| vec![found]), json)
 }
 
@@ -148,6 +156,7 @@ pub async fn run(args: Args) -> Result<Found, Failure> {
     Ok(found(&args, counted, (empty, idle), core.is_some(), uploads))
 }
 
+/// Connects so many contacts.
 async fn connect(
     args: &Args,
     rig: &Rig,
@@ -209,8 +218,8 @@ async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<P
 fn count(args: &Args, published: &Published, deliveries: &[(u64, Instant)], phases: &[Phase], last: Usage) -> Counted {
     let mut counted = Counted { max_rss: last.max_rss, ..Counted::default() };
     for phase in phases {
-        let of = |index: &u64| (phase.chunks.0..phase.chunks.1).contains(index);
-        let here: Vec<_> = deliveries.iter().filter(|(index, _)| of(index)).collect();
+        let of = |key: &u64| (phase.chunks.0..phase.chunks.1).contains(&(key / 2));
+        let here: Vec<_> = deliveries.iter().filter(|(key, _)| of(key)).collect();
         counted.lost +=
             ((phase.chunks.1 - phase.chunks.0) * u64::from(args.contacts)).saturating_sub(here.len() as u64);
         if phase.timed {

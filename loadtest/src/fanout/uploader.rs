@@ -7,7 +7,7 @@ use waystation_client::session::Session;
 use waystation_proto::Variant;
 
 use super::PATIENCE;
-use super::follower::Published;
+use super::follower::{Published, key};
 use crate::Failure;
 use crate::chunks::Maker;
 use crate::link::{self, Link};
@@ -42,12 +42,24 @@ impl Uploader {
         published: Arc<Published>,
         contacts: u64,
     ) -> Result<Self, Failure> {
-        let token = upload_capability(session)?;
-        let link = Link::connect(rig, link::Transport::H1, &token).await?;
-        Ok(Self { link, maker: Maker::new(session, size)?, token, published, contacts, sent: 0 })
+        Self::of(rig, Maker::new(session, size)?, session, published, contacts).await
     }
 
-    /// Uploads at a pace, and waits until everything is delivered or nothing comes any more.
+    /// Of the chunks that `maker` makes.
+    pub(super) async fn of(
+        rig: &Rig,
+        maker: Maker,
+        session: &Session,
+        published: Arc<Published>,
+        contacts: u64,
+    ) -> Result<Self, Failure> {
+        let token = upload_capability(session)?;
+        let link = Link::connect(rig, link::Transport::H1, &token).await?;
+        Ok(Self { link, maker, token, published, contacts, sent: 0 })
+    }
+
+    /// Uploads at a pace, and waits until everything is delivered or nothing comes any more, if it counts
+    /// contacts at all.
     /// Returns the indexes of its chunks: from, and up to but without.
     pub(super) async fn run(&mut self, pace: Pace) -> Result<(u64, u64), Failure> {
         let (began, first) = (Instant::now(), self.sent);
@@ -70,14 +82,17 @@ impl Uploader {
     }
 
     async fn delivered(&self) {
-        self.published.until_delivered(self.sent * self.contacts, PATIENCE).await;
+        if self.contacts > 0 {
+            self.published.until_delivered(self.sent * self.contacts, PATIENCE).await;
+        }
     }
 
     async fn put(&mut self) -> Result<(), Failure> {
         let chunk = self.maker.next_chunk()?;
-        self.published.announce(chunk.offer.index, chunk.bytes.clone());
+        let key = key(chunk.offer.media, chunk.offer.index);
+        self.published.announce(key, chunk.bytes.clone());
         let verdict = self.link.put(&chunk, &self.token).await?;
-        self.published.sent(chunk.offer.index, verdict.sent);
+        self.published.sent(key, verdict.sent);
         if !verdict.confirmed {
             complain(verdict.refusal.as_deref().unwrap_or("without a reason"));
         }

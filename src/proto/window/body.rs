@@ -104,10 +104,23 @@ impl Body {
 
     /// The payload of the frame at `index`.
     pub(super) fn payload(&mut self, index: usize) -> Option<Bytes> {
+        self.piece(index).map(|piece| piece.bytes)
+    }
+
+    /// At most `most` bytes of the frame at `index`, from its byte `at`, as a frame of their own: head and
+    /// bytes. `None` where nothing is left of it.
+    pub(super) fn part(&mut self, index: usize, at: usize, most: usize) -> Option<(Bytes, Bytes)> {
+        let piece = self.piece(index)?;
+        let rest = piece.bytes.len().checked_sub(at).filter(|rest| *rest > 0)?;
+        let bytes = piece.bytes.slice(at..at + rest.min(most));
+        Some((Piece::head(kind::PIECE, piece.handle, piece.offset + at as u64, bytes.len()), bytes))
+    }
+
+    fn piece(&mut self, index: usize) -> Option<Piece> {
         let mut frame = self.frame(index)?.clone();
         varint::get(&mut frame)?;
         varint::get(&mut frame)?;
-        Piece::decode(frame).ok().map(|piece| piece.bytes)
+        Piece::decode(frame).ok()
     }
 
     /// Payload bytes that the open frame still takes.
@@ -162,6 +175,27 @@ mod tests {
         assert_eq!(pieces(&mut body).len(), 1, "nobody read in between");
         body.append(&[3; 1000]);
         assert_eq!(pieces(&mut body).len(), 2, "what came is there at once");
+    }
+
+    #[test]
+    fn a_frame_may_go_in_parts() {
+        let mut body = Body::new(7, 100_000);
+        let all: Vec<u8> = (0..100_000u32).map(|at| at as u8).collect();
+        body.append(&all);
+        let (mut index, mut at, mut came) = (0, 0, Vec::new());
+        while body.frame(index).is_some() {
+            let Some((head, bytes)) = body.part(index, at, 7_000) else {
+                (index, at) = (index + 1, 0);
+                continue;
+            };
+            let frame = split_message([head, bytes.clone()].concat().into()).unwrap().remove(0);
+            let piece = Piece::decode(frame.body).unwrap();
+            assert_eq!((piece.handle, piece.offset), (7, came.len() as u64));
+            assert!(piece.bytes.len() <= 7_000);
+            came.extend_from_slice(&piece.bytes);
+            at += bytes.len();
+        }
+        assert_eq!(came, all);
     }
 
     proptest! {

@@ -102,8 +102,9 @@ pub(super) struct Before {
 pub(super) struct Open {
     pub(super) place: Place,
     pub(super) meta: Arc<ChunkMeta>,
-    /// Its next frame.
+    /// Its next frame, and how much of that went already.
     pub(super) frame: usize,
+    pub(super) at: usize,
     /// Its `CHUNK` was handed out.
     pub(super) begun: bool,
 }
@@ -182,7 +183,7 @@ impl Contact {
                 None if self.fetches.len() >= MAX_FETCHES => OmittedReason::Slow,
                 None if self.will_get(place) => return Ok(()),
                 None => {
-                    self.fetches.push_back(Open { place, meta: entry.meta.clone(), frame: 0, begun: false });
+                    self.fetches.push_back(Open { place, meta: entry.meta.clone(), frame: 0, at: 0, begun: false });
                     return Ok(());
                 }
             },

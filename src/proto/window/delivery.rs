@@ -4,7 +4,7 @@ use super::contact::{Contact, MAX_OPEN, Open};
 use super::entry::Entry;
 use super::events::Place;
 use super::lane::Slot;
-use super::out::{Omissions, Out};
+use super::out::{Omissions, Out, THIN_STEP};
 use super::{LANES, Window};
 use crate::frame::kind;
 use crate::media::Variant;
@@ -80,7 +80,7 @@ impl Contact {
                 }
                 continue;
             }
-            if self.late(lane, seq, window, now) {
+            if self.late(lane, seq, window, now) || (out.thin && self.stale(lane, seq, window)) {
                 omissions.add(&entry.meta.stream, entry.meta.index, OmittedReason::Slow, out);
                 continue;
             }
@@ -99,6 +99,17 @@ impl Contact {
             && self.lanes[lane].joined.is_some_and(|joined| seq >= joined)
             && came.is_some_and(|came| now > came.saturating_add(LATE_MS))
             && (seq + 1..window.lanes[lane].end()).contains(&window.live(lane, &self.view))
+    }
+
+    /// Whether a thin link shall be spared this chunk: a preview that is no replay, while a newer one is
+    /// there. Sound is never left out.
+    fn stale(&self, lane: usize, seq: u64, window: &Window) -> bool {
+        let (here, there) = (&self.lanes[lane], &window.lanes[lane]);
+        let newer = |seq| there.entry(seq).is_some_and(|entry| entry.held() && self.view.allows(&entry.meta.stream));
+        LANES[lane] == Variant::LivePreview
+            && seq + 1 == here.next
+            && here.joined.is_some_and(|joined| seq >= joined)
+            && (here.next..there.end()).any(newer)
     }
 
     fn next_seq(&mut self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) -> Option<u64> {
@@ -188,7 +199,7 @@ impl Contact {
         out.frames.push(entry.begins(replay));
         out.frames.extend(entry.states_beside());
         let meta = entry.meta.clone();
-        self.lanes[lane].open.push(Open { place: Place { lane, seq }, meta, frame: 0, begun: true });
+        self.lanes[lane].open.push(Open { place: Place { lane, seq }, meta, frame: 0, at: 0, begun: true });
     }
 
     pub(super) fn refetch(&mut self, window: &mut Window, out: &mut Out) {
@@ -227,11 +238,24 @@ fn send(open: &mut Open, window: &mut Window, omissions: &mut Omissions, out: &m
     };
     let Some(body) = &mut entry.body else { return Sent::Done };
     while let Some(frame) = body.frame(open.frame) {
-        if out.full(frame.len()) {
+        if open.at == 0 && !out.thin {
+            if out.full(frame.len()) {
+                return Sent::Full;
+            }
+            out.piece(lane, frame);
+            open.frame += 1;
+            continue;
+        }
+        let most = if out.thin { THIN_STEP } else { usize::MAX };
+        let Some((head, bytes)) = body.part(open.frame, open.at, most) else {
+            (open.frame, open.at) = (open.frame + 1, 0);
+            continue;
+        };
+        if out.full(bytes.len()) {
             return Sent::Full;
         }
-        out.piece(lane, frame);
-        open.frame += 1;
+        open.at += bytes.len();
+        out.parts(lane, head, bytes);
     }
     if !entry.whole {
         return Sent::Waiting;

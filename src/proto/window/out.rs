@@ -8,6 +8,9 @@ use crate::message::{Omitted, OmittedReason};
 
 /// Media bytes of one poll.
 pub const STEP_MEDIA: usize = 256 * 1024;
+/// The same over a thin link, so that sound which comes meanwhile waits for no more than this: 1.4 s at
+/// 48 kbit/s.
+pub(super) const THIN_STEP: usize = 8 * 1024;
 
 /// What a poll handed out.
 #[derive(Default)]
@@ -20,6 +23,8 @@ pub struct Out {
     pub(super) control_only: bool,
     /// Lanes of which nothing is handed out now.
     pub(super) held: [bool; 2],
+    /// The contact's link takes less than there is.
+    pub(super) thin: bool,
 }
 
 /// What is counted of a poll.
@@ -44,12 +49,34 @@ impl Out {
 
     /// For a transport that has enough of these lanes.
     #[must_use]
-    pub fn without(lanes: [bool; 2]) -> Self {
-        Self { held: lanes, ..Self::default() }
+    pub const fn holding(mut self, lanes: [bool; 2]) -> Self {
+        self.held = lanes;
+        self
+    }
+
+    /// For a contact whose link takes less than there is: of the preview only the newest chunk is
+    /// begun, and pieces are small.
+    #[must_use]
+    pub fn thin() -> Self {
+        Self { thin: true, ..Self::default() }
+    }
+
+    /// Whether this is about what a thin link is given in one step, or more.
+    #[must_use]
+    pub const fn ample(&self) -> bool {
+        self.media >= THIN_STEP / 2
     }
 
     pub(super) fn full(&self, more: usize) -> bool {
-        self.media > 0 && self.media + more > STEP_MEDIA
+        self.media > 0 && self.media + more > if self.thin { THIN_STEP } else { STEP_MEDIA }
+    }
+
+    /// A piece in two parts: its head, and bytes that others share.
+    pub(super) fn parts(&mut self, lane: usize, head: Bytes, bytes: Bytes) {
+        self.media += head.len() + bytes.len();
+        self.counts.frames[lane] += 1;
+        self.counts.bytes[lane] += (head.len() + bytes.len()) as u64;
+        self.frames.extend([head, bytes]);
     }
 
     pub(super) fn piece(&mut self, lane: usize, frame: &Bytes) {
