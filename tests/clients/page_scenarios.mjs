@@ -130,7 +130,7 @@ async function later(world) {
   await world.account("PUT", `/devcore/incidents/${incident}`, { state: "closed" });
   const afterwards = await world.person();
   await afterwards.open(world.link(grant));
-  await afterwards.until("what the core has", (now) => now.phone === "ended" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
+  await afterwards.until("what the core has", (now) => now.phone === "closed" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
   world.quiet(grant.secret);
   return { heard: seen.heard };
 }
@@ -146,7 +146,9 @@ async function screens(world) {
 
   // The link opened in the same tab: the page begins anew with it.
   await nothing.open(world.link(grant));
-  await nothing.until("nothing yet", words("nothing_yet"));
+  const waiting = await nothing.until("nothing yet", words("nothing_yet"));
+  assert.ok(waiting.body.includes("This page calls nobody"), "it is said on the screens too");
+  assert.ok(await nothing.page.isVisible("#forget"));
   await nothing.shot(world.params, "nothing-yet");
   await world.revoke(grant);
   await nothing.until("revoked while it is open", words("revoked"));

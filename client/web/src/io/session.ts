@@ -322,7 +322,6 @@ export class Session {
   private disconnected(after: Ended["after"]): void {
     this.facts.watching = false;
     if (after === "again") this.awaySince ??= performance.now();
-    this.facts.checking = false;
     if (this.back) this.cutAt ??= this.back.cutAt;
     if (after !== "over" && this.cutAt === null && this.facts.watched) {
       const sound = this.ledger.of("audio").filter((chunk) => chunk.here);

@@ -56,7 +56,7 @@ export class Timeline {
   draw(at: number | null, audioOnly: boolean, live: boolean): void {
     if (this.drawn !== this.ledger.version) this.layOut();
     else this.fill();
-    this.ledger.moving?.clear();
+    this.ledger.moving.clear();
     show(this.off.video, audioOnly);
     this.rows.video.classList.toggle("off", audioOnly);
     show(this.head, at !== null);
