@@ -181,12 +181,22 @@ async function screens(world) {
   await person.page.reload();
   await person.until("it stays forgotten", words("forgotten"));
 
+  // Taken back while something is shown: that stays, and nothing more is said of the phone.
+  const taken = await world.grant();
+  const shut = await world.person();
+  await shut.open(world.link(taken));
+  await shut.until("it is shown", ({ marks }) => here(marks).length >= 2);
+  await world.revoke(taken);
+  const after = await shut.until("not watching any more", ({ phone, trouble }) => phone === "stopped" && trouble === "revoked");
+  assert.deepEqual([after.heard, after.screen, here(after.marks).length >= 2], ["", "", true]);
+  await shut.shot(world.params, "revoked-while");
+
   await world.ask("let the grants run out");
   const last = await world.person();
   await last.open(world.link(other));
   await last.until("expired", words("expired"));
   await last.shot(world.params, "expired");
-  world.quiet(grant.secret, other.secret);
+  world.quiet(grant.secret, other.secret, taken.secret);
   return {};
 }
 
