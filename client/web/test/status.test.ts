@@ -41,8 +41,9 @@ test("a page that does not watch any more says nothing of the phone", () => {
 test("a connection on which nothing comes is asked, doubted and left", () => {
   const live = facts({ lastSign: 0 });
   assert.deepEqual([5_999, 6_000].map((ms) => doubt(live, ms, null)), ["none", "probe"]);
-  const quiet = facts({ lastSign: 0, quiet: true });
-  assert.deepEqual([19_999, 20_000].map((ms) => doubt(quiet, ms, null)), ["none", "probe"]);
+  for (const quiet of [facts({ lastSign: 0, quiet: true }), facts({ lastSign: 0, capture: "silent" }), facts()]) {
+    assert.deepEqual([19_999, 20_000].map((ms) => doubt(quiet, ms, null)), ["none", "probe"], "the relay owes no word");
+  }
   assert.deepEqual([2_499, 2_500, 7_999, 8_000].map((ms) => doubt(live, ms + 6_000, ms)), ["none", "unsure", "unsure", "lost"]);
 });
 

@@ -2,7 +2,7 @@
 
 /** Nothing came for so long from a relay that says after 5 s that a phone is quiet: the connection is asked. */
 const PROBE_MS = 6_000;
-/** The same where the relay owes no word: the phone is known to be quiet, silent or done. */
+/** The same where the relay owes no word: the phone is known to be quiet, silent or done, or nothing came of it yet. */
 const PROBE_QUIET_MS = 20_000;
 /** Without an answer for so long the page no longer says that the phone is live. */
 const UNSURE_MS = 2_500;
@@ -57,7 +57,8 @@ export const greeted = (facts: Facts): void => void Object.assign(facts, { quiet
 
 /** What is to be done about a connection on which nothing came for `silentMs`, and was asked `probedMs` ago. */
 export function doubt(facts: Facts, silentMs: number, probedMs: number | null): "none" | "probe" | "unsure" | "lost" {
-  if (probedMs === null) return silentMs >= (facts.quiet || facts.capture ? PROBE_QUIET_MS : PROBE_MS) ? "probe" : "none";
+  const owed = facts.lastSign !== undefined && !facts.quiet && !facts.capture;
+  if (probedMs === null) return silentMs >= (owed ? PROBE_MS : PROBE_QUIET_MS) ? "probe" : "none";
   if (probedMs >= LOST_MS) return "lost";
   return probedMs >= UNSURE_MS ? "unsure" : "none";
 }
