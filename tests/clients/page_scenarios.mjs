@@ -130,7 +130,7 @@ async function later(world) {
   await world.account("PUT", `/devcore/incidents/${incident}`, { state: "closed" });
   const afterwards = await world.person();
   await afterwards.open(world.link(grant));
-  await afterwards.until("what the core has", (now) => now.phone === "ended" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
+  await afterwards.until("what the core has", (now) => now.phone === "closed" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
   world.quiet(grant.secret);
   return { heard: seen.heard };
 }
@@ -146,7 +146,9 @@ async function screens(world) {
 
   // The link opened in the same tab: the page begins anew with it.
   await nothing.open(world.link(grant));
-  await nothing.until("nothing yet", words("nothing_yet"));
+  const waiting = await nothing.until("nothing yet", words("nothing_yet"));
+  assert.ok(waiting.body.includes("This page calls nobody"), "it is said on the screens too");
+  assert.ok(await nothing.page.isVisible("#forget"));
   await nothing.shot(world.params, "nothing-yet");
   await world.revoke(grant);
   await nothing.until("revoked while it is open", words("revoked"));
@@ -179,12 +181,22 @@ async function screens(world) {
   await person.page.reload();
   await person.until("it stays forgotten", words("forgotten"));
 
+  // Taken back while something is shown: that stays, and nothing more is said of the phone.
+  const taken = await world.grant();
+  const shut = await world.person();
+  await shut.open(world.link(taken));
+  await shut.until("it is shown", ({ marks }) => here(marks).length >= 2);
+  await world.revoke(taken);
+  const after = await shut.until("not watching any more", ({ phone, trouble }) => phone === "stopped" && trouble === "revoked");
+  assert.deepEqual([after.heard, after.screen, here(after.marks).length >= 2], ["", "", true]);
+  await shut.shot(world.params, "revoked-while");
+
   await world.ask("let the grants run out");
   const last = await world.person();
   await last.open(world.link(other));
   await last.until("expired", words("expired"));
   await last.shot(world.params, "expired");
-  world.quiet(grant.secret, other.secret);
+  world.quiet(grant.secret, other.secret, taken.secret);
   return {};
 }
 

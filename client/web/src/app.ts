@@ -1,10 +1,10 @@
 // The page: joins session, player and view.
 
 import { Player } from "./io/player";
-import { arrive, keep } from "./io/place";
+import { arrive, keep, replaced } from "./io/place";
 import { Session } from "./io/session";
 import { Wake } from "./io/wake";
-import { type Chunk, type Mark, markOf, summary } from "./rules/ledger";
+import { type Chunk, type Mark, markOf, type Summary, summary } from "./rules/ledger";
 import { type Link, readLink } from "./rules/link";
 import { type Facts, heardAgo, type Phone, phoneOf, screenOf, troubleOf } from "./rules/status";
 import { download, save } from "./save";
@@ -19,6 +19,8 @@ const GATHER_MOST_MS = 6000;
 const SPEAK_MS = 45_000;
 /** What is ahead of the playhead when it does not follow the recording. */
 const AHEAD_MS = 12_000;
+/** What says that it was recorded so far in the future is not played: its mark stands where it says. */
+const FUTURE_MS = 48 * 3600 * 1000;
 
 class Page {
   private readonly view: View;
@@ -34,6 +36,7 @@ class Page {
   private saidTrouble: string | null = null;
   private spokenAt = 0;
   private spoken = "";
+  private counted: { version: number; summary: Summary } | null = null;
   private shelved = new Set<string>();
 
   constructor(link: Link, private readonly fragment: string, audioOnly: boolean, private readonly text: Text, lang: string) {
@@ -43,6 +46,7 @@ class Page {
         const [came, lost] = [length(text, caughtUpMs), length(text, missingMs)];
         this.view.note(missingMs > 500 ? text.missedSome(came, lost) : caughtUpMs > 500 ? text.missedAll(came) : text.missedNothing, performance.now());
       },
+      catchingUp: () => this.view.note(text.catchingUp, performance.now()),
     });
     this.timeline = new Timeline(text, lang, this.session.ledger, {
       seek: (at) => this.seek(at),
@@ -68,13 +72,15 @@ class Page {
   private show(chunk: Chunk, bytes: Uint8Array<ArrayBuffer>): void {
     this.firstAt ??= performance.now();
     this.lastAt = performance.now();
+    // A time that can't be would be the newest for ever.
+    if (chunk.started > Date.now() + FUTURE_MS) return;
     if (!this.player.add(chunk.lane, chunk.started, chunk.ended, bytes)) this.playable = false;
   }
 
   private tick(now: number): void {
     const { facts } = this.session;
-    const phone = phoneOf(facts, now);
-    this.player.growing = !facts.capture && !facts.stopped;
+    const phone = phoneOf(facts);
+    this.player.growing = !facts.capture && !facts.stopped && !facts.closed;
     if (this.player.at === null) this.begin(now);
     else if (!this.player.live) this.refill(this.player.at);
     this.view.draw(this.shown(facts, phone, now), now);
@@ -106,10 +112,17 @@ class Page {
     }
   }
 
+  /** Counted once for each change. */
+  private summary(): Summary {
+    const { ledger } = this.session;
+    if (this.counted?.version !== ledger.version) this.counted = { version: ledger.version, summary: summary(ledger.all(), ledger.lostUnsafe) };
+    return this.counted.summary;
+  }
+
   private shown(facts: Facts, phone: Phone, now: number): Shown {
     const { player, session } = this;
     return {
-      phone, heardAgo: heardAgo(facts, now), trouble: troubleOf(facts), screen: screenOf(facts), summary: summary(session.ledger.all()),
+      phone, heardAgo: heardAgo(facts, now), trouble: troubleOf(facts), screen: screenOf(facts), summary: this.summary(),
       signed: session.intake.signsReceipts, playing: this.playing(), at: player.at, live: player.live, canBeLive: player.growing,
       paused: player.paused, heard: player.heard, started: this.started, audioOnly: player.audioOnly, pictured: player.pictured,
       waiting: player.waiting, playable: this.playable,
@@ -130,6 +143,7 @@ class Page {
     const { text } = this;
     const trouble = troubleOf(this.session.facts);
     const screen = screenOf(this.session.facts);
+    if (this.session.facts.stopped) void this.wake.want(false);
     if (screen) {
       if (this.spoken !== screen) this.view.announce(text.screens[screen].join(". "));
       this.spoken = screen;
@@ -138,7 +152,7 @@ class Page {
       if (trouble) this.view.announce(text.trouble[trouble]);
     } else if (phone !== this.said) {
       this.said = phone;
-      if (phone === "ended") void this.wake.want(false);
+      if (phone === "ended" || phone === "stopped" || phone === "closed") void this.wake.want(false);
       const ago = heardAgo(this.session.facts, now);
       this.view.announce([text.phone[phone], ago !== null && ago >= 5 ? text.heard(length(text, ago * 1000)) : "", text.because[phone]].filter(Boolean).join(". "));
       this.spokenAt = now;
@@ -186,6 +200,7 @@ class Page {
       keep({ forgotten: true });
       location.reload();
     };
+    addEventListener("offline", () => session.offline());
     addEventListener("online", () => session.poke());
     addEventListener("pageshow", () => session.poke());
     document.addEventListener("visibilitychange", () => {
@@ -199,18 +214,25 @@ class Page {
     const { view, text, session } = this;
     view.save.disabled = true;
     view.tellSaved(text.saving);
-    const saved = await save(session.ledger, session.intake.shelf, session.intake.incident, text.readme, new Date());
-    download(saved);
-    view.tellSaved(text.saved(saved.pieces));
-    view.announce(text.saved(saved.pieces));
-    view.save.disabled = false;
+    let words = text.notSaved;
+    try {
+      const saved = await save(session.ledger, session.intake.shelf, session.intake.incident, text.readme, new Date());
+      download(saved);
+      words = text.saved(saved.pieces, saved.without);
+    } catch {
+      // Too much for this device's memory, for one.
+    } finally {
+      view.tellSaved(words);
+      view.announce(words);
+      view.save.disabled = false;
+    }
   }
 }
 
 function begin(): void {
   const kept = arrive();
   // Another link opened in this tab is another page.
-  addEventListener("hashchange", () => location.hash.length > 1 && location.reload());
+  addEventListener("hashchange", () => void replaced());
   const { lang, text } = pick(navigator.languages ?? [navigator.language]);
   const link = kept.fragment === undefined ? null : readLink(kept.fragment);
   const usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
@@ -220,6 +242,10 @@ function begin(): void {
   }
   const view = new View(text, lang, new Timeline(text, lang, { version: 0 } as never, {} as never));
   view.enter();
+  view.forget.onclick = () => {
+    keep({ forgotten: true });
+    location.reload();
+  };
   const screen = kept.forgotten ? "forgotten" : link ? "no_crypto" : "no_link";
   view.draw({ screen, phone: "unknown" } as Shown, 0);
   view.announce(text.screens[screen].join(". "));

@@ -66,6 +66,14 @@ test("control bodies are objects with the types they must have", () => {
   assert.throws(() => members('{"t":"soon"}').time("t"), ProtocolError);
 });
 
+test("names and places are bounded", () => {
+  const members = (value: object): Members => new Members(utf8(JSON.stringify(value)));
+  assert.equal(members({ s: "a".repeat(200) }).text("s").length, 200);
+  assert.throws(() => members({ s: "a".repeat(201) }).text("s"), ProtocolError);
+  assert.equal(members({ n: 2 ** 32 }).index("n"), 2 ** 32);
+  for (const n of [0, 2 ** 32 + 1, 2 ** 53 - 1]) assert.throws(() => members({ n }).index("n"), ProtocolError);
+});
+
 test("no bytes make the decoders do anything but refuse", () => {
   forAll(500, (random) => {
     try {

@@ -71,7 +71,8 @@ pub(crate) async fn chunks(call: &Call) -> Result<Answer, Stop> {
     let incident = IncidentId::new(&grant.incident).map_err(|_| refusal::INTERNAL_ERROR)?;
     let receipts = call.core.options.signs_receipts();
     let listed: Vec<Value> = shown.iter().filter_map(|one| listed(&incident, one, receipts)).collect();
-    let mut answer = json!({ "chunks": listed });
+    // A page whose incident was closed before it came learns here what it is to open.
+    let mut answer = json!({ "chunks": listed, "incident": grant.incident, "signs_receipts": receipts });
     // Also where this is all there is by now: what comes later is asked for from here.
     if let Some(last) = shown.last() {
         answer["next"] = last.place.to_string().into();

@@ -262,7 +262,8 @@ async fn the_list_goes_on_where_it_ended() {
     let bench = Bench::start().await;
     let session = bench.session().await;
     let granted = grant(&bench, &session).await;
-    assert_eq!(list(&bench, &granted.secret, "").await.json(), json!({ "chunks": [] }));
+    let empty = json!({ "chunks": [], "incident": session.incident, "signs_receipts": true });
+    assert_eq!(list(&bench, &granted.secret, "").await.json(), empty);
     let (mut after, mut seen) = (String::new(), Vec::new());
     for index in 1..=7 {
         assert_eq!(bench.commit(&Chunk::of(&session, 0, index)).await.said(), "201");

@@ -1,9 +1,9 @@
 // What becomes of what the relay tells: bytes to the worker, news to the ledger, facts to the status.
 
 import type { Begins, Happening } from "../rules/assembly";
-import { type Chunk, keyOf, type Ledger } from "../rules/ledger";
-import type { Facts } from "../rules/status";
-import { type CoreKey, readReceipt } from "../rules/receipt";
+import { type Chunk, type Item, keyOf, type Ledger } from "../rules/ledger";
+import { type Facts, greeted } from "../rules/status";
+import type { CoreKey } from "../rules/receipt";
 import { type Core, type Listed } from "./core";
 import { Shelf } from "./kept";
 import type { Vault } from "./vault";
@@ -11,6 +11,7 @@ import type { Vault } from "./vault";
 /** The core's keys are asked for at most this often: a relay that makes up keys makes no storm. */
 const KEYS_PAUSE_MS = 30_000;
 const MAX_EARLY = 1000;
+const MAX_UNPROVEN = 2000;
 /** Chunks fetched at once. */
 const MAX_FETCHES = 4;
 /** A chunk that was asked for is asked for again after this time. */
@@ -22,13 +23,17 @@ export interface Shown {
 }
 
 export class Intake {
-  readonly shelf = new Shelf();
+  readonly shelf = new Shelf((stream, index) => this.ledger.freed(stream, index));
   incident = "";
   signsReceipts = true;
   /** A confirmation came that only the core's own list can prove. */
   doubts = 0;
   /** Since the last connection a chunk came that was not there before. */
   caughtUp = false;
+  /** The same, of sound. */
+  soundCaughtUp = false;
+  /** When bytes last came, of any chunk. */
+  mediaAt = -Infinity;
   /** Bytes of each lane that came from the relay. */
   readonly received = { audio: 0, video: 0 };
   private keys: CoreKey[] = [];
@@ -36,8 +41,8 @@ export class Intake {
   private readonly early = new Map<string, string | undefined>();
   private readonly asked = new Map<string, number>();
   private fetching = 0;
-  /** The relay said that the phone is quiet, and has not said yet that it is back. */
-  private saidQuiet = false;
+  /** What the core lists with receipts that could not be checked yet. */
+  private readonly unproven = new Map<string, Listed>();
 
   constructor(readonly facts: Facts, readonly ledger: Ledger, private readonly vault: Vault, private readonly core: Core, private readonly shown: Shown) {}
 
@@ -46,13 +51,15 @@ export class Intake {
     switch (news.what) {
       case "begins": return this.begins(news.chunk);
       case "progress":
+        this.mediaAt = performance.now();
+        if (!news.replay) this.sign(0);
         return ledger.progress(news.stream, news.index, news.received / news.length);
       case "whole": return void this.open(news.chunk, news.bytes);
       case "torn": return ledger.bad(news.stream, news.index, "torn");
       case "withdrawn": return ledger.withdrawn(news.stream, news.index, news.reason);
       case "state": return void this.state(news.stream, news.index, news.state, news.receipt);
       case "omitted": return ledger.omitted(news.stream, news.from, news.to, news.reason);
-      case "stream": return ledger.stream(news.stream, news.lane);
+      case "stream": return void ledger.stream(news.stream, news.lane);
       case "capture":
         facts.capture = news.event === "silent" || news.event === "ended" ? news.event : undefined;
         return this.sign(news.lastSign, true);
@@ -60,14 +67,32 @@ export class Intake {
     }
   }
 
-  /** What the core's own list says. */
-  async listed({ chunk, ref, receipt }: Listed): Promise<void> {
-    // A core that gives no capability any more, because the incident is closed, names it in its receipts.
-    if (!this.incident && receipt !== undefined) this.incident = readReceipt(receipt)?.says.incident ?? "";
-    this.ledger.coreHas(chunk, ref);
+  /** A new connection: what the one before said of the phone is over. */
+  greeted(): void {
+    greeted(this.facts);
+    this.caughtUp = this.soundCaughtUp = false;
+    this.mediaAt = performance.now();
+  }
+
+  /** What the core's own list says. Where the core signs, only its signature makes it safe. */
+  async listed(listed: Listed): Promise<void> {
+    const { chunk, ref, receipt } = listed;
+    if (!this.signsReceipts && receipt === undefined) return this.ledger.coreHas(chunk, ref, "core");
     const known = this.ledger.get(chunk.stream, chunk.index);
-    if (known?.proof === "receipt" || receipt === undefined || !known) return;
-    if ((await this.check(known, receipt)) === "verified") this.ledger.confirmed(chunk.stream, chunk.index, "receipt", receipt);
+    const proven = known?.proof === "receipt" && known.sha256 === chunk.sha256;
+    const verified = proven || receipt === undefined ? "invalid" : await this.check(chunk, receipt);
+    if (verified === "verified") return this.ledger.coreHas(chunk, ref, "receipt", receipt);
+    this.ledger.coreHas(chunk, ref, this.signsReceipts ? undefined : "core");
+    if (verified !== "no_keys" || !this.signsReceipts) return;
+    this.unproven.set(ref, listed);
+    if (this.unproven.size > MAX_UNPROVEN) this.unproven.delete(this.unproven.keys().next().value as string);
+  }
+
+  /** Checks again what could not be checked for want of the core's keys. */
+  async prove(): Promise<void> {
+    const waiting = [...this.unproven.values()];
+    this.unproven.clear();
+    for (const listed of waiting) await this.listed(listed);
   }
 
   /** Gets what is missing, from the core where it has it, else from the relay. */
@@ -80,7 +105,7 @@ export class Intake {
     if (chunk.ref === undefined) return askRelay(chunk.stream, chunk.index);
     this.fetching++;
     try {
-      await this.open({ ...chunk, state: "confirmed", replay: true }, await this.core.bytes(chunk.ref));
+      await this.open({ ...chunk, state: "confirmed", replay: true }, await this.core.bytes(chunk.ref, chunk.length));
     } catch {
       // It is asked for again while it is wanted.
     }
@@ -89,9 +114,11 @@ export class Intake {
 
   private begins(chunk: Begins): void {
     this.facts.anyChunk = true;
+    this.mediaAt = performance.now();
     this.ledger.begins(chunk);
     if (!chunk.replay) {
       this.caughtUp = true;
+      if (chunk.lane === "audio") this.soundCaughtUp = true;
       this.sign(0);
     }
     const key = keyOf(chunk.stream, chunk.index);
@@ -100,19 +127,15 @@ export class Intake {
     if (chunk.state !== "arriving" && chunk.state !== "near_live_unconfirmed") void this.state(chunk.stream, chunk.index, chunk.state);
   }
 
-  /** A frame came, of any kind: the relay would have said before it that the phone is quiet. */
-  heard(): void {
-    if (this.facts.lastSign !== undefined) this.sign(0);
-  }
-
   /**
    * `said`: the relay speaks of the phone's signs. Its word overtakes media, which on a thin link comes long after the phone
-   * sent it; so while it has not said that the phone is quiet, the phone is not.
+   * sent it; so while it has not said that the phone is quiet, the phone is not. What was stored before says nothing of now.
    */
   private sign(secondsAgo: number, said = false): void {
-    if (said) this.saidQuiet = secondsAgo > 0 || this.facts.capture !== undefined;
-    else if (this.saidQuiet) return;
-    this.facts.lastSign = performance.now() - secondsAgo * 1000;
+    const { facts } = this;
+    if (said) facts.quiet = secondsAgo > 0 || facts.capture !== undefined;
+    else if (facts.quiet) return;
+    facts.lastSign = performance.now() - secondsAgo * 1000;
   }
 
   private async open(chunk: Begins, sealed: Uint8Array<ArrayBuffer>): Promise<void> {
@@ -133,24 +156,26 @@ export class Intake {
     if (state === "rejected" || state === "terminal_failure") return ledger.rejected(stream, index, state);
     if (state !== "confirmed") return;
     const chunk = ledger.get(stream, index);
-    if (!chunk || chunk.guessed) {
+    if (!chunk || chunk.times === "guessed") {
       // A receipt speaks of a length and a digest: it waits for them.
-      if (this.early.size < MAX_EARLY) this.early.set(keyOf(stream, index), receipt);
+      this.early.set(keyOf(stream, index), receipt);
+      if (this.early.size > MAX_EARLY) this.early.delete(this.early.keys().next().value as string);
       return;
     }
     if (chunk.proof === "receipt") return;
+    const { sha256 } = chunk;
     if (receipt === undefined) {
-      if (!this.signsReceipts) ledger.confirmed(stream, index, "relay");
+      if (!this.signsReceipts) ledger.confirmed(stream, index, "relay", sha256);
       else if (!chunk.proof) this.doubts++;
       return;
     }
     const verified = await this.check(chunk, receipt);
-    if (verified === "verified") ledger.confirmed(stream, index, "receipt", receipt);
-    else if (verified === "no_keys" && !this.signsReceipts) ledger.confirmed(stream, index, "relay", receipt);
+    if (verified === "verified") ledger.confirmed(stream, index, "receipt", sha256, receipt);
+    else if (verified === "no_keys" && !this.signsReceipts) ledger.confirmed(stream, index, "relay", sha256);
     else this.doubts++;
   }
 
-  private async check(chunk: Chunk, receipt: string): Promise<"verified" | "invalid" | "no_keys"> {
+  private async check(chunk: Item, receipt: string): Promise<"verified" | "invalid" | "no_keys"> {
     const { stream, index, length, sha256 } = chunk;
     const of = { incident: this.incident, stream, index, length, sha256 };
     let verified = await this.vault.verify(receipt, of, this.keys);

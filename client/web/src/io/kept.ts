@@ -6,6 +6,8 @@ import { keyOf } from "../rules/ledger";
 const MAX_BYTES = 96 * 1024 * 1024;
 
 interface Kept {
+  stream: string;
+  index: number;
   lane: Lane;
   bytes: Uint8Array<ArrayBuffer>;
 }
@@ -14,11 +16,17 @@ export class Shelf {
   private readonly kept = new Map<string, Kept>();
   private size = 0;
 
+  /** `freed` hears of what had to go. */
+  constructor(private readonly freed: (stream: string, index: number) => void, private readonly most = MAX_BYTES) {}
+
   put(stream: string, index: number, lane: Lane, bytes: Uint8Array<ArrayBuffer>): void {
     this.take(keyOf(stream, index));
-    this.kept.set(keyOf(stream, index), { lane, bytes });
+    this.kept.set(keyOf(stream, index), { stream, index, lane, bytes });
     this.size += bytes.length;
-    while (this.size > MAX_BYTES) this.take(this.oldest());
+    while (this.size > this.most) {
+      const gone = this.take(this.oldest());
+      if (gone) this.freed(gone.stream, gone.index);
+    }
   }
 
   get(stream: string, index: number): Uint8Array<ArrayBuffer> | undefined {
@@ -30,8 +38,10 @@ export class Shelf {
     return this.kept.keys().next().value as string;
   }
 
-  private take(key: string): void {
-    this.size -= this.kept.get(key)?.bytes.length ?? 0;
+  private take(key: string): Kept | undefined {
+    const kept = this.kept.get(key);
+    this.size -= kept?.bytes.length ?? 0;
     this.kept.delete(key);
+    return kept;
   }
 }

@@ -45,6 +45,12 @@ interface Append {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
+/** What sound and picture have in common: where their elements' lines begin, and who is to hear that it moved. */
+export interface Shared {
+  origin: number | null;
+  moved: (() => void)[];
+}
+
 export class MseOutput implements Output {
   line = new Line();
   private origin: number | null = null;
@@ -55,16 +61,21 @@ export class MseOutput implements Output {
   private adding: { start: number; end: number } | null = null;
   private cutTo: number | null = null;
 
-  constructor(private readonly element: HTMLMediaElement, private readonly shared: { origin: number | null }) {
+  constructor(private readonly element: HTMLMediaElement, private readonly shared: Shared) {
     this.element.addEventListener("error", () => this.rebuild());
+    shared.moved.push(() => this.rebuild());
   }
 
   add(started: number, _ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
     const media = readMedia(bytes);
     if (!media || !mediaSource()?.isTypeSupported(media.type)) return false;
     this.shared.origin ??= started - BEFORE_MS;
+    if (started < this.shared.origin) {
+      // What came first said that it was much later: both elements begin anew from here.
+      this.shared.origin = started - BEFORE_MS;
+      for (const moved of this.shared.moved) moved();
+    }
     this.origin = this.shared.origin;
-    if (started - this.origin < 0) return true;
     if (this.queue.length < MAX_QUEUE) this.queue.push({ started, ...media, bytes });
     if (!this.source) this.attach(media.type);
     this.next();
@@ -165,6 +176,7 @@ export class MseOutput implements Output {
     if (!this.source) return;
     this.source = this.buffer = this.adding = null;
     this.line = new Line();
+    this.origin = this.shared.origin;
     const next = this.queue[0];
     if (next) this.attach(next.type);
   }

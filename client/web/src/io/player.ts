@@ -2,7 +2,7 @@
 
 import type { Lane } from "../rules/assembly";
 import { type Line, liveStart, step } from "../rules/place";
-import { type Output, MseOutput, mediaSource } from "./lane";
+import { type Output, MseOutput, mediaSource, type Shared } from "./lane";
 import { PlainPicture, PlainSound } from "./plain";
 
 const TICK_MS = 100;
@@ -34,7 +34,7 @@ export class Player {
   private ticked = 0;
 
   constructor(audio: HTMLAudioElement, video: HTMLVideoElement, private readonly told: Told) {
-    const shared = { origin: null };
+    const shared: Shared = { origin: null, moved: [] };
     this.outputs = mediaSource()
       ? { audio: new MseOutput(audio, shared), video: new MseOutput(video, shared) }
       : { audio: new PlainSound(), video: new PlainPicture(video) };

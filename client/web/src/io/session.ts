@@ -6,17 +6,15 @@ import { afterEnding, Ladder } from "../rules/ladder";
 import { type Chunk, Ledger, markOf } from "../rules/ledger";
 import type { Link } from "../rules/link";
 import { missed, type Missed } from "../rules/missed";
-import type { Facts } from "../rules/status";
+import { doubt, type Facts } from "../rules/status";
 import { type Capability, Core, CoreRefusal } from "./core";
 import { Intake, type Shown } from "./intake";
 import { type Connection, type Listener, Ways } from "./transport";
 import { Vault } from "./vault";
 
 const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_preview" };
-/** A connection that says nothing for so long is made again: nothing else tells a dead one. */
-const SILENT_CONNECTION_MS = 25_000;
-/** The same while the phone is known to be silent, or done. */
-const QUIET_CONNECTION_MS = 60_000;
+/** A connection that does not begin to answer for so long is given up. */
+const GREETING_MS = 10_000;
 /** After the page comes back it trusts a connection that spoke within this time. */
 const TRUSTED_MS = 6_000;
 /** What was seen here and is not confirmed for so long is looked for in the core's own list. */
@@ -27,6 +25,8 @@ const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
 /** How long after a new connection it is told what was missed. */
 const SETTLE_MS = 2_500;
+/** The window is here when no more bytes came for so long. */
+const END_OF_REPLAY_MS = 4_000;
 /** A connection that is made again within this time is no news. */
 const SPOKEN_OF_MS = 1_500;
 /** Most chunks that are asked for again after a cut; a relay holds as many requests of a contact. */
@@ -35,6 +35,8 @@ const MOST_MENDED = 16;
 export interface Hooks extends Shown {
   /** After a pause: what came meanwhile. */
   missed(missed: Missed): void;
+  /** The connection is back, and what came meanwhile is still coming. */
+  catchingUp(): void;
 }
 
 type Ended = { after: "again" | "renew" | "over"; livedMs: number };
@@ -50,7 +52,12 @@ export class Session {
   private capability: Capability | null = null;
   private capabilityAt = 0;
   private connection: Connection | null = null;
+  /** When the connection was opened, and when its subscription began. */
+  private openedAt = 0;
+  private watchingAt: number | null = null;
   private heardAt = 0;
+  /** When the connection was last asked for any answer, and gave none yet. */
+  private probedAt: number | null = null;
   private cursor: string | undefined;
   private audioOnly: boolean;
   private over = false;
@@ -58,8 +65,12 @@ export class Session {
   private listAfter: string | undefined;
   private listedAt = -Infinity;
   private listing = false;
+  /** Not before this the core is asked again: it said so. */
+  private coreAfter = -Infinity;
   /** What was here when the connection was cut, as the end of the newest sound. */
   private cutAt: number | null = null;
+  /** Since the connection is back: what is to be told when it caught up. */
+  private back: { cutAt: number; at: number; long: boolean; told: boolean } | null = null;
   private awaySince: number | null = null;
 
   constructor(private readonly link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
@@ -72,11 +83,16 @@ export class Session {
   }
 
   async run(): Promise<void> {
-    await this.vault.setKey(this.link.key);
+    try {
+      await this.vault.setKey(this.link.key);
+    } catch {
+      this.facts.stopped = "no_crypto";
+      return;
+    }
     const beat = setInterval(() => this.beat(performance.now()), 1000);
-    while (!this.over) {
+    while (!this.over && !this.facts.closed) {
       if (!this.capability && !(await this.admit())) break;
-      if (this.over) break;
+      if (this.over || this.facts.closed) break;
       const ended = await this.watch(this.capability as Capability);
       if (ended.after === "over") break;
       if (ended.after === "renew") this.capability = null;
@@ -98,6 +114,14 @@ export class Session {
     this.wake?.();
     this.listedAt = Math.min(this.listedAt, performance.now() - LIST_PAUSE_MS);
     if (this.connection && performance.now() - this.heardAt > TRUSTED_MS) this.connection.close();
+  }
+
+  /** The browser says that there is no network. */
+  offline(): void {
+    if (!this.connection) return;
+    this.awaySince = performance.now() - SPOKEN_OF_MS - 1;
+    this.facts.relayAway = true;
+    this.connection.close();
   }
 
   setAudioOnly(audioOnly: boolean): void {
@@ -128,7 +152,7 @@ export class Session {
       } catch (error) {
         if (this.refused(error)) return false;
         const wait = Math.min(1000 * 2 ** tries, 8000) * (0.75 + Math.random() / 2);
-        await this.pause(Math.max(wait, (error as CoreRefusal).afterMs));
+        await this.pause(Math.max(wait, this.coreAfter - performance.now()));
       }
     }
     return false;
@@ -147,12 +171,13 @@ export class Session {
     const why = error instanceof CoreRefusal ? error.why : "away";
     if (why === "away" || why === "not_found") {
       this.facts.coreAway = true;
+      this.coreAfter = performance.now() + (error instanceof CoreRefusal ? error.afterMs : 0);
       return false;
     }
     this.facts.coreAway = false;
     if (why === "closed") {
-      this.facts.capture = "ended";
-      this.facts.watching = false;
+      this.facts.closed = true;
+      this.connection?.close();
       void this.list();
     } else {
       this.facts.stopped = why === "expired" ? "expired" : "revoked";
@@ -173,7 +198,7 @@ export class Session {
     } catch (error) {
       this.refused(error);
       // Asked again in a while; the connection stands until its capability runs out.
-      await new Promise((go) => setTimeout(go, AWAY_PAUSE_MS));
+      await new Promise((go) => setTimeout(go, Math.max(AWAY_PAUSE_MS, this.coreAfter - performance.now())));
     }
     this.renewing = false;
   }
@@ -185,11 +210,14 @@ export class Session {
     try {
       for (let more = true; more && !this.over; ) {
         const page = await this.core.chunks(this.listAfter);
+        if (page.incident !== undefined) this.intake.incident ||= page.incident;
+        if (page.signsReceipts !== undefined) this.intake.signsReceipts = page.signsReceipts;
         for (const listed of page.chunks) await this.intake.listed(listed);
         more = page.next !== undefined && page.chunks.length > 0;
         this.listAfter = page.next ?? this.listAfter;
         if (page.chunks.length) this.facts.anyChunk = true;
       }
+      await this.intake.prove();
       this.intake.doubts = 0;
       this.facts.coreAway = false;
     } catch (error) {
@@ -211,16 +239,18 @@ export class Session {
         opened: () => {
           const cursor = this.cursor === undefined ? {} : { cursor: this.cursor };
           const hello = { protocol: 1, capability: capability.token, lanes: this.lanes(), from: "oldest", ...cursor };
+          this.openedAt = performance.now();
           this.connection?.send(control(kind.WATCH, hello));
         },
         frames: (frames) => frames.forEach((frame) => (after = this.frame(assembly, frame) ?? after)),
         closed: () => {
           this.connection = null;
           this.disconnected(after);
-          done({ after, livedMs: this.facts.watched ? performance.now() - begun : 0 });
+          done({ after, livedMs: this.watchingAt === null ? 0 : performance.now() - this.watchingAt });
         },
       };
-      this.heardAt = begun;
+      this.heardAt = this.openedAt = begun;
+      this.watchingAt = this.probedAt = null;
       this.connection = this.ways.open(listener);
     });
   }
@@ -228,7 +258,8 @@ export class Session {
   /** Takes a frame; a value is how to go on after the connection. */
   private frame(assembly: Assembly, frame: Frame): Ended["after"] | undefined {
     this.heardAt = performance.now();
-    this.intake.heard();
+    this.probedAt = null;
+    this.facts.checking = false;
     const news = assembly.take(frame);
     if (!news) return undefined;
     if (news.what === "watching") this.watching();
@@ -240,19 +271,33 @@ export class Session {
 
   private watching(): void {
     Object.assign(this.facts, { watching: true, watched: true, relayAway: false });
-    this.intake.caughtUp = false;
-    this.ladder.reset();
+    this.intake.greeted();
+    this.watchingAt = performance.now();
     if (this.listedAt === -Infinity) void this.list();
     const cutAt = this.cutAt;
     this.cutAt = null;
     const long = this.awaySince !== null && performance.now() - this.awaySince > SPOKEN_OF_MS;
     this.awaySince = null;
     if (cutAt === null) return;
-    setTimeout(() => {
-      this.mend();
-      const came = missed(this.ledger.of("audio"), cutAt);
-      if (long || came.missingMs > 0) this.hooks.missed(came);
-    }, SETTLE_MS);
+    this.back = { cutAt, long: long || this.back?.long === true, at: performance.now(), told: false };
+    setTimeout(() => this.mend(), SETTLE_MS);
+  }
+
+  /** Says what was missed when it is known: with the first new sound, or when no more of the window comes. */
+  private tellMissed(now: number): void {
+    const { back, intake } = this;
+    if (!back || !this.facts.watching || now - back.at < SETTLE_MS) return;
+    const sound = this.ledger.of("audio");
+    const coming = sound.slice(0, -1).some((chunk) => markOf(chunk) === "receiving");
+    const done = !coming && (intake.soundCaughtUp || now - intake.mediaAt > END_OF_REPLAY_MS);
+    if (!done) {
+      if (back.long && !back.told) this.hooks.catchingUp();
+      back.told = true;
+      return;
+    }
+    this.back = null;
+    const came = missed(sound, back.cutAt);
+    if (back.long || came.missingMs > 0) this.hooks.missed(came);
   }
 
   /** What was cut off and did not come again is asked for by name: the browser may have had it, and this page not. */
@@ -277,6 +322,7 @@ export class Session {
   private disconnected(after: Ended["after"]): void {
     this.facts.watching = false;
     if (after === "again") this.awaySince ??= performance.now();
+    if (this.back) this.cutAt ??= this.back.cutAt;
     if (after !== "over" && this.cutAt === null && this.facts.watched) {
       const sound = this.ledger.of("audio").filter((chunk) => chunk.here);
       this.cutAt = sound.length ? (sound[sound.length - 1] as Chunk).ended : null;
@@ -289,12 +335,31 @@ export class Session {
   private beat(now: number): void {
     const { capability, connection, facts } = this;
     // Only a relay that stays away is spoken of.
-    facts.relayAway = this.awaySince !== null && now - this.awaySince > SPOKEN_OF_MS && !this.over;
+    facts.relayAway = this.awaySince !== null && now - this.awaySince > SPOKEN_OF_MS && !this.over && !facts.closed;
     if (connection && capability && now - this.capabilityAt > (capability.lifeMs / 3) * 2) void this.renew();
-    const limit = facts.capture ? QUIET_CONNECTION_MS : SILENT_CONNECTION_MS;
-    if (connection && facts.watching && now - this.heardAt > limit) connection.close();
+    if (connection) this.trust(connection, now);
+    this.tellMissed(now);
     const pause = facts.coreAway ? AWAY_PAUSE_MS : this.overdue();
-    if (facts.watched && !facts.stopped && now - this.listedAt > pause) void this.list();
+    if ((facts.watched || facts.closed) && !facts.stopped && now - this.listedAt > pause && now >= this.coreAfter) void this.list();
+  }
+
+  /** Pings are not told to a page: a connection on which nothing comes is asked for something, and left if nothing is answered. */
+  private trust(connection: Connection, now: number): void {
+    const { facts } = this;
+    if (!facts.watching) {
+      if (now - this.openedAt <= GREETING_MS) return;
+      this.ways.distrust();
+      return connection.close();
+    }
+    switch (doubt(facts, now - this.heardAt, this.probedAt === null ? null : now - this.probedAt)) {
+      case "probe":
+        this.probedAt = now;
+        // A chunk that is nowhere: the relay says so at once, before all media.
+        return connection.send(control(kind.FETCH, { stream: "probe", index: 1 }));
+      case "unsure": return void (facts.checking = true);
+      case "lost": return connection.close();
+      case "none":
+    }
   }
 
   /** How often the core's own list is looked at: whether something should be safe by now, as far as one can tell. */

@@ -99,6 +99,11 @@ export class Ways {
     };
   }
 
+  /** The last connection came about and carried nothing: WebTransport is not the way for now. */
+  distrust(): void {
+    if (this.carried === "webtransport") this.avoidUntil = performance.now() + AVOID_MS;
+  }
+
   private socket(listener: Listener): Connection {
     this.carried = "websocket";
     return openSocket(watchUrl(this.link), listener);

@@ -27,7 +27,7 @@ export class Vault {
   }
 
   async setKey(key: Uint8Array<ArrayBuffer>): Promise<void> {
-    await this.ask({ order: "key", key: key.slice() });
+    if ((await this.ask({ order: "key", key: key.slice() })).failed) throw new Error("no key");
   }
 
   /** Gives the bytes away. */

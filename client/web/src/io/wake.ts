@@ -9,6 +9,7 @@ export class Wake {
   private wanted = false;
 
   async want(on: boolean): Promise<void> {
+    if (!on && !this.wanted) return;
     this.wanted = on;
     if (!on) {
       void this.lock?.release().catch(() => undefined);
@@ -27,7 +28,10 @@ export class Wake {
   private async take(): Promise<void> {
     const api = (navigator as { wakeLock?: { request(kind: "screen"): Promise<Lock> } }).wakeLock;
     try {
-      this.lock = (await api?.request("screen")) ?? null;
+      const lock = (await api?.request("screen")) ?? null;
+      // It may have ended while the browser was asked.
+      if (!this.wanted) return void lock?.release().catch(() => undefined);
+      this.lock = lock;
     } catch {
       // Not allowed now, on low battery for one.
     }

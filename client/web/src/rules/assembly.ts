@@ -23,7 +23,7 @@ export interface Begins {
 export type Happening =
   | { what: "watching"; windowStart?: number | undefined }
   | { what: "begins"; chunk: Begins }
-  | { what: "progress"; stream: string; index: number; received: number; length: number }
+  | { what: "progress"; stream: string; index: number; received: number; length: number; replay: boolean }
   | { what: "whole"; chunk: Begins; bytes: Uint8Array<ArrayBuffer> }
   | { what: "torn"; stream: string; index: number }
   | { what: "withdrawn"; stream: string; index: number; reason: string }
@@ -39,6 +39,8 @@ export type Happening =
 const MAX_ARRIVING = 64;
 /** Bytes that may be arriving at once. */
 const MAX_BYTES = 64 * 1024 * 1024;
+/** Longest stretch that one chunk holds. */
+const MAX_CHUNK_MS = 10 * 60_000;
 const MAX_CURSOR_CHARS = 1024;
 
 interface Arriving {
@@ -84,9 +86,12 @@ export class Assembly {
   private begins(body: Members): Happening | null {
     const lane = laneOf(body.text("variant"));
     if (!lane) return null;
+    const started = body.time("started");
+    // A clock that was set meanwhile makes no stretch that goes backwards, or for days.
+    const ended = Math.min(Math.max(body.time("ended"), started), started + MAX_CHUNK_MS);
     const chunk: Begins = {
-      stream: body.text("stream"), index: body.count("index"), lane, media: body.text("media"), length: body.count("length"),
-      sha256: body.text("sha256"), started: body.time("started"), ended: body.time("ended"), state: body.text("state"),
+      stream: body.text("stream"), index: body.index("index"), lane, media: body.text("media"), length: body.count("length"),
+      sha256: body.text("sha256"), started, ended, state: body.text("state"),
       replay: body.flag("replay"),
     };
     const handle = body.count("handle");
@@ -113,7 +118,7 @@ export class Assembly {
     if (end <= arriving.have) return null;
     bytes.set(piece.bytes, piece.offset);
     arriving.have = end;
-    return { what: "progress", stream: chunk.stream, index: chunk.index, received: end, length: chunk.length };
+    return { what: "progress", stream: chunk.stream, index: chunk.index, received: end, length: chunk.length, replay: chunk.replay };
   }
 
   private complete(handle: number): Happening | null {
@@ -151,14 +156,14 @@ export class Assembly {
 
 function state(body: Members): Happening {
   return {
-    what: "state", stream: body.text("stream"), index: body.count("index"), state: body.text("state"),
+    what: "state", stream: body.text("stream"), index: body.index("index"), state: body.text("state"),
     receipt: body.maybeText("receipt"),
   };
 }
 
 function omitted(body: Members): Happening {
-  const [from, to] = [body.count("from"), body.count("to")];
-  if (from < 1 || to < from) throw new ProtocolError();
+  const [from, to] = [body.index("from"), body.index("to")];
+  if (to < from) throw new ProtocolError();
   return { what: "omitted", stream: body.text("stream"), from, to, reason: body.text("reason") };
 }
 
@@ -171,7 +176,6 @@ function joins(body: Members): Happening | null {
   return lane && { what: "stream", stream: body.text("stream"), lane, follows: body.maybeText("follows") };
 }
 
-function cursor(body: Members): Happening | null {
-  const text = body.text("cursor");
-  return text.length <= MAX_CURSOR_CHARS ? { what: "cursor", cursor: text } : null;
+function cursor(body: Members): Happening {
+  return { what: "cursor", cursor: body.text("cursor", MAX_CURSOR_CHARS) };
 }

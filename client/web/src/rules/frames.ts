@@ -10,6 +10,10 @@ export const kind = {
 
 const MAX_CONTROL = 65_536;
 const MAX_PIECE = 262_160;
+/** Identifiers are at most this long (docs/protocol.md); so is what else is short. */
+const MAX_NAME = 200;
+/** Far beyond any recording. */
+const MAX_INDEX = 2 ** 32;
 
 export interface Frame {
   kind: number;
@@ -84,9 +88,9 @@ export class Members {
     this.value = value;
   }
 
-  text(name: string): string {
+  text(name: string, most = MAX_NAME): string {
     const value = this.value[name];
-    if (typeof value !== "string") throw new ProtocolError();
+    if (typeof value !== "string" || value.length > most) throw new ProtocolError();
     return value;
   }
 
@@ -98,6 +102,13 @@ export class Members {
   count(name: string): number {
     const value = this.value[name];
     if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 0) throw new ProtocolError();
+    return value;
+  }
+
+  /** A chunk's place in its stream. */
+  index(name: string): number {
+    const value = this.count(name);
+    if (value < 1 || value > MAX_INDEX) throw new ProtocolError();
     return value;
   }
 

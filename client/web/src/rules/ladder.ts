@@ -1,23 +1,21 @@
 // When to try again. Pure: chance and time are arguments.
 
-const STEPS_MS = [0, 250, 500, 1000, 2000, 4000];
-/** A connection that lasted this long was a good one. */
-const STEADY_MS = 3000;
+/** The first pause is any below this: contacts that a relay lost together do not come back together. */
+const FIRST_MS = 500;
+const STEPS_MS = [500, 1000, 2000, 4000];
+/** A subscription that lasted this long was a good one. */
+const STEADY_MS = 5000;
 
-/** Delays before tries to connect: at once, then longer. People wait for it, so it never gets long. */
+/** Delays before tries to connect: soon, then longer. People wait for it, so it never gets long. */
 export class Ladder {
   private failures = 0;
 
-  /** The pause before the next try, after a connection of this life. `chance` is between 0 and 1. */
+  /** The pause before the next try, after a subscription of this life. `chance` is between 0 and 1. */
   next(livedMs: number, chance: number): number {
     if (livedMs > STEADY_MS) this.failures = 0;
-    const step = STEPS_MS[Math.min(this.failures, STEPS_MS.length - 1)] as number;
-    this.failures++;
+    if (this.failures++ === 0) return FIRST_MS * chance;
+    const step = STEPS_MS[Math.min(this.failures - 2, STEPS_MS.length - 1)] as number;
     return step * (0.75 + chance / 2);
-  }
-
-  reset(): void {
-    this.failures = 0;
   }
 }
 

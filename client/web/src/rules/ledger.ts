@@ -1,7 +1,8 @@
 // Every chunk this page knows of, and how it stands. Pure.
 //
-// A chunk is `confirmed` only by the core: a receipt that verifies, the core's own list, or, where the core signs nothing,
-// the relay's word for the core's answer. What is confirmed stays so.
+// A chunk is `confirmed` only by the core, and with the digest that the core has: a receipt that verifies, or, where the core
+// signs nothing, the core's own list or the relay's word for the core's answer. What is confirmed stays so.
+// Whatever a relay says costs a bounded time and room.
 
 import type { Begins, Lane } from "./assembly";
 
@@ -18,12 +19,14 @@ export interface Chunk {
   sha256: string;
   started: number;
   ended: number;
-  /** Times are guessed from its neighbours: it was never announced. */
-  guessed: boolean;
+  /** Whose word its times are: they are guessed from its neighbours if it was never announced. */
+  times: "core" | "relay" | "guessed";
   /** Share of its bytes that is here, 0 to 1, while they arrive. */
   progress: number;
   /** All its bytes are here, are those of its digest and opened. */
   here: boolean;
+  /** They were here once; they may have been freed since. */
+  seen: boolean;
   proof?: Proof;
   /** Why it is not here, or not safe. */
   why?: string;
@@ -34,12 +37,20 @@ export interface Chunk {
   receipt?: string;
 }
 
-/** Chunks remembered; beyond, the oldest are forgotten. */
+/** A chunk as the core lists it. */
+export type Item = Omit<Begins, "state" | "replay">;
+
+/** Chunks remembered; beyond, those known longest are forgotten. */
 const MAX_CHUNKS = 20_000;
 /** States of chunks that are not known yet. */
 const MAX_EARLY = 2_000;
-/** Most missing chunks that one announcement adds. */
-const MAX_GAP = 2_000;
+/** Most missing chunks that one announcement adds, and how far from what was really there. */
+const MAX_GAP = 600;
+/** Most chunks that are known only as missing. */
+const MAX_GUESSED = 8_000;
+const MAX_STREAMS = 1_024;
+/** Times that a date can hold. */
+const MAX_TIME = 8.64e15;
 
 export const keyOf = (stream: string, index: number): string => `${stream}/${index}`;
 
@@ -51,18 +62,29 @@ export function markOf(chunk: Chunk): Mark {
 }
 
 interface Early {
-  proof?: { proof: Proof; receipt?: string | undefined };
+  proof?: { proof: Proof; sha256: string; receipt?: string | undefined };
   refused?: string;
+}
+
+interface Stream {
+  lane: Lane;
+  highest: number;
+  /** The newest chunk that was really announced. */
+  newest?: Chunk;
 }
 
 export class Ledger {
   private readonly chunks = new Map<string, Chunk>();
-  private readonly lanes = new Map<string, Lane>();
-  private readonly highest = new Map<string, number>();
+  private readonly streams = new Map<string, Stream>();
   private readonly early = new Map<string, Early>();
   private sorted: Chunk[] | null = null;
-  /** Grows with every change. */
+  private guessed = 0;
+  /** Grows with every change but progress. */
   version = 0;
+  /** Chunks whose progress changed since this was emptied. */
+  readonly moving = new Set<Chunk>();
+  /** Something was forgotten that was seen here and never called safe. */
+  lostUnsafe = false;
 
   get(stream: string, index: number): Chunk | undefined {
     return this.chunks.get(keyOf(stream, index));
@@ -78,30 +100,33 @@ export class Ledger {
     return this.all().filter((chunk) => chunk.lane === lane);
   }
 
-  stream(stream: string, lane: Lane): void {
-    this.lanes.set(stream, lane);
+  /** Notes a stream; false: there are too many. */
+  stream(stream: string, lane: Lane): boolean {
+    const known = this.streams.get(stream);
+    if (known) known.lane = lane;
+    else if (this.streams.size >= MAX_STREAMS) return false;
+    else this.streams.set(stream, { lane, highest: 0 });
+    return true;
   }
 
   /** Whether the bytes of a chunk are still wanted. */
   wants(said: Begins): boolean {
     const chunk = this.get(said.stream, said.index);
-    return !chunk?.here || chunk.sha256 !== said.sha256;
+    return !chunk || (chunk.sha256 === said.sha256 ? !chunk.here : !chunk.proof);
   }
 
   begins(said: Begins): void {
-    const { stream, index, lane, media, length, sha256, started, ended } = said;
-    const before = this.get(stream, index);
-    this.stream(stream, lane);
-    if (before && !before.guessed && before.sha256 === sha256) {
+    const before = this.get(said.stream, said.index);
+    if (!this.stream(said.stream, said.lane)) return;
+    if (before && before.sha256 === said.sha256) {
       // The same once more: after a new connection, or because it was asked for.
       if (!before.here) Object.assign(before, { gone: false, progress: 0, refused: false });
       if (!before.here) delete before.why;
       return this.changed();
     }
-    const chunk: Chunk = {
-      stream, index, lane, media, length, sha256, started, ended, guessed: false, progress: 0, here: false, refused: false,
-      gone: false,
-    };
+    // What is safe is not replaced by anything else, whoever says so.
+    if (before?.proof) return;
+    const chunk = announced(said, "relay");
     this.fillGap(chunk);
     this.put(chunk);
     this.comeEarly(chunk);
@@ -111,15 +136,23 @@ export class Ledger {
     const chunk = this.get(stream, index);
     if (!chunk || chunk.here) return;
     chunk.progress = share;
-    this.version++;
+    this.moving.add(chunk);
   }
 
   /** Its bytes are here, are those of its digest, and opened. */
   opened(stream: string, index: number): void {
     const chunk = this.get(stream, index);
     if (!chunk) return;
-    Object.assign(chunk, { here: true, progress: 1, gone: false });
+    Object.assign(chunk, { here: true, seen: true, progress: 1, gone: false });
     delete chunk.why;
+    this.changed();
+  }
+
+  /** Its opened bytes were freed to make room. */
+  freed(stream: string, index: number): void {
+    const chunk = this.get(stream, index);
+    if (!chunk?.here) return;
+    Object.assign(chunk, { here: false, gone: true, progress: 0, why: "freed" });
     this.changed();
   }
 
@@ -144,10 +177,12 @@ export class Ledger {
     this.changed();
   }
 
-  confirmed(stream: string, index: number, proof: Proof, receipt?: string): void {
+  /** The core has the chunk with these bytes; what is said of others is not said of it. */
+  confirmed(stream: string, index: number, proof: Proof, sha256: string, receipt?: string): void {
     const chunk = this.get(stream, index);
-    if (!chunk) return this.remember(keyOf(stream, index), { proof: { proof, receipt } });
-    if (!chunk.proof || proof !== "relay") chunk.proof = proof;
+    if (!chunk || chunk.times === "guessed") return this.remember(keyOf(stream, index), { proof: { proof, sha256, receipt } });
+    if (chunk.sha256 !== sha256) return;
+    if (!chunk.proof || rank[proof] > rank[chunk.proof]) chunk.proof = proof;
     if (receipt !== undefined) chunk.receipt = receipt;
     chunk.refused = false;
     this.changed();
@@ -164,40 +199,50 @@ export class Ledger {
 
   /** The relay left these out. */
   omitted(stream: string, from: number, to: number, reason: string): void {
-    const lane = this.lanes.get(stream);
-    if (!lane) return;
-    for (let index = Math.max(from, to - MAX_GAP); index <= to; index++) {
+    const known = this.streams.get(stream);
+    if (!known) return;
+    const near = this.near(known, stream, from, to);
+    // Without a neighbour there is no place for them on the line. One is enough for all, and what is far from it is made up.
+    if (!near) return;
+    const last = Math.min(to, Math.max(near.index, known.highest) + MAX_GAP);
+    for (let index = Math.max(from, last - MAX_GAP); index <= last; index++) {
       const chunk = this.get(stream, index);
       if (chunk?.here) continue;
-      if (chunk) Object.assign(chunk, { gone: true, progress: 0, why: reason });
-      else this.putMissing(stream, index, lane, reason);
+      if (chunk) Object.assign(chunk, { gone: true, progress: 0, why: chunk.seen ? chunk.why : reason });
+      else if (!this.putMissing(index, reason, near)) break;
     }
     this.changed();
   }
 
-  /** The core's own list says that it has this chunk. */
-  coreHas(item: Omit<Begins, "state" | "replay">, ref: string, receipt?: string): void {
-    const known = this.get(item.stream, item.index);
-    const other = known && !known.guessed && known.sha256 !== item.sha256;
-    if (!known || known.guessed || other) {
-      const { stream, index, lane, media, length, sha256, started, ended } = item;
-      this.stream(stream, lane);
-      this.put({
-        stream, index, lane, media, length, sha256, started, ended, guessed: false, progress: 0, here: false, refused: false,
-        gone: true, why: known?.why ?? "evicted",
-      });
+  /** The core's own list has this chunk. `proof`: what that proves, if anything. */
+  coreHas(item: Item, ref: string, proof?: Proof, receipt?: string): void {
+    if (!this.stream(item.stream, item.lane)) return;
+    let chunk = this.get(item.stream, item.index);
+    if (chunk && chunk.times !== "guessed" && chunk.sha256 !== item.sha256) {
+      if (!proof || (chunk.proof && rank[chunk.proof] >= rank[proof])) return;
+      chunk = undefined;
     }
-    const chunk = this.get(item.stream, item.index) as Chunk;
+    if (!chunk || chunk.times === "guessed") {
+      this.put({ ...announced(item, "core"), gone: true, why: chunk?.why ?? "evicted" });
+      chunk = this.get(item.stream, item.index) as Chunk;
+    } else if (chunk.times === "relay") {
+      // Until now its times were the relay's word.
+      Object.assign(chunk, { times: "core", started: item.started, ended: item.ended });
+      this.sorted = null;
+    }
     chunk.ref = ref;
-    this.confirmed(item.stream, item.index, "core", receipt);
+    if (proof) this.confirmed(item.stream, item.index, proof, item.sha256, receipt);
+    this.changed();
   }
 
   private comeEarly(chunk: Chunk): void {
     const key = keyOf(chunk.stream, chunk.index);
     const early = this.early.get(key);
+    if (!early) return;
+    if (early.proof && chunk.times === "guessed") return;
     this.early.delete(key);
-    if (early?.proof) this.confirmed(chunk.stream, chunk.index, early.proof.proof, early.proof.receipt);
-    else if (early?.refused) this.rejected(chunk.stream, chunk.index, early.refused);
+    if (early.proof) this.confirmed(chunk.stream, chunk.index, early.proof.proof, early.proof.sha256, early.proof.receipt);
+    if (early.refused !== undefined) this.rejected(chunk.stream, chunk.index, early.refused);
   }
 
   private remember(key: string, news: Early): void {
@@ -207,48 +252,64 @@ export class Ledger {
 
   /** A lane that is switched on again goes on later: what lies between was never announced. */
   private fillGap(chunk: Chunk): void {
-    const highest = this.highest.get(chunk.stream);
-    if (highest === undefined) return;
+    const highest = this.streams.get(chunk.stream)?.highest;
+    if (!highest) return;
     for (let index = Math.max(highest + 1, chunk.index - MAX_GAP); index < chunk.index; index++) {
-      this.putMissing(chunk.stream, index, chunk.lane, "not_asked", chunk);
+      if (!this.putMissing(index, "not_asked", chunk)) break;
     }
   }
 
-  private putMissing(stream: string, index: number, lane: Lane, why: string, near = this.nearest(stream, index)): void {
-    const length = near ? near.ended - near.started : 0;
-    const started = near ? near.started + (index - near.index) * length : NaN;
-    // Without a neighbour there is no place for it; it is counted when one is known.
-    if (!near) return;
-    this.put({
-      stream, index, lane, media: near.media, length: 0, sha256: "", started, ended: started + length, guessed: true,
-      progress: 0, here: false, refused: false, gone: true, why,
-    });
+  /** A chunk beside these that has a place; false: none more are taken. */
+  private putMissing(index: number, why: string, near: Chunk): boolean {
+    if (this.guessed >= MAX_GUESSED) return false;
+    const { stream, lane, media } = near;
+    const length = near.ended - near.started;
+    const started = near.started + (index - near.index) * length;
+    if (!(Math.abs(started) + length < MAX_TIME)) return false;
+    const item = { stream, index, lane, media, length: 0, sha256: "", started, ended: started + length };
+    this.put({ ...announced(item, "guessed"), gone: true, why });
     this.comeEarly(this.get(stream, index) as Chunk);
+    return true;
   }
 
-  private nearest(stream: string, index: number): Chunk | undefined {
-    let best: Chunk | undefined;
-    for (const chunk of this.chunks.values()) {
-      if (chunk.stream !== stream || chunk.guessed) continue;
-      if (!best || Math.abs(chunk.index - index) < Math.abs(best.index - index)) best = chunk;
-    }
-    return best;
+  private near(known: Stream, stream: string, from: number, to: number): Chunk | undefined {
+    const beside = [this.get(stream, from - 1), this.get(stream, to + 1)];
+    return beside.find((chunk) => chunk && chunk.times !== "guessed") ?? known.newest;
   }
 
   private put(chunk: Chunk): void {
-    this.chunks.set(keyOf(chunk.stream, chunk.index), chunk);
-    this.highest.set(chunk.stream, Math.max(chunk.index, this.highest.get(chunk.stream) ?? 0));
-    if (this.chunks.size > MAX_CHUNKS) {
-      const oldest = this.all()[0] as Chunk;
-      this.chunks.delete(keyOf(oldest.stream, oldest.index));
-    }
+    const key = keyOf(chunk.stream, chunk.index);
+    const stream = this.streams.get(chunk.stream) as Stream;
+    this.forget(key);
+    this.chunks.set(key, chunk);
+    stream.highest = Math.max(chunk.index, stream.highest);
+    if (chunk.times === "guessed") this.guessed++;
+    else if (!stream.newest || stream.newest.index <= chunk.index) stream.newest = chunk;
+    if (this.chunks.size > MAX_CHUNKS) this.forget(this.chunks.keys().next().value as string);
+    this.sorted = null;
     this.changed();
   }
 
+  private forget(key: string): void {
+    const chunk = this.chunks.get(key);
+    if (!chunk) return;
+    if (chunk.times === "guessed") this.guessed--;
+    if (chunk.seen && !chunk.proof) this.lostUnsafe = true;
+    this.chunks.delete(key);
+    this.moving.delete(chunk);
+  }
+
   private changed(): void {
-    this.sorted = null;
     this.version++;
   }
+}
+
+/** How much a proof is worth. */
+const rank: Record<Proof, number> = { relay: 1, core: 2, receipt: 3 };
+
+function announced(item: Item, times: Chunk["times"]): Chunk {
+  const { stream, index, lane, media, length, sha256, started, ended } = item;
+  return { stream, index, lane, media, length, sha256, started, ended, times, progress: 0, here: false, seen: false, refused: false, gone: false };
 }
 
 /** How the chunks of a lane, or of all, stand. */
@@ -258,26 +319,40 @@ export interface Summary {
   safeUpTo?: number;
   /** Milliseconds before that which are not safe: never seen here, or refused. */
   holesMs: number;
-  /** Milliseconds of recording that were seen here and are not known to be safe. */
+  /** Milliseconds of recording that came here, or are coming, and are not known to be safe yet. */
   unsafeMs: number;
+  /** Milliseconds of recording that were seen here and that the core will not have. */
+  refusedMs: number;
+  /** Something is safe, and nothing was seen here that is not. */
+  allSafe: boolean;
   newest?: number;
 }
 
-export function summary(chunks: readonly Chunk[]): Summary {
+export function summary(chunks: readonly Chunk[], lostUnsafe = false): Summary {
   const counts: Record<Mark, number> = { receiving: 0, unconfirmed: 0, confirmed: 0, rejected: 0, missing: 0 };
   const unsafe: [number, number][] = [];
+  const refused: [number, number][] = [];
   const holes: [number, number][] = [];
-  const out: Summary = { counts, unsafeMs: 0, holesMs: 0 };
+  const out: Summary = { counts, unsafeMs: 0, refusedMs: 0, holesMs: 0, allSafe: !lostUnsafe };
   for (const chunk of chunks) {
     const mark = markOf(chunk);
     counts[mark]++;
     out.newest = Math.max(out.newest ?? chunk.ended, chunk.ended);
-    if (mark === "confirmed") out.safeUpTo = Math.max(out.safeUpTo ?? chunk.ended, chunk.ended);
-    else (mark === "unconfirmed" || mark === "receiving" ? unsafe : holes).push([chunk.started, chunk.ended]);
+    if (mark === "confirmed") {
+      out.safeUpTo = Math.max(out.safeUpTo ?? chunk.ended, chunk.ended);
+      continue;
+    }
+    if (chunk.seen) out.allSafe = false;
+    const stretch: [number, number] = [chunk.started, chunk.ended];
+    const pending = mark === "unconfirmed" || mark === "receiving" || (mark === "missing" && chunk.seen);
+    (pending ? unsafe : holes).push(stretch);
+    if (mark === "rejected" && chunk.seen) refused.push(stretch);
   }
   // "Safe up to" ends where the first stretch begins that is not.
   for (const [start] of unsafe) if (out.safeUpTo !== undefined && start < out.safeUpTo) out.safeUpTo = start;
   out.unsafeMs = covered(unsafe);
+  out.refusedMs = covered(refused);
+  out.allSafe &&= out.safeUpTo !== undefined && !unsafe.length;
   const upTo = out.safeUpTo ?? -Infinity;
   out.holesMs = covered(holes.filter(([start]) => start < upTo).map(([start, end]) => [start, Math.min(end, upTo)]));
   return out;

@@ -51,7 +51,7 @@ function readWebTransport(value: unknown): Link["webTransport"] {
   return { url: where, hashes: texts.map(fromBase64url).filter((hash): hash is Uint8Array<ArrayBuffer> => hash?.length === 32) };
 }
 
-/** A base URL without the slash at its end; without TLS on this machine only. */
+/** A base URL without the slash at its end; without TLS on this machine only, by the names that the page's policy can hold. */
 function base(value: unknown): string | null {
   if (typeof value !== "string") return null;
   let url: URL;
@@ -60,7 +60,7 @@ function base(value: unknown): string | null {
   } catch {
     return null;
   }
-  const local = ["127.0.0.1", "localhost", "[::1]"].includes(url.hostname);
+  const local = ["127.0.0.1", "localhost"].includes(url.hostname);
   const fine = url.protocol === "https:" || (url.protocol === "http:" && local);
   if (!fine || url.username || url.password || url.search || url.hash) return null;
   return url.origin + url.pathname.replace(/\/+$/, "");

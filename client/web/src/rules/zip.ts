@@ -1,6 +1,6 @@
 // A ZIP archive without compression: what is saved is compressed already. Pure.
 
-import { joined, utf8 } from "./bytes";
+import { utf8 } from "./bytes";
 
 export interface Entry {
   name: string;
@@ -19,8 +19,8 @@ export function crc32(bytes: Uint8Array): number {
   return (value ^ 0xffffffff) >>> 0;
 }
 
-/** Writes an archive; `at` is the time of its files. */
-export function zip(entries: Entry[], at: Date): Uint8Array<ArrayBuffer> {
+/** Writes an archive, as its parts: together they would be in memory twice. `at` is the time of its files. */
+export function zip(entries: Entry[], at: Date): Uint8Array[] {
   const parts: Uint8Array[] = [];
   const directory: Uint8Array[] = [];
   let offset = 0;
@@ -35,7 +35,7 @@ export function zip(entries: Entry[], at: Date): Uint8Array<ArrayBuffer> {
   const size = directory.reduce((sum, part) => sum + part.length, 0);
   const count = entries.length;
   const end = fields([[0x06054b50, 4], [0, 2], [0, 2], [count, 2], [count, 2], [size, 4], [offset, 4], [0, 2]]);
-  return joined([...parts, ...directory, end]);
+  return [...parts, ...directory, end];
 }
 
 function fields(list: [number, number][]): Uint8Array {

@@ -1,7 +1,7 @@
 // Every word the page shows. To translate it: one more object like `en`, and its name in `languages`.
 
 import type { Mark } from "../rules/ledger";
-import type { Screen } from "../rules/status";
+import type { Phone, Screen } from "../rules/status";
 
 const en = {
   dir: "ltr" as "ltr" | "rtl",
@@ -13,7 +13,10 @@ const en = {
     silent: "The phone has gone silent",
     ended: "The recording has ended",
     cut: "No connection",
-  },
+    checking: "No news: checking the connection",
+    closed: "The archive has closed this incident",
+    stopped: "Not watching any more",
+  } satisfies Record<Phone, string>,
   heard: (ago: string) => `Last heard from the phone ${ago} ago`,
   heardNow: "The phone is sending",
   because: {
@@ -23,7 +26,10 @@ const en = {
     silent: "It may have no signal or no battery, or it was switched off. What came before is below.",
     ended: "The phone itself said so. Pieces that were still waiting may come in.",
     cut: "",
-  },
+    checking: "Whether the phone still sends is not known at the moment.",
+    closed: "Nothing more comes here. Below is what the archive has.",
+    stopped: "This page no longer hears how the phone is.",
+  } satisfies Record<Phone, string>,
   trouble: {
     relay_away: "No connection to the relay. Trying again by itself; what comes meanwhile is caught up.",
     core_away: "The archive does not answer. New pieces still show here, but none can be called safe until it is back.",
@@ -34,12 +40,13 @@ const en = {
     no_link: ["This link is not complete", "Open the whole link that was sent to you. Its last part, behind the # sign, is the key: without it nothing can be shown."],
     no_crypto: ["This browser can't open the recording", "Try a current version of Safari, Chrome, Edge or Firefox, and the link as it was sent."],
     connecting: ["Connecting…", "This takes a few seconds on a slow network."],
-    nothing_yet: ["Connected. Nothing has come yet", "As soon as the phone sends something, it appears here. You need not do anything."],
+    nothing_yet: ["Connected. Nothing has come yet", "As soon as the phone sends something, it appears here."],
     expired: ["This link has run out", "Ask the person who sent it for a new one."],
     revoked: ["This link was withdrawn", "The person who sent it, or the archive, has taken it back, or it is not a link any more that the archive knows."],
     core_away: ["The archive does not answer", "It has to let you in first. This page tries again by itself."],
     relay_away: ["The relay does not answer", "Recordings come through it. This page tries again by itself; what comes meanwhile is caught up."],
     over_empty: ["The recording has ended", "There is nothing of it to show here."],
+    closed_empty: ["The archive has closed this incident", "There is nothing of it to show here."],
     forgotten: ["Forgotten", "This tab no longer knows the link, and keeps nothing of what it showed. To watch again, open the link again."],
   } satisfies Record<Screen, [string, string]>,
   marks: {
@@ -63,6 +70,7 @@ const en = {
   safeBut: (time: string, missing: string) => `Safe up to ${time}, without ${missing}`,
   nothingSafe: "Nothing is safe yet",
   unsafe: (length: string) => `${length} seen here, not yet safe`,
+  refused: (length: string) => `${length} seen here were refused: they are not safe`,
   allSafe: "Everything seen here is safe",
   safeMeans: "Safe means: stored in the archive.",
   safeMeansSigned: "Safe means: stored in the archive, which signed for it.",
@@ -89,9 +97,12 @@ const en = {
   missedAll: (length: string) => `Connected again. ${length} that came meanwhile are caught up.`,
   missedSome: (length: string, missing: string) => `Connected again. ${length} are caught up, ${missing} are missing.`,
   missedNothing: "Connected again. Nothing was missed.",
+  catchingUp: "Connected again. Catching up…",
   save: "Save what was received",
   saving: "Saving…",
-  saved: (count: number) => `Saved: ${count} pieces and a list of what was safe.`,
+  saved: (count: number, without: number) =>
+    `Saved: ${count} pieces and a list of what was safe.${without ? ` ${without} that were seen here were freed meanwhile and are only in the list.` : ""}`,
+  notSaved: "Saving did not work. Try again.",
   saveNote: "The file is not encrypted. Keep it where only you can read it.",
   forget: "Forget this",
   forgetHint: "This tab forgets the link and everything it showed.",
@@ -104,7 +115,8 @@ const en = {
     "sound/ and picture/ hold one file for each piece, named by its place and the time the phone says it was recorded (UTC).",
     "manifest.json lists every piece the page knew of: how it stood when this was saved, the SHA-256 of the sealed piece as it",
     "is stored in the archive, and the archive's signed receipt where there was one. A piece without \"state\": \"confirmed\" was",
-    "not known to be safe.",
+    "not known to be safe. \"not_in_file\" says why a piece is in the list only. \"times\" says whose word the times are: the",
+    "archive's (\"core\"), the relay's (\"relay, not proven\"), or a guess from the pieces beside it (\"guessed\").",
   ].join("\n"),
 };
 
@@ -130,7 +142,20 @@ export function length(text: Text, ms: number): string {
   return text.hours(Math.floor(seconds / 3600), Math.floor((seconds % 3600) / 60));
 }
 
-/** A time of day where the page is. */
-export function clock(lang: string, at: number): string {
-  return new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" }).format(at);
+const formats = new Map<string, Intl.DateTimeFormat>();
+/** Times that a date can hold. */
+const MAX_TIME = 8.64e15;
+
+/** A time of day where the page is, with the day if that is another than now's. Formats are dear to make: they are kept. */
+export function clock(lang: string, at: number, now = Date.now()): string {
+  if (!(Math.abs(at) <= MAX_TIME)) return "";
+  const today = new Date(at).toDateString() === new Date(now).toDateString();
+  const key = `${lang} ${today}`;
+  let format = formats.get(key);
+  if (!format) {
+    const day = today ? {} : { year: "numeric", month: "short", day: "numeric" } as const;
+    format = new Intl.DateTimeFormat(lang, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+    formats.set(key, format);
+  }
+  return format.format(at);
 }

@@ -19,6 +19,14 @@ export interface Aims {
   fetch(chunk: Chunk): void;
 }
 
+/** A mark, and what of it was drawn: most do not change when another does. */
+interface Drawn {
+  element: HTMLElement;
+  chunk: Chunk;
+  place: string;
+  says: string;
+}
+
 export class Timeline {
   readonly element: HTMLElement;
   private readonly scroller: HTMLElement;
@@ -26,9 +34,10 @@ export class Timeline {
   private readonly head: HTMLElement;
   private readonly rows: Record<Lane, HTMLElement>;
   private readonly off: Record<Lane, HTMLElement>;
-  private readonly marks = new Map<string, HTMLElement>();
+  private readonly marks = new Map<string, Drawn>();
   private axis = new Axis([]);
   private drawn = -1;
+  private spokenAt = "";
   private following = true;
 
   constructor(private readonly text: Text, private readonly lang: string, private readonly ledger: Ledger, private readonly aims: Aims) {
@@ -46,10 +55,12 @@ export class Timeline {
 
   draw(at: number | null, audioOnly: boolean, live: boolean): void {
     if (this.drawn !== this.ledger.version) this.layOut();
+    else this.fill();
+    this.ledger.moving.clear();
     show(this.off.video, audioOnly);
     this.rows.video.classList.toggle("off", audioOnly);
     show(this.head, at !== null);
-    if (at === null) return;
+    if (at === null) return this.rest();
     const x = (this.axis.place(at) * SCALE) / 1000;
     this.head.style.transform = `translateX(${x.toFixed(1)}px)`;
     if (live || this.following) this.follow(x, live);
@@ -69,27 +80,43 @@ export class Timeline {
     }
     this.marks.forEach((element, key) => {
       if (keys.has(key)) return;
-      element.remove();
+      element.element.remove();
       this.marks.delete(key);
     });
   }
 
+  /** Draws how far what arrives is. */
+  private fill(): void {
+    for (const chunk of this.ledger.moving) share(this.marks.get(keyOf(chunk.stream, chunk.index))?.element, chunk);
+  }
+
   private mark(key: string, chunk: Chunk): void {
-    let element = this.marks.get(key);
-    if (!element) {
-      element = make("i", { class: "mark", "data-lane": chunk.lane, "data-index": String(chunk.index) });
-      this.marks.set(key, element);
+    let drawn = this.marks.get(key);
+    if (!drawn) {
+      const element = make("i", { class: "mark", "data-lane": chunk.lane, "data-index": String(chunk.index) });
+      drawn = { element, chunk, place: "", says: "" };
+      this.marks.set(key, drawn);
       this.rows[chunk.lane].append(element);
     }
+    const { element } = drawn;
+    drawn.chunk = chunk;
     const from = (this.axis.place(chunk.started) * SCALE) / 1000;
     const width = Math.max(8, ((chunk.ended - chunk.started) * SCALE) / 1000 - 3);
+    const place = `${from.toFixed(1)} ${width.toFixed(1)}`;
+    if (drawn.place !== place) {
+      element.style.transform = `translateX(${from.toFixed(1)}px)`;
+      element.style.width = `${width.toFixed(1)}px`;
+      drawn.place = place;
+    }
     const state = markOf(chunk);
-    attribute(element, "data-state", state);
-    attribute(element, "data-here", String(chunk.here));
-    attribute(element, "title", this.position(chunk.started, chunk));
-    element.style.transform = `translateX(${from.toFixed(1)}px)`;
-    element.style.width = `${width.toFixed(1)}px`;
-    element.style.setProperty("--share", String(state === "receiving" ? chunk.progress : 1));
+    const says = `${state} ${chunk.here} ${chunk.started}`;
+    if (drawn.says !== says) {
+      attribute(element, "data-state", state);
+      attribute(element, "data-here", String(chunk.here));
+      attribute(element, "title", this.position(chunk.started, chunk));
+      drawn.says = says;
+    }
+    share(element, chunk);
   }
 
   private position(at: number, chunk: Chunk): string {
@@ -97,11 +124,24 @@ export class Timeline {
     return this.text.position(clock(this.lang, at), state);
   }
 
-  private speak(at: number): void {
+  /** What a slider says before anything plays. */
+  private rest(): void {
     const { track, axis } = this;
     attribute(track, "aria-valuemin", "0");
     attribute(track, "aria-valuemax", String(Math.round(axis.length / 1000)));
-    attribute(track, "aria-valuenow", String(Math.round(axis.place(at) / 1000)));
+    attribute(track, "aria-valuenow", "0");
+    if (axis.length) attribute(track, "aria-valuetext", clock(this.lang, axis.start));
+  }
+
+  private speak(at: number): void {
+    const { track, axis } = this;
+    const now = String(Math.round(axis.place(at) / 1000));
+    const said = `${now} ${this.drawn}`;
+    if (this.spokenAt === said) return;
+    attribute(track, "aria-valuemin", "0");
+    attribute(track, "aria-valuemax", String(Math.round(axis.length / 1000)));
+    attribute(track, "aria-valuenow", now);
+    this.spokenAt = said;
     // Read out while it has the focus: a text that changes every second would never end.
     if (document.activeElement === track && track.getAttribute("aria-valuetext")) return;
     this.speakNow(at);
@@ -123,8 +163,7 @@ export class Timeline {
     const { track, scroller } = this;
     track.addEventListener("click", (event) => {
       const x = event.clientX - track.getBoundingClientRect().left;
-      const key = [...this.marks].find(([, element]) => element === event.target)?.[0];
-      const chunk = key === undefined ? undefined : this.ledger.all().find((one) => keyOf(one.stream, one.index) === key);
+      const chunk = [...this.marks.values()].find(({ element }) => element === event.target)?.chunk;
       if (chunk && !chunk.here) this.aims.fetch(chunk);
       this.aims.seek(chunk ? chunk.started + 1 : this.axis.time((x * 1000) / SCALE));
       this.following = true;
@@ -152,6 +191,11 @@ export class Timeline {
     this.aims.seek(Math.min(Math.max(at, this.axis.start), this.axis.end - 1) + 1);
     this.speakNow(at);
   }
+}
+
+function share(element: HTMLElement | undefined, chunk: Chunk): void {
+  const value = markOf(chunk) === "receiving" ? chunk.progress.toFixed(2) : "1";
+  if (element && element.style.getPropertyValue("--share") !== value) element.style.setProperty("--share", value);
 }
 
 /** The legend: what the marks mean, and how many there are of each. */

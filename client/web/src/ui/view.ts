@@ -39,6 +39,10 @@ export class View {
   readonly save: HTMLButtonElement;
   readonly forget: HTMLButtonElement;
   private readonly main: HTMLElement;
+  /** What a screen stands instead of; that nobody is called, and forgetting, stay. */
+  private readonly parts: HTMLElement[];
+  private readonly saving: HTMLElement;
+  private readonly forgetting: HTMLElement;
   private readonly screen: HTMLElement;
   private readonly screenTitle = make("h1", { tabindex: "-1" });
   private readonly screenText = make("p");
@@ -67,10 +71,14 @@ export class View {
     this.save = button("save", text.save);
     this.forget = button("forget", text.forget);
     this.legend = new Legend(text);
+    this.saving = make("div", {}, this.save, make("p", { class: "hint" }, text.saveNote), this.saved);
+    this.forgetting = make("div", {}, this.forget, make("p", { class: "hint" }, text.forgetHint));
     this.screen = make("section", { class: "screen", id: "screen" }, make("div", { class: "pulse", "aria-hidden": "true" }), this.screenTitle, this.screenText);
-    this.main = make("main", {}, this.statusCard(), this.stage(), this.safetyCard(), this.about());
+    this.parts = [this.statusCard(), this.stage(), this.safetyCard(), this.saving];
+    const [status, stage, safety] = this.parts as [HTMLElement, HTMLElement, HTMLElement];
+    this.main = make("main", {}, this.screen, status, stage, safety, this.about());
     // Until it is known what there is to show, nothing flashes.
-    this.main.hidden = this.screen.hidden = true;
+    this.main.hidden = true;
   }
 
   /** Puts itself into the page. */
@@ -78,7 +86,7 @@ export class View {
     document.documentElement.lang = this.lang;
     document.documentElement.dir = this.text.dir;
     document.title = this.text.title;
-    document.body.append(this.screen, this.main, this.status);
+    document.body.append(this.main, this.status);
   }
 
   /** Says a change to those who do not see it. */
@@ -99,8 +107,10 @@ export class View {
 
   draw(shown: Shown, now: number): void {
     const { text } = this;
+    show(this.main, true);
     show(this.screen, shown.screen !== null);
-    show(this.main, shown.screen === null);
+    for (const part of this.parts) show(part, shown.screen === null);
+    show(this.forgetting, shown.screen !== "no_link" && shown.screen !== "forgotten");
     attribute(document.documentElement, "data-phone", shown.phone);
     attribute(document.documentElement, "data-screen", shown.screen ?? "");
     if (shown.screen) {
@@ -119,7 +129,7 @@ export class View {
   private drawStatus({ phone, heardAgo, trouble }: Shown): void {
     const { text } = this;
     say(this.headline, text.phone[phone]);
-    const counts = heardAgo !== null && (phone === "quiet" || phone === "silent" || phone === "cut" || (phone === "ended" && heardAgo >= 5));
+    const counts = heardAgo !== null && (phone === "quiet" || phone === "silent" || phone === "cut" || phone === "checking" || (phone === "ended" && heardAgo >= 5));
     say(this.heard, counts ? text.heard(length(text, heardAgo * 1000)) : phone === "live" ? text.heardNow : "");
     show(this.heard, this.heard.textContent !== "");
     say(this.because, text.because[phone]);
@@ -157,8 +167,12 @@ export class View {
     const words = (time: string): string => (summary.holesMs < 500 ? text.safeUpTo(time) : text.safeBut(time, length(text, summary.holesMs)));
     say(this.safe, time === null ? text.nothingSafe : words(time));
     attribute(this.safe, "data-safe", String(summary.safeUpTo !== undefined));
-    say(this.unsafe, summary.unsafeMs > 0 ? text.unsafe(length(text, summary.unsafeMs)) : at === null ? "" : text.allSafe);
-    attribute(this.unsafe, "data-unsafe", String(summary.unsafeMs > 0));
+    const not = [
+      summary.refusedMs > 0 ? text.refused(length(text, summary.refusedMs)) : "",
+      summary.unsafeMs > 0 ? text.unsafe(length(text, summary.unsafeMs)) : "",
+    ].filter(Boolean).join(". ");
+    say(this.unsafe, not || (summary.allSafe && at !== null ? text.allSafe : ""));
+    attribute(this.unsafe, "data-unsafe", String(not !== ""));
     say(this.safeMeans, signed ? text.safeMeansSigned : text.safeMeans);
     this.legend.draw(summary.counts);
   }
@@ -184,8 +198,6 @@ export class View {
     const { text } = this;
     return make("footer", {},
       make("p", { class: "nobody" }, text.nobodyCalled),
-      make("div", { class: "tools" },
-        make("div", {}, this.save, make("p", { class: "hint" }, text.saveNote), this.saved),
-        make("div", {}, this.forget, make("p", { class: "hint" }, text.forgetHint))));
+      make("div", { class: "tools" }, this.saving, this.forgetting));
   }
 }
