@@ -259,7 +259,9 @@ impl Contact {
 
     /// A chunk changed with this event; of several, the latest speaks for all.
     fn changed(&mut self, place: Place, event: Option<u64>, window: &mut Window, out: &mut Out) {
-        if !self.saw(place) {
+        // What it fetches it was told of too, wherever its lane began.
+        let fetched = |open: &Open| open.place == place && open.begun;
+        if !self.saw(place) && !self.fetches.iter().any(fetched) {
             return;
         }
         let Some(entry) = window.lanes[place.lane].entry_mut(place.seq) else { return };

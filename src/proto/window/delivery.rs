@@ -85,10 +85,21 @@ impl Contact {
                 continue;
             }
             omissions.flush(out);
-            self.announce(lane, seq, window, out);
+            if !self.takes_over(Place { lane, seq }) {
+                self.announce(lane, seq, window, out);
+            }
             return true;
         }
         false
+    }
+
+    /// Goes on with a chunk that was being fetched when its lane came to it: it is brought once. `false`:
+    /// nothing of it went yet.
+    fn takes_over(&mut self, place: Place) -> bool {
+        let Some(at) = self.fetches.iter().position(|open| open.place == place) else { return false };
+        let Some(open) = self.fetches.remove(at).filter(|open| open.begun) else { return false };
+        self.lanes[place.lane].open.push(open);
+        true
     }
 
     /// Whether this picture is left out for a newer one. Sound is kept as long as the window holds it,

@@ -220,6 +220,8 @@ struct Seen {
     newest: [u64; 2],
     /// It left a lane and may come back: of what passed meanwhile it may hear states.
     left: bool,
+    /// It changed its lanes.
+    looked: bool,
 }
 
 #[derive(Debug)]
@@ -246,6 +248,7 @@ impl Seen {
             cursor: None,
             newest: [0; 2],
             left: false,
+            looked: false,
         }
     }
 
@@ -466,12 +469,14 @@ fn run(ops: Vec<Op>) {
                 }
             }
             Op::Look(contact, lanes) => {
-                if let Some(contact) = pick(contacts.len(), contact) {
+                // Which of both brings a chunk that is fetched and of a lane that comes or goes is not told here.
+                if let Some(contact) = pick(contacts.len(), contact).filter(|at| contacts[*at].fetched.is_empty()) {
+                    contacts[contact].looked = true;
                     contacts[contact].look(&world, lanes);
                 }
             }
             Op::Fetch(contact, stream, index) => {
-                if let Some(contact) = pick(contacts.len(), contact) {
+                if let Some(contact) = pick(contacts.len(), contact).filter(|at| !contacts[*at].looked) {
                     let name = ["a1", "a2", "v1"][stream];
                     contacts[contact].fetched.insert((name.to_owned(), index));
                     let _ = contacts[contact].contact.fetch(&world.window, &StreamId::new(name).unwrap(), index);
