@@ -508,6 +508,32 @@ proptest! {
     }
 }
 
+#[test]
+fn what_is_fetched_is_withdrawn_with_its_word_and_brought_once_when_its_lane_comes_to_it() {
+    for joins in [false, true] {
+        let mut window = empty();
+        let chunk = Arc::new(meta("a", 1, 0, 2));
+        let place = window.begin(&chunk, 1, 1, 0, Some(0)).unwrap();
+        window.push(place, 0, &[1], Some(0));
+        let mut contact = Contact::new(&window, View { lanes: [false, true], streams: None }, Start::Live, 0);
+        let poll = |contact: &mut Contact, window: &mut Window| {
+            let mut out = Out::default();
+            contact.poll(window, 0, &mut out);
+            out
+        };
+        contact.fetch(&window, &chunk.stream, 1).unwrap();
+        assert_eq!(json::<message::ChunkBegins>(&poll(&mut contact, &mut window), kind::CHUNK).len(), 1);
+        if joins {
+            contact.look(View { lanes: [true, true], streams: None }, &window);
+            assert!(json::<message::ChunkBegins>(&poll(&mut contact, &mut window), kind::CHUNK).is_empty());
+        }
+        window.withdraw(place, 1, WithdrawnReason::Stalled);
+        let out = poll(&mut contact, &mut window);
+        assert_eq!(json::<message::Withdrawn>(&out, kind::WITHDRAWN).len(), 1, "{joins}");
+        assert!(json::<message::Omitted>(&out, kind::OMITTED).is_empty(), "{joins}");
+    }
+}
+
 pub(super) fn json<T: serde::de::DeserializeOwned>(out: &Out, kind: u64) -> Vec<T> {
     let frames = out.frames.iter().flat_map(|frame| frame::split_message(frame.clone()).unwrap());
     frames.filter(|frame| frame.kind == kind).map(|frame| frame::control(&frame).unwrap()).collect()
