@@ -7,7 +7,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use http::Method;
 use tokio_tungstenite::tungstenite::Message;
 use waystation_proto::frame::{self, Decoder, Frame, Piece, kind, split_message};
-use waystation_proto::message::{Bye, CaptureState, Hello, Hint, OfferBody, Send as Go};
+use waystation_proto::message::{Bye, CaptureState, Hello, Hint, OfferBody, Send as Go, Welcome};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use crate::Chunk;
@@ -271,10 +271,11 @@ impl Capture {
     }
 
     /// Sends `HELLO` and is welcomed.
-    pub async fn greet(&mut self, capabilities: &[&str]) {
+    pub async fn greet(&mut self, capabilities: &[&str]) -> Welcome {
         self.hello(capabilities).await;
         let welcome = self.frame().await.expect("WELCOME");
         assert_eq!(welcome.kind, kind::WELCOME, "{:?}", welcome.body);
+        frame::control(&welcome).unwrap()
     }
 
     /// Sends `HELLO`.

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Service;
+use super::bearer::Known;
 use super::gate::Place;
 use super::io::Sign;
 use super::ticket::Ticket;
@@ -45,6 +46,8 @@ pub(super) struct Conn {
     /// When a byte of a body last came. A session in one request's bodies lives as long as its
     /// client brings anything on any other.
     pub(super) sign: Arc<Sign>,
+    /// The capabilities that came over it, by name.
+    pub(super) known: Known,
     /// The last open request ended: the deadline is another now.
     quiet: Notify,
 }
@@ -75,6 +78,7 @@ impl Conn {
             seen: AtomicBool::new(false),
             last_ms: AtomicU64::new(born_ms),
             sign: Sign::new(service.shared.clock.clone()),
+            known: Known::default(),
             quiet: Notify::new(),
             service,
         })

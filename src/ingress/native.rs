@@ -5,15 +5,14 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
+use super::bearer::capability;
 use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::put;
 use super::respond::{self, Reply, Shape};
 use super::urgency::Urgency;
 use crate::admission::{Refusal, Revocation};
-use crate::capability::Capability;
 use crate::fanout::ChunkReader;
-use crate::proto::claims::MAX_TOKEN_BYTES;
 use crate::proto::{ChunkRef, ChunkState, Code, dictionary};
 
 /// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
@@ -140,34 +139,6 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
     }
 }
 
-/// The bearer's capability.
-pub(super) async fn capability(ctx: &Ctx, headers: &HeaderMap) -> Result<Capability, Refusal> {
-    let capability = ctx.shared.admission.capability(bearer(headers)?, ctx.client).await?;
-    if let Some(session) = ctx.shared.admission.hinted(&capability) {
-        ctx.ticket.hint_to(session);
-    }
-    Ok(capability)
-}
-
-/// The one token of `Authorization: Bearer`.
-pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Code> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or(Code::CapabilityMissing)?;
-    if values.next().is_some() {
-        return Err(Code::BadRequest);
-    }
-    let value = value.to_str().map_err(|_| Code::CapabilityInvalid)?;
-    let (scheme, token) = value.split_once(' ').ok_or(Code::CapabilityMissing)?;
-    let token = token.trim_matches(' ');
-    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
-        return Err(Code::CapabilityMissing);
-    }
-    if token.len() > MAX_TOKEN_BYTES {
-        return Err(Code::CapabilityInvalid);
-    }
-    Ok(token)
-}
-
 /// How long an answer may wait (`Prefer: wait=N`, RFC 7240).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wait {
@@ -233,28 +204,13 @@ mod tests {
         assert_eq!(of(&["wait"]), 30);
     }
 
-    #[test]
-    fn one_bearer_token_is_needed() {
-        let of = |values: &[&str]| bearer(&headers("authorization", values)).map(str::to_owned);
-        assert_eq!(of(&["Bearer abc"]), Ok("abc".into()));
-        assert_eq!(of(&["bearer  abc "]), Ok("abc".into()));
-        assert_eq!(of(&[]), Err(Code::CapabilityMissing));
-        assert_eq!(of(&["Bearer"]), Err(Code::CapabilityMissing));
-        assert_eq!(of(&["Bearer "]), Err(Code::CapabilityMissing));
-        assert_eq!(of(&["Basic abc"]), Err(Code::CapabilityMissing));
-        assert_eq!(of(&["Bearer a", "Bearer b"]), Err(Code::BadRequest));
-        assert_eq!(of(&[&format!("Bearer {}", "a".repeat(MAX_TOKEN_BYTES + 1))]), Err(Code::CapabilityInvalid));
-    }
-
     proptest! {
         #[test]
         fn no_header_panics(value in prop::collection::vec(0x20u8..=0xff, 0..80)) {
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 let mut all = HeaderMap::new();
-                all.insert("prefer", value.clone());
-                all.insert("authorization", value);
+                all.insert("prefer", value);
                 let _ = Wait::of(&all);
-                let _ = bearer(&all);
             }
         }
     }

@@ -6,9 +6,9 @@ use http::StatusCode;
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 
+use super::bearer;
 use super::body::RequestBody;
 use super::conn::Ctx;
-use super::native;
 use super::respond::{self, Reply};
 use crate::admission::{Admitted, Receiving, Refusal, Standing};
 use crate::proto::{ChunkRef, ChunkState, Code, Offer, dictionary};
@@ -22,7 +22,7 @@ pub(super) async fn receive(
     wait_s: u64,
 ) -> Result<Reply, Refusal> {
     // What can be refused without looking anything up goes first.
-    native::bearer(&parts.headers)?;
+    bearer::bearer(&parts.headers)?;
     let (offer, resume_at) = offer(&parts.headers)?;
     let chunk = offer.chunk_ref();
     if ChunkRef::parse(name) != Ok(chunk) {
@@ -31,7 +31,7 @@ pub(super) async fn receive(
     if ctx.drain.is_cancelled() {
         return Err(Code::Draining.into());
     }
-    let capability = native::capability(ctx, &parts.headers).await?;
+    let capability = bearer::capability(ctx, &parts.headers).await?;
     let standing = match ctx.shared.admission.offer(offer, &capability, ctx.client).await? {
         Admitted::Have(standing) => {
             // The body is not read before the answer: flow control spares the sender's link.

@@ -10,10 +10,10 @@ use http::request::Parts;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::bearer;
 use super::body::{Outflow, ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
-use super::native;
 use super::respond::{self, Reply, Shape};
 use super::ws;
 use crate::admission::{Refusal, Revocation};
@@ -312,7 +312,7 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
             return Err(Refusal::from(Code::Draining));
         }
         let wanted = wanted(&parts.headers)?;
-        let capability = native::capability(ctx, &parts.headers).await?;
+        let capability = bearer::capability(ctx, &parts.headers).await?;
         let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
         Ok((subscription, ctx.shared.admission.revocation(&capability)?))
     };

@@ -84,6 +84,7 @@ codes! {
     // Capabilities.
     CapabilityMissing = "capability_missing", 401, Renew, Client, "A capability is needed.";
     CapabilityInvalid = "capability_invalid", 401, Never, Client, "The capability is not valid.";
+    CapabilityNotKnown = "capability_not_known", 401, Now, Client, "This connection knows no capability of that name; send it whole.";
     CapabilityExpired = "capability_expired", 401, Renew, Client, "The capability has run out.";
     CapabilityWrongUse = "capability_wrong_use", 403, Never, Client, "The capability is for another use.";
     CapabilityWrongBinding = "capability_wrong_binding", 403, Never, Client, "The capability is for something else.";

@@ -19,6 +19,7 @@ pub mod dictionary;
 pub mod frame;
 pub mod hint;
 pub mod id;
+pub mod known;
 pub mod ledger;
 pub mod media;
 pub mod memory;

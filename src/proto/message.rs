@@ -236,6 +236,10 @@ pub struct Limits {
     pub offers: u32,
     /// Chunks of a session that may be received at once.
     pub in_flight: u32,
+    /// Capabilities that a connection knows by name ([`crate::known`]); a relay that says nothing
+    /// of it wants them whole.
+    #[serde(default)]
+    pub known: u32,
 }
 
 /// `0x12 SEND`.

@@ -96,6 +96,8 @@ pub struct Ingress {
     pub bodies_dropped: Family<ByTransport, Counter>,
     /// Offers and capabilities refused on `/capture`.
     pub capture_refused: Family<ByCode, Counter>,
+    /// Requests that named a capability in place of bringing it.
+    pub capabilities_named: Family<ByCode, Counter>,
 }
 
 impl Ingress {
@@ -110,6 +112,7 @@ impl Ingress {
             received_bytes: Family::default(),
             bodies_dropped: Family::default(),
             capture_refused: Family::default(),
+            capabilities_named: Family::default(),
         };
         registry.register(names::CONNECTIONS, "Open connections", new.connections.clone());
         registry.register(
@@ -136,6 +139,11 @@ impl Ingress {
             "Offers and capabilities refused on a capture connection, which goes on",
             new.capture_refused.clone(),
         );
+        registry.register(
+            names::CAPABILITIES_NAMED,
+            "Requests that named a capability in place of bringing it",
+            new.capabilities_named.clone(),
+        );
         // What alerts watch begins at 0: an increase from nothing is none.
         for reason in RefusedConnection::ALL {
             drop(new.connections_refused.get_or_create(&ByRefusal { reason: *reason }));
@@ -151,6 +159,11 @@ impl Ingress {
     /// An offer or a capability was refused on `/capture`.
     pub fn refuse_on_capture(&self, code: Code) {
         self.capture_refused.get_or_create(&ByCode { code: CodeLabel(Some(code)) }).inc();
+    }
+
+    /// A request named a capability, and its connection knew it or did not.
+    pub fn name_capability(&self, unknown: Option<Code>) {
+        self.capabilities_named.get_or_create(&ByCode { code: CodeLabel(unknown) }).inc();
     }
 
     /// A handshake failed.

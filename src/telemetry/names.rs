@@ -105,6 +105,7 @@ names! {
     RECEIVED_BYTES = "received_bytes",
     BODIES_DROPPED = "bodies_dropped",
     CAPTURE_REFUSED = "capture_refused",
+    CAPABILITIES_NAMED = "capabilities_named",
 }
 
 // Contacts and windows.

@@ -200,7 +200,14 @@ async fn a_file_is_imported_in_pieces_by_the_same_queue() {
     let (relay, core) = (format!("https://{}", phone.world.public()), phone.world.core.url());
     let import = |online: bool| {
         let mut command = client();
-        command.args(["import", "--json", "--relay", if online { &relay } else { "https://127.0.0.1:9" }]);
+        command.args([
+            "import",
+            "--json",
+            "--transport",
+            "h3",
+            "--relay",
+            if online { &relay } else { "https://127.0.0.1:9" },
+        ]);
         command.args(["--core", if online { &core } else { NOWHERE }, "--piece-bytes", "300000"]);
         command.arg("--ca-file").arg(phone.world.certificate_file());
         command.arg("--account-token-file").arg(phone.path("account"));
@@ -214,6 +221,8 @@ async fn a_file_is_imported_in_pieces_by_the_same_queue() {
     assert_eq!(offline.status.code(), Some(1), "{offline:?}");
     let online = tokio::time::timeout(PATIENCE, import(true).output()).await.unwrap().unwrap();
     assert!(online.status.success(), "{online:?}");
+    let named = phone.world.metric("waystation_capabilities_named_total{code=\"ok\"}").await;
+    assert!(named > 0.0, "the token goes whole only until the relay knows it");
     let mut held = phone.at_core().await;
     held.remove(&(Variant::MetadataContext, 0)).expect("the manifest");
     let joined: Vec<u8> = held

@@ -26,7 +26,7 @@ fn vectors(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-async fn revoke(world: &World, jti: &str) {
+pub(crate) async fn revoke(world: &World, jti: &str) {
     let request = Request::post("/v1/relay/revocations")
         .header("host", "core")
         .header("authorization", format!("Bearer {}", world.core.account_token()))
@@ -233,7 +233,7 @@ async fn a_capability_is_good_for_its_use_alone() {
     }
 }
 
-fn claims(token: &str) -> Value {
+pub(crate) fn claims(token: &str) -> Value {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap()).unwrap()
 }
 

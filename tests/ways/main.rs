@@ -7,6 +7,7 @@ mod dialects;
 mod grant;
 mod hint;
 mod limits;
+mod named;
 mod post;
 mod reauthorized;
 mod reset;

@@ -8,7 +8,7 @@ use http::{Method, Request};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use waystation_proto::frame::{self, Decoder, kind};
-use waystation_proto::message::{Capability, End, Hello, Hint};
+use waystation_proto::message::{Capability, End, Hello, Hint, Welcome};
 use waystation_proto::{PROTOCOL, message};
 
 use super::h3::Shared;
@@ -59,7 +59,7 @@ async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
     let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
     sending.send(frame::encode_json(kind::HELLO, &hello)).await?;
-    let mut hearing = std::pin::pin!(async { listen(shared, receiving.body().await?).await });
+    let mut hearing = std::pin::pin!(async { listen(shared, tokens, receiving.body().await?).await });
     tokio::select! {
         said = speak(shared, &mut sending, say) => {
             // The relay ends its half when it has read all: only then may the connection go.
@@ -101,12 +101,18 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
 }
 
 /// Passes advice on until the relay ends the stream.
-async fn listen(shared: &Shared, mut body: H3Body) -> Result<(), Broken> {
+async fn listen(shared: &Shared, tokens: &[Token], mut body: H3Body) -> Result<(), Broken> {
     let mut decoder = Decoder::default();
     while let Some(bytes) = body.data().await? {
         decoder.push(&bytes);
         while let Some(frame) = decoder.next_frame().map_err(|_| Broken)? {
             match frame.kind {
+                kind::WELCOME => {
+                    let welcome: Welcome = frame::control(&frame).map_err(|_| Broken)?;
+                    if welcome.limits.known > 0 {
+                        shared.names.welcome(tokens);
+                    }
+                }
                 kind::HINT => {
                     let hint: Hint = frame::control(&frame).map_err(|_| Broken)?;
                     let _ = shared.news.send(FromLink::Hint(hint)).await;

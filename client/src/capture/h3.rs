@@ -6,6 +6,7 @@
 //! sound overtakes a master that is half sent after a few packets, and what is lost goes again
 //! before what was not sent yet.
 
+mod names;
 mod puts;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::congestion::{Beat, Path, Pulse};
 use crate::connect::ConnectError;
 use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Sending};
 use crate::http::{Broken, Reply};
+use names::Names;
 use puts::{Entry, Waiting};
 
 /// Chunks given to the connection at once: the next one's bytes are at hand when the last one's
@@ -65,6 +67,8 @@ pub(super) struct Shared {
     pub(super) connection: H3,
     wait_s: u64,
     waiting: Mutex<Waiting>,
+    /// The capabilities that the relay knows by name on this connection.
+    pub(super) names: Names,
     wake: Notify,
     written: Mutex<Instant>,
     say: mpsc::Sender<Say>,
@@ -84,6 +88,7 @@ async fn run(
         connection,
         wait_s,
         waiting: Mutex::default(),
+        names: Names::default(),
         wake: Notify::new(),
         written: Mutex::new(Instant::now()),
         say: say.clone(),
@@ -219,6 +224,11 @@ impl Shared {
         }
         for _ in 0..MAX_OFFSETS {
             let reply = self.put(job, offset).await?;
+            if native::asks_for_the_token(&reply) {
+                self.names.forget(&job.token);
+                continue;
+            }
+            self.names.learn(&job.token, reply.status);
             match native::corrected(&reply, job, offset) {
                 Some(other) => offset = other,
                 None => return native::read(&reply, job),
@@ -233,7 +243,8 @@ impl Shared {
         let (handle, wait_s) = self.with(|waiting| waiting.begin(job, offset, self.wait_s, begun));
         let put = Put { shared: self, handle, length: job.offer.length };
         if offset >= job.offer.length {
-            return limited(limit, self.connection.ask(native::put(job, offset, wait_s)?)).await;
+            return limited(limit, self.connection.ask(native::put(job, offset, wait_s, self.names.has(&job.token))?))
+                .await;
         }
         let mut reply = std::pin::pin!(receiving.await.map_err(|_| Broken)?.reply());
         // As long as bytes wait the connection's own silence counts; then the relay's promise.
@@ -359,8 +370,10 @@ impl Shared {
             Some((Arc::clone(&entry.job), entry.offset, entry.wait_s, entry.begun.take()?))
         });
         let (job, offset, wait_s, begun) = found.ok_or(Broken)?;
-        let (sending, receiving) =
-            self.connection.begin(native::put(&job, offset, wait_s)?, job.rank.priority()).await?;
+        let (sending, receiving) = self
+            .connection
+            .begin(native::put(&job, offset, wait_s, self.names.has(&job.token))?, job.rank.priority())
+            .await?;
         begun.send(receiving).map_err(|_| Broken)?;
         let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
         let _ = self.news.send(FromLink::Verdict { id: job.id, attempt: job.offer.attempt, verdict }).await;

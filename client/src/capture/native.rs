@@ -2,8 +2,9 @@
 //! answers say. Pure.
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use waystation_proto::known::{CapabilityName, KNOWN_SCHEME};
 use waystation_proto::message::{Answer, Chunk};
-use waystation_proto::{ChunkState, dictionary};
+use waystation_proto::{ChunkState, Code, dictionary};
 
 use super::book::Verdict;
 use super::link::Job;
@@ -12,9 +13,9 @@ use crate::http::{self as wire, Broken, Reply};
 /// How often one `PUT` follows an `Upload-Offset` that the relay corrected.
 pub(super) const MAX_OFFSETS: usize = 4;
 
-/// `PUT` of a chunk's rest from `offset` on.
-pub(super) fn put(job: &Job, offset: u64, wait_s: u64) -> Result<Request<()>, Broken> {
-    let mut request = builder(Method::PUT, job)?
+/// `PUT` of a chunk's rest from `offset` on. `known`: the relay knows the capability by name.
+pub(super) fn put(job: &Job, offset: u64, wait_s: u64, known: bool) -> Result<Request<()>, Broken> {
+    let mut request = builder(Method::PUT, job, known)?
         .header(header::CONTENT_LENGTH, job.offer.length.saturating_sub(offset))
         .header("prefer", format!("wait={wait_s}"))
         .header("repr-digest", dictionary::write_digest(&job.offer.sha256))
@@ -27,7 +28,7 @@ pub(super) fn put(job: &Job, offset: u64, wait_s: u64) -> Result<Request<()>, Br
 
 /// `HEAD`: how much does the relay hold?
 pub(super) fn head(job: &Job) -> Result<Request<()>, Broken> {
-    builder(Method::HEAD, job)?.body(()).map_err(|_| Broken)
+    builder(Method::HEAD, job, false)?.body(()).map_err(|_| Broken)
 }
 
 /// The offset that the answer to a `HEAD` names, or what else it says. It has no body that could
@@ -52,6 +53,12 @@ pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Box<Verdict>> {
 fn later(reply: &Reply) -> Box<Verdict> {
     let retry_after_s = wire::retry_after(&reply.headers);
     Box::new(Verdict { retry_after_s, last: true, ..Verdict::default() })
+}
+
+/// The relay does not know the capability by its name: the next request brings it whole.
+pub(super) fn asks_for_the_token(reply: &Reply) -> bool {
+    reply.status == StatusCode::UNAUTHORIZED
+        && wire::error_of(reply.status, &reply.body).code == Code::CapabilityNotKnown.spec().name
 }
 
 /// The offset to go on from, if the relay says another than the one it was sent.
@@ -90,8 +97,13 @@ fn refused(reply: &Reply) -> Verdict {
     }
 }
 
-fn builder(method: Method, job: &Job) -> Result<http::request::Builder, Broken> {
-    let mut bearer = HeaderValue::try_from(format!("Bearer {}", job.token.as_str())).map_err(|_| Broken)?;
+fn builder(method: Method, job: &Job, known: bool) -> Result<http::request::Builder, Broken> {
+    let token = job.token.as_str();
+    let bearer = match known {
+        true => format!("{KNOWN_SCHEME} {}", CapabilityName::of(token)),
+        false => format!("Bearer {token}"),
+    };
+    let mut bearer = HeaderValue::try_from(bearer).map_err(|_| Broken)?;
     bearer.set_sensitive(true);
     let path = format!("/chunks/{}", job.offer.chunk_ref());
     Ok(Request::builder().method(method).uri(path).header(header::AUTHORIZATION, bearer))

@@ -86,7 +86,7 @@ async fn put(
     news: &mpsc::Sender<FromLink>,
 ) -> Result<Reply, Broken> {
     let rest = job.bytes.slice(usize::try_from(offset).map_err(|_| Broken)?.min(job.bytes.len())..);
-    let request = native::put(job, offset, wait_s)?;
+    let request = native::put(job, offset, wait_s, false)?;
     let (id, attempt) = (job.id, job.offer.attempt);
     if !rest.is_empty() {
         let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };

@@ -24,6 +24,7 @@ use super::respond::{self, Reply};
 use super::ws;
 use crate::admission::Refusal;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES, Piece, kind};
+use crate::proto::known::MAX_KNOWN;
 use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
 use crate::proto::offer::Timestamp;
 use crate::proto::{CAPTURE_SUBPROTOCOL, Code, Digest, IncidentId, Media, Offer, PROTOCOL, StreamId};
@@ -113,6 +114,7 @@ impl Session {
             max_piece: MAX_PIECE_BYTES as u64,
             offers: MAX_OFFERS as u32,
             in_flight: u32::try_from(self.ctx.limits.in_flight_per_session).unwrap_or(u32::MAX),
+            known: MAX_KNOWN as u32,
         };
         let welcome = Welcome { protocol: PROTOCOL, node: shared.node.to_string(), limits };
         self.out.send(frame::encode_json(kind::WELCOME, &welcome)).await;
@@ -190,6 +192,10 @@ impl Session {
             let admission = &ctx.shared.admission;
             let outcome = admission.capability(&token, ctx.client).await;
             let good = outcome.as_ref().ok().cloned();
+            // Before WELCOME, which tells the client that it may name it.
+            if let Some(capability) = &good {
+                ctx.conn.known.learn(capability);
+            }
             tokens.read(number, &token, outcome);
             if let Some(capability) = good {
                 admission.present(&capability, ctx.client).await;

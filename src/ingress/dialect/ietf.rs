@@ -6,6 +6,7 @@ use http::request::Parts;
 
 use super::{Interim, Interop, answered, media_type, opens, said_of, stands};
 use crate::admission::{Admitted, Receiving, Refusal, Standing};
+use crate::ingress::bearer;
 use crate::ingress::body::RequestBody;
 use crate::ingress::conn::Ctx;
 use crate::ingress::native::{self, Wait};
@@ -105,7 +106,7 @@ async fn created(
     if !asked.fits(0, length) {
         return Err(Code::LengthMismatch.into());
     }
-    let capability = native::capability(ctx, headers).await?;
+    let capability = bearer::capability(ctx, headers).await?;
     let standing = match ctx.shared.admission.offer(offer, &capability, ctx.client).await? {
         // The content is not read before the answer: flow control spares the sender's link.
         Admitted::Have(standing) => standing,
@@ -149,7 +150,7 @@ async fn appended(
     let asked = Asked::of(version, &parts.headers)?;
     let offset = asked.offset.ok_or(Code::BadRequest)?;
     let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
-    let capability = native::capability(ctx, &parts.headers).await?;
+    let capability = bearer::capability(ctx, &parts.headers).await?;
     let standing = match ctx.shared.admission.resume(chunk, &capability, ctx.client).await? {
         Admitted::Have(standing) => {
             nothing_more(ctx, &asked, &standing, body).await?;

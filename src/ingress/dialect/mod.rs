@@ -5,6 +5,7 @@ use http::Method;
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 
+use super::bearer;
 use super::body::RequestBody;
 use super::conn::Ctx;
 use super::native::{self, Wait};
@@ -169,7 +170,7 @@ pub(super) async fn serve(ctx: &Ctx, name: Option<&str>, parts: &Parts, body: &m
 async fn stands(ctx: &Ctx, shape: Shape, name: &str, parts: &Parts) -> Reply {
     let standing = async {
         let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
-        let capability = native::capability(ctx, &parts.headers).await?;
+        let capability = bearer::capability(ctx, &parts.headers).await?;
         let standing = ctx.shared.admission.pause(chunk, &capability, ctx.client).await?;
         over(standing)
     };
@@ -204,7 +205,7 @@ fn said_of<'a>(ctx: &Ctx, standing: &'a Standing) -> Said<'a> {
 
 /// What both `PATCH`es begin with: nothing is looked up before it.
 fn opens(ctx: &Ctx, headers: &HeaderMap) -> Result<(), Code> {
-    native::bearer(headers)?;
+    bearer::bearer(headers)?;
     if ctx.drain.is_cancelled() { Err(Code::Draining) } else { Ok(()) }
 }
 

@@ -10,9 +10,10 @@ use http::request::Parts;
 
 use super::{answered, checked, media_type, opens, over, said_of};
 use crate::admission::{Admitted, Receiving, Refusal, Standing};
+use crate::ingress::bearer;
 use crate::ingress::body::RequestBody;
 use crate::ingress::conn::Ctx;
-use crate::ingress::native::{self, Wait};
+use crate::ingress::native::Wait;
 use crate::ingress::put::{self, Body};
 use crate::ingress::respond::{self, Reply, Said, Shape};
 use crate::proto::tus::Algorithm;
@@ -34,7 +35,7 @@ async fn created(ctx: &Ctx, parts: &Parts, body: &mut RequestBody, wait_s: u64) 
     let chunk = offer.chunk_ref();
     let with_upload = media_type(headers, PART).is_ok();
     let checksum = if with_upload { checked::checksum(headers)? } else { None };
-    let capability = native::capability(ctx, headers).await?;
+    let capability = bearer::capability(ctx, headers).await?;
     let standing = match ctx.shared.admission.offer(offer, &capability, ctx.client).await? {
         Admitted::Have(standing) => over(standing)?,
         Admitted::Receive(receiving) if with_upload => {
@@ -88,7 +89,7 @@ async fn appended(ctx: &Ctx, name: &str, parts: &Parts, body: &mut RequestBody, 
     let offset = put::number(headers, "upload-offset")?.ok_or(Code::BadRequest)?;
     let checksum = checked::checksum(headers)?;
     let chunk = ChunkRef::parse(name).map_err(|_| Code::NotFound)?;
-    let capability = native::capability(ctx, headers).await?;
+    let capability = bearer::capability(ctx, headers).await?;
     let (standing, asks) = match ctx.shared.admission.resume(chunk, &capability, ctx.client).await? {
         Admitted::Receive(receiving) => {
             let skip = put::at(chunk, &receiving, offset)?;

@@ -79,7 +79,7 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     assert_eq!((first[0].kind, hello.protocol), (kind::HELLO, PROTOCOL));
     assert!(!hello.capabilities.is_empty());
     shared.with(|state| state.hellos += 1);
-    let limits = Limits { max_chunk: 1 << 24, max_piece: 8 * 1024, offers: 64, in_flight: 8 };
+    let limits = Limits { max_chunk: 1 << 24, max_piece: 8 * 1024, offers: 64, in_flight: 8, known: 0 };
     let welcome = Welcome { protocol: PROTOCOL, node: "n".into(), limits };
     send(&mut socket, frame::encode_json(kind::WELCOME, &welcome)).await;
     let mut session = Session { handles: HashMap::new(), told: HashMap::new(), credit: HashMap::new() };
