@@ -1,11 +1,13 @@
 //! Several WebSockets as one, for a kernel whose congestion control takes each loss for a full
 //! queue: each connection alone gets only so far, several together fill a lossy link.
 //!
-//! The first is there at once. While several chunks are under way another is added every second,
-//! so that on a link that loses nothing all is done before there are many. A chunk goes to the
-//! connection that has the least to bring.
+//! The first is there at once. While chunks wait another is added every half second, so that on a
+//! link that loses nothing all is done before there are many. Each connection brings one chunk at
+//! a time, and the next when its last byte went out; what is more merciful than all that a
+//! connection has begun goes beside it at once, and before it.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -15,17 +17,20 @@ use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::ChunkState;
 
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
+use super::queue::Rank;
 use crate::connect::ConnectError;
 
 /// Connections at once.
-const MAX_LINKS: usize = 6;
+const MAX_LINKS: usize = 10;
 /// Another connection is added so often while there is work for it.
-const ADD_EVERY: Duration = Duration::from_secs(1);
+const ADD_EVERY: Duration = Duration::from_millis(500);
 
 /// One connection now, more when they are needed.
 pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
     let first = super::ws::connect(dial.clone(), false).await?;
-    Ok(Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs)))
+    let mut link = Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs));
+    link.carries(MAX_LINKS);
+    Ok(link)
 }
 
 type News = (usize, Option<FromLink>);
@@ -33,14 +38,22 @@ type News = (usize, Option<FromLink>);
 /// One of the connections.
 struct Strand {
     jobs: mpsc::Sender<ToLink>,
-    /// Chunks given to it: their attempts, and the bytes it still has to bring.
-    given: HashMap<u64, (u64, u64)>,
+    given: HashMap<u64, Given>,
     _task: AbortOnDropHandle<()>,
 }
 
+/// A chunk that a connection was given.
+struct Given {
+    attempt: u64,
+    rank: Rank,
+    /// It has bytes to bring.
+    moves: bool,
+}
+
 impl Strand {
-    fn left(&self) -> u64 {
-        self.given.values().map(|(_, left)| left).sum()
+    /// The most merciful chunk that it brings; none if it could begin another.
+    fn brings(&self) -> Option<Rank> {
+        self.given.values().filter(|given| given.moves).map(|given| given.rank).min()
     }
 }
 
@@ -48,6 +61,8 @@ struct Bundle {
     dial: Dial,
     news: mpsc::Sender<FromLink>,
     strands: HashMap<usize, Strand>,
+    /// What no connection has begun: as many as the session gives at most.
+    waiting: BTreeMap<(Rank, u64), Box<Job>>,
     heard: SelectAll<BoxStream<'static, News>>,
     adding: Beside,
     begun: usize,
@@ -55,7 +70,8 @@ struct Bundle {
 
 impl Bundle {
     fn new(dial: Dial, news: mpsc::Sender<FromLink>) -> Self {
-        Self { dial, news, strands: HashMap::new(), heard: SelectAll::new(), adding: Beside::default(), begun: 0 }
+        let (strands, waiting, heard) = (HashMap::new(), BTreeMap::new(), SelectAll::new());
+        Self { dial, news, strands, waiting, heard, adding: Beside::default(), begun: 0 }
     }
 
     async fn run(mut self, first: Link, mut jobs: mpsc::Receiver<ToLink>) {
@@ -82,6 +98,7 @@ impl Bundle {
             if !open {
                 return;
             }
+            self.hand_out().await;
         }
     }
 
@@ -99,15 +116,17 @@ impl Bundle {
         self.strands.insert(strand, Strand { jobs, given: HashMap::new(), _task: task });
     }
 
-    /// More chunks have bytes to bring than there are connections.
     fn needs_another(&self) -> bool {
-        let moving = |strand: &Strand| strand.given.values().filter(|(_, left)| *left > 0).count();
-        self.strands.len() < MAX_LINKS && self.strands.values().map(moving).sum::<usize>() > self.strands.len()
+        let busy = self.strands.values().filter(|strand| strand.brings().is_some()).count();
+        self.strands.len() < MAX_LINKS && (!self.waiting.is_empty() || busy == self.strands.len())
     }
 
     async fn asked(&mut self, job: ToLink) -> bool {
         match job {
-            ToLink::Job(job) => self.bring(job).await,
+            ToLink::Job(job) => {
+                self.waiting.insert((job.rank, job.id), job);
+                true
+            }
             ToLink::Capability(token) => {
                 self.dial.add(token.clone());
                 for strand in self.strands.values() {
@@ -130,12 +149,23 @@ impl Bundle {
         }
     }
 
-    async fn bring(&mut self, job: Box<Job>) -> bool {
-        let Some(strand) = self.strands.values_mut().min_by_key(|strand| strand.left()) else { return false };
-        strand.given.insert(job.id, (job.offer.attempt, job.offer.length));
-        // A strand that is gone says so itself, and its chunks are brought by another.
-        let _ = strand.jobs.send(ToLink::Job(job)).await;
-        true
+    /// Gives chunks to the connections that may begin one.
+    async fn hand_out(&mut self) {
+        while let Some(first) = self.waiting.first_entry() {
+            // None is the least: whoever brings nothing comes first, then the least merciful.
+            let idle_first =
+                |strand: &&mut Strand| strand.brings().map(Reverse).map_or((0, None), |rank| (1, Some(rank)));
+            let Some(strand) = self.strands.values_mut().min_by_key(idle_first) else { return };
+            // What the relay may hold is asked about at once; then it moves, or does not.
+            let moves = !first.get().resume;
+            if moves && strand.brings().is_some_and(|rank| rank.class() <= first.key().0.class()) {
+                return;
+            }
+            let job = first.remove();
+            strand.given.insert(job.id, Given { attempt: job.offer.attempt, rank: job.rank, moves });
+            // A strand that is gone says so itself, and its chunks are brought by another.
+            let _ = strand.jobs.send(ToLink::Job(job)).await;
+        }
     }
 
     async fn told(&mut self, at: usize, news: Option<FromLink>) -> bool {
@@ -148,7 +178,9 @@ impl Bundle {
                 return self.ended(at, None, None).await;
             }
             Some(FromLink::Sent { id, attempt }) => {
-                strand.given.insert(id, (attempt, 0));
+                if let Some(given) = strand.given.get_mut(&id) {
+                    given.moves = false;
+                }
                 self.tell(FromLink::Sent { id, attempt }).await
             }
             Some(FromLink::Verdict { id, attempt, verdict }) => {
@@ -161,9 +193,13 @@ impl Bundle {
                 strand.given.remove(&id);
                 self.tell(FromLink::Broken { id, attempt }).await
             }
-            Some(other @ (FromLink::Hint(_) | FromLink::Path(_) | FromLink::Bodies(_) | FromLink::Offset { .. })) => {
-                self.tell(other).await
+            Some(FromLink::Offset { id, attempt, offset }) => {
+                if let Some(given) = strand.given.get_mut(&id) {
+                    given.moves = true;
+                }
+                self.tell(FromLink::Offset { id, attempt, offset }).await
             }
+            Some(other @ (FromLink::Hint(_) | FromLink::Path(_) | FromLink::Bodies(_))) => self.tell(other).await,
         }
     }
 
@@ -179,8 +215,8 @@ impl Bundle {
             self.tell(FromLink::Closed { code, retry_after_s }).await;
             return false;
         }
-        for (id, (attempt, _)) in strand.given {
-            self.tell(FromLink::Broken { id, attempt }).await;
+        for (id, given) in strand.given {
+            self.tell(FromLink::Broken { id, attempt: given.attempt }).await;
         }
         true
     }

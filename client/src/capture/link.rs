@@ -85,6 +85,8 @@ pub(crate) struct Link {
     pub(crate) jobs: mpsc::Sender<ToLink>,
     pub(crate) news: mpsc::Receiver<FromLink>,
     pub(crate) room: Room,
+    /// Bodies that it moves at once at most, whatever the relay allows.
+    most: usize,
     pub(crate) task: AbortOnDropHandle<()>,
 }
 
@@ -100,17 +102,23 @@ impl Link {
         let (jobs, asked) = mpsc::channel(MAX_GIVEN);
         let (tell, news) = mpsc::channel(MAX_GIVEN);
         let task = AbortOnDropHandle::new(tokio::spawn(run(asked, tell)));
-        Self { jobs, news, room: Room { bodies: BODIES.min(in_flight.max(1)), probes: PROBES }, task }
+        let room = Room { bodies: BODIES.min(in_flight.max(1)), probes: PROBES };
+        Self { jobs, news, room, most: BODIES, task }
     }
 
     /// The relay takes no more bodies than this at once.
     pub(crate) fn allow(&mut self, bodies: usize) {
-        self.room.bodies = BODIES.min(bodies.max(1));
+        self.room.bodies = self.most.min(bodies.max(1));
+    }
+
+    /// It moves so many bodies at once until the relay says how many it takes.
+    pub(super) const fn carries(&mut self, bodies: usize) {
+        (self.most, self.room.bodies) = (bodies, bodies);
     }
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.
     fn looking_for(self, quic: Dial) -> Self {
-        let Self { jobs, mut news, room, task } = self;
+        let Self { jobs, mut news, room, most, task } = self;
         let mut outer = Self::spawn(usize::MAX, move |mut asked, tell| async move {
             let (mut quic, _task) = (quic, task);
             let mut look: BoxFuture<'static, Link> = Box::pin(look(quic.clone()));
@@ -145,7 +153,7 @@ impl Link {
                 }
             }
         });
-        outer.room = room;
+        (outer.room, outer.most) = (room, most);
         outer
     }
 }
