@@ -1,6 +1,7 @@
 //! A capture client on any transport, as raw as a test needs it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -208,6 +209,20 @@ pub fn request(method: Method, chunk: &Chunk, capability: &str) -> http::Request
         .header("authorization", format!("Bearer {capability}"))
         .body(())
         .unwrap()
+}
+
+/// Waits until the relay holds so many bytes of a chunk.
+pub async fn until_offset(world: &World, chunk: &Chunk, capability: &str, offset: usize) {
+    let waiting = async {
+        loop {
+            let answer = ask(world, Http::H1, head(chunk, capability), "").await;
+            if answer.status == 200 && answer.headers["upload-offset"] == offset.to_string().as_str() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("the offset", waiting).await;
 }
 
 /// Whether nothing follows a `STATE`: it refuses, or the chunk has ended. What waits for the core

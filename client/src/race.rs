@@ -7,22 +7,25 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::connect::ConnectError;
 
-/// Another try is begun beside the ones that wait: what starts right after a link is back does not
-/// suffer from the back-off of what started before.
-const ATTEMPT_EVERY: Duration = Duration::from_secs(1);
+/// Another try with QUIC is begun beside the ones that wait: what starts right after a link is back
+/// does not suffer from the back-off of what started before.
+pub(crate) const QUIC_EVERY: Duration = Duration::from_secs(1);
+/// The same with TCP, which waits a second before it sends a lost first packet again, and has
+/// three answers to lose before a WebSocket is open.
+pub(crate) const TCP_EVERY: Duration = Duration::from_millis(500);
 /// All tries together are given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Tries at once.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Makes a try now and another every second beside those that wait, until one is through, the
+/// Makes a try now and one more `every` so often beside those that wait, until one is through, the
 /// other end is there and refuses, or all have failed.
-pub(crate) async fn staggered<T, F>(mut attempt: impl FnMut(usize) -> F) -> Result<T, ConnectError>
+pub(crate) async fn staggered<T, F>(every: Duration, mut attempt: impl FnMut(usize) -> F) -> Result<T, ConnectError>
 where
     F: Future<Output = Result<T, ConnectError>>,
 {
     let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
-    let mut tick = tokio::time::interval(ATTEMPT_EVERY);
+    let mut tick = tokio::time::interval(every);
     let mut limit = std::pin::pin!(tokio::time::sleep(CONNECT_LIMIT));
     loop {
         tokio::select! {
@@ -73,7 +76,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_later_try_overtakes_one_that_hangs() {
         let begun = tokio::time::Instant::now();
-        let won = staggered(|n| async move {
+        let won = staggered(QUIC_EVERY, |n| async move {
             match n {
                 0 => std::future::pending().await,
                 1 => Err(ConnectError::Unreachable),
@@ -83,7 +86,7 @@ mod tests {
         assert_eq!(won.await.unwrap(), 2);
         assert_eq!(begun.elapsed().as_millis(), 2300);
         let mut tries = 0;
-        let refused = staggered(|_| {
+        let refused = staggered(QUIC_EVERY, |_| {
             tries += 1;
             async { Err::<(), _>(ConnectError::Untrusted) }
         });
@@ -94,13 +97,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_more_than_four_hang_at_once() {
         let mut begun = 0;
-        let hanging = staggered(|_| {
+        let hanging = staggered(QUIC_EVERY, |_| {
             begun += 1;
             std::future::pending::<Result<(), _>>()
         });
         assert!(matches!(hanging.await, Err(ConnectError::Unreachable)));
         assert_eq!(begun, MAX_ATTEMPTS);
-        let gone = staggered(|_| async { Err::<(), _>(ConnectError::Unreachable) });
+        let gone = staggered(QUIC_EVERY, |_| async { Err::<(), _>(ConnectError::Unreachable) });
         let begun = tokio::time::Instant::now();
         assert!(matches!(gone.await, Err(ConnectError::Unreachable)));
         assert_eq!(begun.elapsed(), Duration::ZERO, "whoever asks knows best when to ask again");

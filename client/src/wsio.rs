@@ -8,6 +8,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, handshake};
 use waystation_proto::frame::MAX_PIECE_BYTES;
+use waystation_proto::message::EARLY_BYTES;
 
 use crate::connect::{ConnectError, Endpoint, Stream};
 
@@ -20,13 +21,14 @@ pub(crate) const PING_AFTER: Duration = Duration::from_secs(3);
 
 pub(crate) type Socket = WebSocketStream<Box<dyn Stream>>;
 
-/// Connects and upgrades.
+/// Connects and upgrades. The second value: bytes that the other end takes unasked
+/// ([`EARLY_BYTES`]).
 pub(crate) async fn open(
     endpoint: &Endpoint,
     path: &str,
     subprotocol: &'static str,
     bbr: bool,
-) -> Result<Socket, ConnectError> {
+) -> Result<(Socket, u64), ConnectError> {
     tokio::time::timeout(GREETING_LIMIT, upgrade(endpoint, path, subprotocol, bbr))
         .await
         .map_err(|_| ConnectError::Unreachable)?
@@ -37,7 +39,7 @@ async fn upgrade(
     path: &str,
     subprotocol: &'static str,
     bbr: bool,
-) -> Result<Socket, ConnectError> {
+) -> Result<(Socket, u64), ConnectError> {
     let stream = endpoint.stream(bbr).await?;
     let scheme = if endpoint.tls() { "wss" } else { "ws" };
     let request = Request::builder()
@@ -57,7 +59,10 @@ async fn upgrade(
     config.max_message_size = Some(4 * MAX_PIECE_BYTES);
     config.max_frame_size = Some(4 * MAX_PIECE_BYTES);
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, answer)) => {
+            let early = answer.headers().get(EARLY_BYTES).and_then(|bytes| bytes.to_str().ok()?.parse().ok());
+            Ok((socket, early.unwrap_or_default()))
+        }
         Err(WsError::Http(answer)) => Err(refusal(&answer)),
         Err(_) => Err(ConnectError::Unreachable),
     }

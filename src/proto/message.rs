@@ -225,6 +225,10 @@ pub struct Welcome {
     pub limits: Limits,
 }
 
+/// Head of the answer that opens `/capture`: bytes of chunks offered for the first time that may
+/// come before their `SEND` (`docs/protocol.md`, 7.2).
+pub const EARLY_BYTES: &str = "waystation-early-bytes";
+
 /// `limits` of `WELCOME`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Limits {

@@ -268,7 +268,7 @@ async fn a_message_that_takes_longer_than_the_limit_is_no_silence() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chunk_that_stands_still_is_named_and_goes_on_where_it_was() {
-    let world = world("[limits]\nidle_timeout = \"1s\"\n").await;
+    let world = world("[limits]\nidle_timeout = \"2s\"\n").await;
     let session = world.session().await;
     let capability = session.upload_capability.clone().unwrap();
     let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3_000);

@@ -4,6 +4,7 @@ mod abandoned;
 mod bad;
 mod capability;
 mod dialects;
+mod early;
 mod grant;
 mod hint;
 mod limits;

@@ -1,22 +1,9 @@
 //! Two at one chunk: the same bytes, other bytes, a later attempt.
 
 use waystation_proto::{ChunkState, Variant};
-use waystation_tests::peer::{Capture, Upload, Way, bring, head};
-use waystation_tests::wire::{Http, Ws, ask, soon};
+use waystation_tests::peer::{Capture, Upload, Way, bring, until_offset};
+use waystation_tests::wire::{Http, Ws};
 use waystation_tests::{Chunk, World};
-
-async fn until_offset(world: &World, chunk: &Chunk, capability: &str, offset: &str) {
-    let waiting = async {
-        loop {
-            let answer = ask(world, Http::H1, head(chunk, capability), "").await;
-            if answer.status == 200 && answer.headers["upload-offset"] == offset {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    soon("the offset", waiting).await;
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_bytes_conflict_from_staged_on_and_replace_before() {
@@ -29,7 +16,7 @@ async fn other_bytes_conflict_from_staged_on_and_replace_before() {
         assert_ne!(first.offer.sha256, second.offer.sha256);
         let (mut upload, _) = Upload::begin(&world, way, &first, &capability).await;
         upload.send(first.bytes.slice(..20_000)).await;
-        until_offset(&world, &first, &capability, "20000").await;
+        until_offset(&world, &first, &capability, 20000).await;
         // Not staged yet: the other digest replaces it.
         let told = bring(&world, way, &second, &capability).await;
         assert_eq!((told.state, told.code.as_str()), (Some(ChunkState::Confirmed), ""), "{way:?}");
@@ -67,7 +54,7 @@ async fn a_later_attempt_takes_over_at_once_and_an_earlier_one_does_not() {
         chunk.offer.attempt = 2;
         let (mut first, _) = Upload::begin(&world, way, &chunk, &capability).await;
         first.send(chunk.bytes.slice(..30_000)).await;
-        until_offset(&world, &chunk, &capability, "30000").await;
+        until_offset(&world, &chunk, &capability, 30000).await;
         let mut earlier = chunk.clone();
         earlier.offer.attempt = 1;
         assert_eq!(bring(&world, way, &earlier, &capability).await.code, "attempt_superseded", "{way:?}");
@@ -77,7 +64,7 @@ async fn a_later_attempt_takes_over_at_once_and_an_earlier_one_does_not() {
         let (mut second, offset) = Upload::begin(&world, later, &chunk, &capability).await;
         assert_eq!(offset, 30_000, "{later:?} after {way:?}");
         second.send(chunk.bytes.slice(30_000..60_000)).await;
-        until_offset(&world, &chunk, &capability, "60000").await;
+        until_offset(&world, &chunk, &capability, 60000).await;
         first.send(chunk.bytes.slice(30_000..31_000)).await;
         assert_eq!(first.left().await.code, "attempt_superseded", "{way:?}");
         second.send(chunk.bytes.slice(60_000..)).await;

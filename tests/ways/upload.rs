@@ -5,8 +5,7 @@ use waystation_client::receipt::Jwks;
 use waystation_devcore::{Effect, Fault, FaultRoute};
 use waystation_proto::message::CaptureState;
 use waystation_proto::{ChunkState, Variant};
-use waystation_tests::http::ask as ask_plain;
-use waystation_tests::peer::{Capture, Told, Upload, Way, bring, head, request};
+use waystation_tests::peer::{Capture, Told, Upload, Way, bring, head, request, until_offset};
 use waystation_tests::wire::{Exchange, Http, Ws, ask};
 use waystation_tests::{Chunk, World};
 
@@ -87,19 +86,6 @@ async fn what_came_before_a_break_is_gone_on_with_over_any_other_way() {
         upload.send(chunk.bytes.slice(came..)).await;
         confirmed(&keys, &chunk, &upload.told().await);
     }
-}
-
-async fn until_offset(world: &World, chunk: &Chunk, capability: &str, offset: usize) {
-    let waiting = async {
-        loop {
-            let answer = ask_plain(world.plain(), Method::HEAD, chunk, capability).await;
-            if answer.status == 200 && answer.headers["upload-offset"] == offset.to_string().as_str() {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    waystation_tests::wire::soon("the offset", waiting).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

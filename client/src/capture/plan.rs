@@ -14,8 +14,11 @@ struct Body {
     rank: Rank,
     bytes: Bytes,
     offset: u64,
-    /// First offset not covered by credit; nothing goes before the relay's `SEND`.
+    /// First offset not covered by credit; without [`Plan::early`] nothing goes before the relay's
+    /// `SEND`.
     until: u64,
+    /// Bytes that go before it.
+    early: u64,
     /// Its way is blocked; others go on.
     paused: bool,
 }
@@ -49,16 +52,25 @@ impl Plan {
 
     /// Adds an offered chunk.
     pub fn offered(&mut self, handle: u64, rank: Rank, bytes: Bytes) {
-        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0, paused: false });
+        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0, early: 0, paused: false });
     }
 
-    /// The relay's `SEND`: go on from `offset`. False if it asks for bytes beyond the end.
+    /// So many bytes of a chunk that the relay can't hold yet need no `SEND`.
+    pub fn early(&mut self, handle: u64, bytes: u64) {
+        if let Some(body) = self.bodies.get_mut(&handle) {
+            (body.until, body.early) = (bytes, bytes);
+        }
+    }
+
+    /// The relay's `SEND`: go on from `offset`, or from where it was when the relay said so before
+    /// the first bytes came. False if it asks for bytes beyond the end.
     pub fn send(&mut self, handle: u64, offset: u64, credit: u64) -> bool {
         let Some(body) = self.bodies.get_mut(&handle) else { return true };
         if offset > body.bytes.len() as u64 {
             return false;
         }
-        body.offset = offset;
+        let came = if std::mem::take(&mut body.early) > 0 { body.offset } else { 0 };
+        body.offset = offset.max(came);
         body.until = offset.saturating_add(credit);
         true
     }
@@ -154,6 +166,24 @@ mod tests {
         assert_eq!(handles[0], 2);
         assert_eq!(handles[..40].iter().filter(|h| **h == 1).count(), 2, "5 % to the lowest class");
         assert_eq!(handles[..19], [2; 19]);
+    }
+
+    #[test]
+    fn what_went_early_does_not_go_again() {
+        let mut plan = Plan::new();
+        plan.offered(1, of(Class::Audio, 1), Bytes::from(vec![0; 100]));
+        plan.early(1, 40);
+        assert_eq!(plan.next_piece(30).unwrap().bytes.len(), 30);
+        assert!(plan.send(1, 0, 60));
+        let next = plan.next_piece(100).unwrap();
+        assert_eq!((next.offset, next.bytes.len()), (30, 30), "credit counts from what SEND says");
+        assert!(plan.send(1, 10, 100));
+        assert_eq!(plan.next_piece(100).unwrap().offset, 10, "a second word is the relay's own");
+        plan.offered(2, of(Class::Audio, 1), Bytes::from(vec![0; 100]));
+        plan.early(2, 40);
+        assert_eq!(plan.next_piece(30).unwrap().offset, 0);
+        assert!(plan.send(2, 70, 30));
+        assert_eq!(plan.next_piece(100).unwrap().offset, 70, "the relay holds more than went");
     }
 
     #[test]

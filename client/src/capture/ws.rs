@@ -38,8 +38,8 @@ const PIECE_BYTES: usize = 16 * 1024;
 pub(crate) fn connect(dial: Dial, bbr: bool) -> BoxFuture<'static, Result<Link, ConnectError>> {
     Box::pin(async move {
         let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, bbr);
-        let socket = race::staggered(open).await?;
-        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, dial, bbr, jobs, news)))
+        let (socket, early) = race::staggered(race::TCP_EVERY, open).await?;
+        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, bbr, jobs, news)))
     })
 }
 
@@ -55,6 +55,9 @@ struct Outbox {
     max_piece: usize,
     /// Handles of this connection and the chunks they are.
     chunks: HashMap<u64, (u64, u64)>,
+    /// Bytes that may still go before their `SEND`, and which chunks have some of them.
+    early: u64,
+    begun: HashMap<u64, u64>,
     closing: bool,
     pings: u32,
     last_written: Instant,
@@ -86,6 +89,22 @@ impl Shared {
 }
 
 impl Outbox {
+    /// A chunk's first bytes need not wait for `SEND`, as far as there is room and the relay can't
+    /// hold any.
+    fn begin(&mut self, handle: u64, length: u64) {
+        let bytes = self.early.min(length);
+        if bytes > 0 {
+            self.early -= bytes;
+            self.begun.insert(handle, bytes);
+            self.plan.early(handle, bytes);
+        }
+    }
+
+    /// The relay has spoken of a chunk.
+    fn answered(&mut self, handle: u64) {
+        self.early += self.begun.remove(&handle).unwrap_or_default();
+    }
+
     fn next(&mut self) -> Write {
         if let Some(frame) = self.control.pop_front() {
             self.last_written = Instant::now();
@@ -107,6 +126,7 @@ impl Outbox {
 
 async fn run(
     socket: Socket,
+    early: u64,
     mut dial: Dial,
     bbr: bool,
     mut jobs: mpsc::Receiver<ToLink>,
@@ -118,6 +138,8 @@ async fn run(
         plan: Plan::new(),
         max_piece: PIECE_BYTES,
         chunks: HashMap::new(),
+        early,
+        begun: HashMap::new(),
         closing: false,
         pings: 0,
         last_written: Instant::now(),
@@ -227,6 +249,9 @@ impl Reader {
         self.shared.with(|out| {
             out.chunks.insert(handle, (job.id, job.offer.attempt));
             out.plan.offered(handle, job.rank, job.bytes);
+            if !job.resume {
+                out.begin(handle, job.offer.length);
+            }
             out.control.push_back(offer);
         });
     }
@@ -284,7 +309,10 @@ impl Reader {
             }
             kind::SEND => {
                 let send: Send = frame::control(frame).ok()?;
-                let fits = self.shared.with(|out| out.plan.send(send.handle, send.offset, send.credit));
+                let fits = self.shared.with(|out| {
+                    out.answered(send.handle);
+                    out.plan.send(send.handle, send.offset, send.credit)
+                });
                 let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
                 self.tell(send.handle, verdict, false).await;
                 let chunk = self.shared.with(|out| out.chunks.get(&send.handle).copied());
@@ -325,7 +353,10 @@ impl Reader {
         // beside a chunk that the relay holds says what that one waits for.
         let refused = told.error.is_some() && !held;
         if held || ended || refused {
-            self.shared.with(|out| out.plan.forget(told.handle));
+            self.shared.with(|out| {
+                out.answered(told.handle);
+                out.plan.forget(told.handle);
+            });
         }
         let last = (ended && state != Some(ChunkState::Unsettled)) || refused;
         let verdict =

@@ -71,7 +71,7 @@ impl Chunk {
         let (mut offset, length) = (receiving.offset(), receiving.length());
         let mut granted = offset + WINDOW.min(length - offset.min(length));
         let mut owed = 0;
-        self.lane.open(offset, granted - offset);
+        self.lane.open(offset, granted - offset)?;
         let send = Send { handle: self.handle, offset, credit: granted - offset };
         self.out.send(frame::encode_json(kind::SEND, &send)).await;
         while offset < length {

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use http::request::Parts;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::chunk::Chunk;
@@ -25,6 +26,7 @@ use super::ws;
 use crate::admission::Refusal;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES, Piece, kind};
 use crate::proto::known::MAX_KNOWN;
+use crate::proto::message::EARLY_BYTES;
 use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
 use crate::proto::offer::Timestamp;
 use crate::proto::{CAPTURE_SUBPROTOCOL, Code, Digest, IncidentId, Media, Offer, PROTOCOL, StreamId};
@@ -41,12 +43,21 @@ const ROOM: Room = Room { read_buffer: 64 * 1024, messages: 64 };
 
 /// The upgrade of `/capture`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
-    ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, hold)
+    early(ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, hold))
 }
 
 /// `POST /capture`: the same frames in the request's body and the answer's.
 pub(super) fn post(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Reply {
-    duplex::start(ctx, parts, body, ROOM, hold)
+    early(duplex::start(ctx, parts, body, ROOM, hold))
+}
+
+/// Says that bytes may come before they are asked for: the head is there a round trip before any
+/// frame.
+fn early(mut reply: Reply) -> Reply {
+    if reply.status().is_informational() || reply.status().is_success() {
+        reply.headers_mut().insert(HeaderName::from_static(EARLY_BYTES), lane::EARLY.into());
+    }
+    reply
 }
 
 async fn hold(ctx: Ctx, reader: Reader, out: Outbox) -> Goodbye {
@@ -69,6 +80,8 @@ struct Session {
     lanes: HashMap<u64, Arc<Lane>>,
     highest: Option<u64>,
     receiving: watch::Sender<usize>,
+    /// Room for bytes whose `SEND` is not said yet.
+    early_room: Arc<Semaphore>,
     tasks: JoinSet<Option<u64>>,
     /// What the message that opened the session held beside `HELLO`.
     early: Vec<Frame>,
@@ -94,6 +107,7 @@ impl Session {
             lanes: HashMap::new(),
             highest: None,
             receiving: watch::Sender::new(0),
+            early_room: Arc::new(Semaphore::new(lane::EARLY)),
             tasks: JoinSet::new(),
             early,
         };
@@ -246,7 +260,7 @@ impl Session {
 
     fn piece(&self, piece: Piece) -> Result<(), Refusal> {
         match self.lanes.get(&piece.handle) {
-            Some(lane) => Ok(lane.piece(piece.offset, piece.bytes)?),
+            Some(lane) => Ok(lane.piece(piece.offset, piece.bytes, &self.early_room)?),
             // A piece may be under way when its chunk is refused; a handle that never was is a
             // mistake.
             None if Some(piece.handle) <= self.highest => Ok(()),
