@@ -20,12 +20,16 @@
 //!    `upload_queue.enc` was torn it may be more than that: before the file is written anew it is
 //!    renamed to end in `.left`, and kept; nothing is taken away then. So is a file that does not
 //!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
-//! 6. An append that fails may have written something: the whole queue is written anew before the
+//! 6. A file of zeros holds room that no recording gets. Where the disk is full it is taken away for what
+//!    the queue needs to grow smaller: an envelope, which goes out, and the record of what is
+//!    confirmed, whose files go after it. Then it is made again.
+//! 7. An append that fails may have written something: the whole queue is written anew before the
 //!    next change, under 1.
 
 pub(crate) mod disk;
 mod log;
 pub(crate) mod record;
+mod room;
 mod shared;
 
 #[cfg(test)]
@@ -142,6 +146,8 @@ pub(crate) struct Store {
     doubtful: Vec<String>,
     /// Bytes in files of the batch.
     pending: u64,
+    /// [`room::FILE`] is there.
+    has_room: bool,
 }
 
 impl Store {
@@ -161,17 +167,20 @@ impl Store {
         let epoch = if fresh { 0 } else { state.epoch + 1 };
         state.apply(Record::Opened { epoch, group_key: group_key.into() });
         let (batch, doubtful, pending) = (Batch::default(), Vec::new(), 0);
+        let has_room = disk.list()?.iter().any(|name| name == room::FILE);
+        let (writer, length, image) = (None, 0, 0);
         let mut store =
-            Self { disk, key, dice, max_bytes, state, writer: None, length: 0, image: 0, batch, doubtful, pending };
+            Self { disk, key, dice, max_bytes, state, writer, length, image, batch, doubtful, pending, has_room };
         store.forget_missing()?;
         if torn {
             // As long as the torn file is there: a crash between the two finds it torn again.
             store.leave_unnamed()?;
         }
-        store.rewrite()?;
+        store.in_room(Self::rewrite)?;
         if !fresh && !torn {
             store.tidy()?;
         }
+        store.hold_room();
         Ok(store)
     }
 
@@ -187,18 +196,26 @@ impl Store {
         if used + size > self.max_bytes || self.state.items.len() + self.batch.made.len() >= MAX_ITEMS {
             return Err(NotKept::Full);
         }
-        self.envelope_file(content)
+        self.put_file(content, |store, name, blob| store.disk.create(name, blob))
     }
 
     /// The same for an envelope, which takes the place of a plaintext that is kept already.
     pub(crate) fn envelope_file(&mut self, content: &[u8]) -> Result<(String, u64), NotKept> {
+        self.put_file(content, |store, name, blob| store.in_room(|store| store.disk.create(name, blob)))
+    }
+
+    fn put_file(
+        &mut self,
+        content: &[u8],
+        create: impl FnOnce(&mut Self, &str, &[u8]) -> std::io::Result<()>,
+    ) -> Result<(String, u64), NotKept> {
         let (mut name, mut salt) = ([0; 16], [0; SALT_BYTES]);
         if !((self.dice)(&mut name) && (self.dice)(&mut salt)) {
             return Err(NotKept::Disk);
         }
         let name = format!("{:032x}", u128::from_be_bytes(name));
         let blob = self.key.seal(salt, content).ok_or(NotKept::Disk)?;
-        self.disk.create(&name, &blob).map_err(|_| NotKept::Disk)?;
+        create(self, &name, &blob).map_err(|_| NotKept::Disk)?;
         self.pending += blob.len() as u64;
         self.batch.made.push(name.clone());
         Ok((name, blob.len() as u64))
@@ -225,7 +242,10 @@ impl Store {
         if batch.records.is_empty() {
             return Ok(());
         }
-        let written = self.write(&batch);
+        let written = match batch.spare.is_empty() {
+            true => self.write(&batch),
+            false => self.in_room(|store| store.write(&batch).inspect_err(|_| store.writer = None)),
+        };
         if written.is_err() {
             // Part of it may be on disk: the next change begins with a new file. The files made
             // stay until then, since a crash before it may bring back records that name them.
@@ -237,6 +257,9 @@ impl Store {
         for name in &batch.spare {
             // A file left behind only takes room, until the next opening.
             let _ = self.disk.remove(name);
+        }
+        if !batch.spare.is_empty() {
+            self.hold_room();
         }
         if self.length > self.image * 2 + MAX_GROWTH && self.rewrite().is_err() {
             self.writer = None;

@@ -21,7 +21,15 @@ pub(crate) trait Disk: Send {
     fn remove(&mut self, name: &str) -> io::Result<()>;
     /// Syncs every name that came, changed or went.
     fn sync_names(&mut self) -> io::Result<()>;
+    /// Bytes to hold for when it is full; none where it can't be.
+    fn held_room(&self) -> usize {
+        0
+    }
 }
+
+/// Room that a queue holds on its disk: an envelope of some seconds of picture, or the queue's file
+/// with some thousand chunks.
+const HELD_ROOM: usize = 2 << 20;
 
 /// A directory, held by one process at a time.
 pub(crate) struct Directory {
@@ -97,6 +105,10 @@ impl Disk for Directory {
 
     fn sync_names(&mut self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+
+    fn held_room(&self) -> usize {
+        HELD_ROOM
     }
 }
 
