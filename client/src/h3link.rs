@@ -12,10 +12,10 @@ use quinn::crypto::rustls::QuicClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_h3::{Opener, Priority};
 
-use crate::congestion::{self, Gauge};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, gather};
 use crate::race;
+use waystation_congestion::{self as congestion, Gauge};
 
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
 /// sent again after three of it. On a link that is slower yet it costs a packet or two.

@@ -24,7 +24,6 @@ pub mod token;
 pub mod watch;
 
 mod clock;
-mod congestion;
 mod h3link;
 mod http;
 mod race;

@@ -5,8 +5,8 @@ use waystation_proto::{ChunkState, Variant};
 
 use super::policy::Change;
 use super::status::{ItemState, SessionState};
-pub use crate::congestion::Path;
 use crate::receipt::Proof;
+pub use waystation_congestion::Path;
 
 /// Which chunk, without an identifier of incident, group or stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use waystation_congestion::{Beat, Path, Pulse};
 use waystation_proto::ChunkState;
 
 use super::book::Verdict;
@@ -27,7 +28,6 @@ use super::control::{self, Say};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::native::{self, MAX_OFFSETS};
 use super::plan::Next;
-use crate::congestion::{Beat, Path, Pulse};
 use crate::connect::ConnectError;
 use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Sending};
 use crate::http::{Broken, Reply};

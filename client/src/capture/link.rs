@@ -13,10 +13,10 @@ use waystation_proto::message::Hint;
 
 use super::book::Verdict;
 use super::queue::{Rank, Room};
-use crate::congestion::Path;
 use crate::connect::{ConnectError, Endpoint, Transport};
 use crate::race;
 use crate::token::Token;
+use waystation_congestion::Path;
 
 /// Chunks that may be given to a link at once; also the length of its channel.
 pub(crate) const MAX_GIVEN: usize = 256;

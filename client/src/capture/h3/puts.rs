@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::capture::link::Job;
 use crate::capture::plan::{Next, Plan};
-use crate::congestion::Path;
 use crate::h3link::Receiving;
+use waystation_congestion::Path;
 
 /// One piece takes at most this long at the path's rate.
 const PIECE_TIME: Duration = Duration::from_millis(50);

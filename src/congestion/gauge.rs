@@ -83,13 +83,21 @@ struct State {
 
 /// Shared by one connection's congestion controller and its writer.
 #[derive(Debug)]
-pub(crate) struct Gauge {
+pub struct Gauge {
     state: Mutex<State>,
     moved: Notify,
 }
 
+impl Default for Gauge {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Gauge {
-    pub(crate) fn new() -> Self {
+    /// One of a connection that is not begun.
+    #[must_use]
+    pub fn new() -> Self {
         let state = State {
             ledger: Ledger::new(0, 1200),
             path: Path::default(),
@@ -107,7 +115,7 @@ impl Gauge {
     // === the writer's side ===
 
     /// Waits until more may be written.
-    pub(crate) async fn room(&self) {
+    pub async fn room(&self) {
         loop {
             let moved = self.moved.notified();
             if self.state().ledger.has_room() {
@@ -118,7 +126,7 @@ impl Gauge {
     }
 
     /// So many bytes were written.
-    pub(crate) fn written(&self, bytes: usize) {
+    pub fn written(&self, bytes: usize) {
         let mut state = self.state();
         if state.ledger.open() == 0 {
             // Silence counts from when something is owed.
@@ -127,18 +135,19 @@ impl Gauge {
         state.ledger.written += bytes as u64;
     }
 
-    pub(crate) fn path(&self) -> Path {
+    /// What the path is like.
+    pub fn path(&self) -> Path {
         self.state().path
     }
 
     /// How long nothing was acknowledged though something is open; none while nothing is.
-    pub(crate) fn silence(&self) -> Option<Duration> {
+    pub fn silence(&self) -> Option<Duration> {
         let state = self.state();
         (state.ledger.open() > 0).then(|| state.heard.elapsed())
     }
 
     /// What is owed, where `chunks` are under way or not.
-    pub(crate) fn owes(&self, chunks: bool) -> Owes {
+    pub fn owes(&self, chunks: bool) -> Owes {
         match (self.state().known, chunks) {
             (false, _) => Owes::Trust,
             (true, true) => Owes::Bytes,
@@ -148,7 +157,7 @@ impl Gauge {
 
     /// Lets two packets more into flight than the window allows. After an outage the path is found
     /// again by whatever is sent first; QUIC's own probes come ever more rarely by then.
-    pub(crate) fn nudge(&self) {
+    pub fn nudge(&self) {
         let mut state = self.state();
         state.beyond += 2 * state.ledger.mtu;
     }

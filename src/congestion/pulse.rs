@@ -16,7 +16,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// What a path has been good for, and so how long its silence is borne before it is given up for
 /// another, unless it is heard first. Six round trips are always borne.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Owes {
+pub enum Owes {
     /// It was never heard: what was sent goes with the handshake, on trust.
     Trust,
     /// Bytes of chunks.
@@ -37,7 +37,7 @@ impl Owes {
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beat {
+pub enum Beat {
     /// All is well, or it is too early to say.
     Rest,
     /// Send something, though the window is full.
@@ -50,7 +50,7 @@ pub(crate) enum Beat {
 
 /// The pulse of one path.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Pulse {
+pub struct Pulse {
     /// Silence at which the next poke is due.
     due: Option<Duration>,
     pokes: u32,
@@ -59,13 +59,13 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     /// Nothing comes through.
-    pub(crate) const fn stalls(&self) -> bool {
+    pub const fn stalls(&self) -> bool {
         self.stalled
     }
 
     /// `silence`: how long nothing was acknowledged; none while nothing is owed. `rtt`: the round
     /// trip of late.
-    pub(crate) fn look(&mut self, silence: Option<Duration>, rtt: Duration, owes: Owes) -> Beat {
+    pub fn look(&mut self, silence: Option<Duration>, rtt: Duration, owes: Owes) -> Beat {
         let Some(silence) = silence.filter(|silence| *silence > QUIET.max(2 * rtt)) else {
             return if std::mem::take(self).stalled { Beat::Flows } else { Beat::Rest };
         };

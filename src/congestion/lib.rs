@@ -1,4 +1,4 @@
-//! Congestion control of the capture client's QUIC connections: [`model`] says how many bytes may
+//! Congestion control of QUIC connections, of the client's and of the relay's: [`model`] says how many bytes may
 //! be in flight, this module is its place in quinn. quinn paces at 1.25 × window / round trip by
 //! itself. `docs/congestion.md` has the model in words.
 
@@ -18,14 +18,16 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-pub(crate) use gauge::Gauge;
-pub use gauge::Path;
+pub use gauge::{Gauge, Path};
 use model::{Micros, Model};
-pub(crate) use pulse::{Beat, Owes, Pulse};
+pub use pulse::{Beat, Owes, Pulse};
 
 /// Makes a connection's controller, which keeps its gauge.
 #[derive(Debug)]
-pub(crate) struct Factory(pub(crate) Arc<Gauge>);
+pub struct Factory(
+    /// Kept beside it.
+    pub Arc<Gauge>,
+);
 
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
