@@ -81,6 +81,12 @@ pub struct Args {
     /// How many chunks, instead
     #[arg(long)]
     pub chunks: Option<u32>,
+    /// Runs once for each of these numbers of contacts instead, one after the other
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "troubled")]
+    pub sweep: Vec<u16>,
+    /// Directory for a plot of what contacts cost, over their number
+    #[arg(long, requires = "sweep")]
+    pub plots: Option<PathBuf>,
     /// Which way contacts receive
     #[arg(long, value_enum, default_value = "wss")]
     pub transport: Transport,
@@ -118,7 +124,22 @@ pub async fn main(args: Args) -> ExitCode {
     if args.troubled {
         return troubled::main(args).await;
     }
+    if !args.sweep.is_empty() {
+        return found::end(sweep(args).await, json);
+    }
     found::end(run(args).await.map(|found| vec![found]), json)
+}
+
+/// Measures for each number of contacts.
+async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
+    let mut all = Vec::new();
+    for contacts in &args.sweep {
+        all.push(Box::pin(run(Args { contacts: *contacts, ..args.clone() })).await?);
+    }
+    if let Some(dir) = &args.plots {
+        found::plot(&all, args.transport, dir)?;
+    }
+    Ok(all)
 }
 
 /// Measures.
