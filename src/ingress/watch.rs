@@ -1,16 +1,19 @@
 //! `/watch`: what contacts see, as WebSocket messages or as the body of a streaming `GET`.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use tokio::sync::mpsc;
+use tokio_util::sync::WaitForCancellationFuture;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{Outflow, ResponseBody, Stopped};
+use super::body::{ResponseBody, Stopped};
 use super::conn::Ctx;
 use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
 use super::native;
@@ -24,6 +27,8 @@ use crate::proto::frame::{self, Frame, kind};
 use crate::proto::message::{self, Fetch, Lanes, Watch};
 use crate::proto::varint;
 use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
+use crate::rare::Rare;
+use crate::telemetry::names::Transport;
 
 /// Frames are joined up to this for one message or one piece of a body, so that a thin link
 /// always has something whole soon.
@@ -84,21 +89,21 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
 
 /// The reading half of a contact's session.
 pub(super) struct Commands {
-    rx: mpsc::Receiver<Command>,
+    rx: mpsc::Receiver<Box<Command>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Commands {
     /// The next one; `None`: the contact left.
     pub(super) async fn recv(&mut self) -> Option<Command> {
-        self.rx.recv().await
+        self.rx.recv().await.map(|command| *command)
     }
 }
 
 /// Reads commands apart from the writing, so that a contact whose link is full can still say
 /// that it wants less. A renewal waits here for whoever must vouch for it, and nothing waits for a
 /// renewal: neither what is shown nor other commands.
-async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Command>) {
+async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Box<Command>>) {
     let mut frames = early;
     let mut renewal: Option<Pin<Box<dyn Future<Output = Option<Command>> + Send>>> = None;
     loop {
@@ -114,7 +119,7 @@ async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sende
                 Err(code) => Command::End(code),
             };
             let ends = matches!(command, Command::End(_));
-            if tx.send(command).await.is_err() || ends {
+            if tx.send(Box::new(command)).await.is_err() || ends {
                 return;
             }
         }
@@ -139,7 +144,7 @@ async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sende
         frames = Vec::new();
         let Some(command) = command else { continue };
         let ends = matches!(command, Command::End(_));
-        if tx.send(command).await.is_err() || ends {
+        if tx.send(Box::new(command)).await.is_err() || ends {
             return;
         }
     }
@@ -175,9 +180,8 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
     let mut ending = None;
     let mut asked = None;
     let clock = &ctx.shared.clock;
-    // Kept over all turns: making it anew each time costs more than a turn.
-    let mut drained = std::pin::pin!(ctx.drain.cancelled());
-    let mut revoked = heard(revocation);
+    let drained = pin!(ctx.drain.cancelled());
+    let mut aside = Rare::new(Aside { commands: &mut commands, revoked: heard(revocation), drained });
     loop {
         if last && waiting.is_empty() {
             return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code));
@@ -202,13 +206,15 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
             step = step => match step {
                 None => return Goodbye::Left,
                 Some(None) => {}
-                Some(Some(Step::Frames(frames))) => waiting.extend(joined(frames)),
-                Some(Some(Step::End(frames))) => {
-                    waiting.extend(joined(frames));
-                    last = true;
+                Some(Some(mut step)) => {
+                    let (Step::Frames(frames) | Step::End(frames)) = &mut step;
+                    waiting.extend(joined(std::mem::take(frames)));
+                    last = matches!(step, Step::End(_));
+                    // There is room: a step is asked for when all before it is written.
+                    out.send(batch(&mut waiting));
                 }
             },
-            command = commands.rx.recv(), if ending.is_none() => match command {
+            command = poll_fn(|cx| aside.poll_by(cx, Aside::poll)), if ending.is_none() => match command {
                 None => return Goodbye::Left,
                 Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
                 Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
@@ -216,7 +222,7 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     if let Ok(next) = ctx.shared.admission.revocation(&capability)
                         && subscription.renew(&capability.grant).is_ok()
                     {
-                        revoked = heard(next);
+                        aside.change().revoked = heard(next);
                     }
                 }
                 Some(Command::End(code)) => {
@@ -224,15 +230,27 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     ending = Some(code);
                 }
             },
-            code = &mut revoked, if ending.is_none() => {
-                subscription.end(code);
-                ending = Some(code);
-            }
-            () = drained.as_mut(), if ending.is_none() => {
-                subscription.end(Code::Draining);
-                ending = Some(Code::Draining);
-            }
         }
+    }
+}
+
+/// What seldom happens while a contact watches.
+struct Aside<'a, 'b> {
+    commands: &'a mut Commands,
+    revoked: Pin<Box<dyn Future<Output = Code> + Send>>,
+    drained: Pin<&'a mut WaitForCancellationFuture<'b>>,
+}
+
+impl Aside<'_, '_> {
+    /// What it asks for, or what ends it; `None`: the contact left.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Command>> {
+        if let Poll::Ready(code) = self.revoked.as_mut().poll(cx) {
+            return Poll::Ready(Some(Command::End(code)));
+        }
+        if self.drained.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Command::End(Code::Draining)));
+        }
+        self.commands.rx.poll_recv(cx).map(|command| command.map(|command| *command))
     }
 }
 
@@ -320,9 +338,13 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         Ok(watching) => watching,
         Err(refusal) => return respond::refusal(Shape::Native, &refusal),
     };
-    let (out, body) = ResponseBody::flow();
-    ctx.tasks.spawn(pour(ctx.clone(), watching, out));
-    let mut reply = Response::new(body);
+    let mut reply = Response::new(if ctx.transport == Transport::H3 {
+        ResponseBody::contact(Pouring { ctx: ctx.clone(), watching })
+    } else {
+        let (out, body) = ResponseBody::flow();
+        ctx.tasks.spawn(pour(ctx.clone(), watching, out));
+        body
+    });
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply
 }
@@ -339,7 +361,32 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
     Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
 }
 
-async fn pour(ctx: Ctx, watching: Watching, out: Outflow) {
+/// What a contact is sent over HTTP/3, poured out by the task that answers: no other task is woken for it.
+pub(super) struct Pouring {
+    ctx: Ctx,
+    watching: Watching,
+}
+
+impl Pouring {
+    /// To its end.
+    pub(super) async fn pour(self, out: impl Sink) {
+        pour(self.ctx, self.watching, out).await;
+    }
+}
+
+/// Where a streamed answer goes.
+pub(super) trait Sink: Send {
+    /// Sends bytes, which must be taken within `idle_timeout` piece by piece.
+    fn send(&mut self, ctx: &Ctx, bytes: Bytes) -> impl Future<Output = Result<(), Stopped>> + Send;
+
+    /// Ends when the peer left, if that is known while nothing is sent.
+    fn gone(&self) -> impl Future<Output = ()> + Send;
+
+    /// The answer is complete.
+    fn finish(self, ctx: &Ctx) -> impl Future<Output = ()> + Send;
+}
+
+async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
     let (mut subscription, mut revocation) = watching;
     let mut ending = None;
     loop {

@@ -1,8 +1,9 @@
 //! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of the socket.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -25,11 +26,12 @@ use super::cors;
 use super::frames::{self, Bundle, Goodbye, Out, Outbox, Outlet, Reader, Room};
 use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
-use super::wswrite::{Listening, Writer};
+use super::wswrite::{Listening, Replies, Writer};
 use crate::admission::Refusal;
 use crate::clock::Clock;
 use crate::proto::Code;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
+use crate::rare::Rare;
 use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
 use crate::telemetry::names::Transport;
 
@@ -116,9 +118,10 @@ where
     let (ctx, cut) = (ctx.clone(), ctx.cut.clone());
     let tasks = ctx.tasks.clone();
     tasks.spawn(async move {
+        let mut cut = Rare::new(Box::pin(cut.cancelled()));
         tokio::select! {
             biased;
-            () = cut.cancelled() => {}
+            () = &mut cut => {}
             () = Box::pin(run(ctx, upgrade, room, session)) => {}
         }
     });
@@ -239,9 +242,7 @@ async fn write(ctx: Ctx, mut writer: Writer<Io>, mut rx: mpsc::Receiver<Out>) ->
 /// A session's own writing half.
 pub(super) struct Direct {
     writer: Writer<Io>,
-    clock: Clock,
-    ping_every: Duration,
-    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    chores: Rare<Chores>,
     /// Why it could not be written, if the peer took nothing for too long.
     stalled: Option<Code>,
 }
@@ -249,7 +250,9 @@ pub(super) struct Direct {
 impl Direct {
     fn new(ctx: &Ctx, writer: Writer<Io>) -> Self {
         let (clock, ping_every) = (ctx.shared.clock.clone(), ctx.limits.idle_timeout / 3);
-        Self { writer, ping: sleep(&clock, ping_every), clock, ping_every, stalled: None }
+        let replies = Arc::clone(&writer.replies);
+        let chores = Rare::new(Chores { replies, ping: sleep(&clock, ping_every), clock, ping_every });
+        Self { writer, chores, stalled: None }
     }
 
     /// Sends the last frame and the close. Returns the code they carry, and the one it gave up with.
@@ -283,13 +286,29 @@ impl Outlet for Direct {
     }
 
     async fn chores(&mut self) {
-        tokio::select! {
-            () = self.writer.replies.some() => self.writer.put([]),
-            () = &mut self.ping => {
-                self.ping = sleep(&self.clock, self.ping_every);
-                self.writer.put_ping();
-            }
+        match poll_fn(|cx| self.chores.poll_by(cx, Chores::poll)).await {
+            Own::Reply => self.writer.put([]),
+            Own::Ping => self.writer.put_ping(),
         }
+    }
+}
+
+/// What a session writes beside what it is for.
+struct Chores {
+    replies: Arc<Replies>,
+    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    clock: Clock,
+    ping_every: Duration,
+}
+
+impl Chores {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Own> {
+        if self.replies.poll_some(cx).is_ready() {
+            return Poll::Ready(Own::Reply);
+        }
+        ready!(self.ping.as_mut().poll(cx));
+        self.ping = sleep(&self.clock, self.ping_every);
+        Poll::Ready(Own::Ping)
     }
 }
 
