@@ -40,7 +40,7 @@ const SMALL: usize = 4 * 1024;
 const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
-const ROOM: Room = Room { read_buffer: 1024, messages: 1 };
+const ROOM: Room = Room { read_buffer: 256, messages: 1 };
 /// Commands of a contact that may wait.
 const MAX_COMMANDS: usize = 16;
 
@@ -67,8 +67,8 @@ pub(super) enum Command {
     End(Code),
 }
 
-/// A subscription, and what may end it.
-pub(super) type Watching = (Subscription, Revocation);
+/// A subscription, and what may end it. In a box: it is handed on, and every hand would keep room for it.
+pub(super) type Watching = (Box<Subscription>, Revocation);
 
 /// The first frame, which opens a subscription; `None`: the contact left.
 pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
@@ -80,7 +80,7 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
     let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-    let watching = (subscription, ctx.shared.admission.revocation(&capability)?);
+    let watching = (Box::new(subscription), ctx.shared.admission.revocation(&capability)?);
     let (tx, rx) = mpsc::channel(MAX_COMMANDS);
     let early = frames.into_iter().skip(1).collect();
     let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
@@ -332,7 +332,7 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         let wanted = wanted(&parts.headers)?;
         let capability = native::capability(ctx, &parts.headers).await?;
         let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-        Ok((subscription, ctx.shared.admission.revocation(&capability)?))
+        Ok((Box::new(subscription), ctx.shared.admission.revocation(&capability)?))
     };
     let watching = match subscription.await {
         Ok(watching) => watching,

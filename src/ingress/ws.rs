@@ -166,7 +166,17 @@ where
     S: FnOnce(Ctx, Reader, Writer<Io>) -> F,
     F: Future<Output = ()>,
 {
-    let Some(Ok(upgraded)) = ctx.within(ctx.limits.header_timeout, upgrade).await else { return };
+    // In a box of its own, which is let go: the session may last for hours.
+    let Some((reader, writer)) = Box::pin(halves(&ctx, upgrade, room)).await else { return };
+    let _open = Open::new(&ctx);
+    Box::pin(session(ctx.clone(), reader, writer)).await;
+    let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
+    ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
+}
+
+/// The two halves of the socket, once the upgrade is done.
+async fn halves(ctx: &Ctx, upgrade: OnUpgrade, room: Room) -> Option<(Reader, Writer<Io>)> {
+    let upgraded = ctx.within(ctx.limits.header_timeout, upgrade).await?.ok()?;
     let config = WebSocketConfig::default()
         .read_buffer_size(room.read_buffer)
         .write_buffer_size(0)
@@ -177,11 +187,7 @@ where
     let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout).heard_by(Arc::clone(&sign));
     let (listening, writer) = Listening::split(io);
     let socket: Socket = WebSocketStream::from_raw_socket(listening, Role::Server, Some(config)).await;
-    let _open = Open::new(&ctx);
-    let reader = Reader::Socket(Messages::new(ctx.clone(), socket, sign));
-    session(ctx.clone(), reader, writer).await;
-    let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
-    ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
+    Some((Reader::Socket(Messages::new(ctx.clone(), socket, sign)), writer))
 }
 
 /// Counts a session while it is open.
