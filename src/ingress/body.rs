@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::conn::{Conn, Ctx};
 use super::h3;
 use super::io::Sign;
+use super::pour::Pouring;
 use super::ticket::Ticket;
-use super::watch::Pouring;
 use crate::telemetry::names::Transport;
 
 mod leave;
@@ -330,7 +330,7 @@ pub(super) enum Stopped {
     TooSlow,
 }
 
-impl super::watch::Sink for Outflow {
+impl super::pour::Sink for Outflow {
     async fn send(&mut self, ctx: &Ctx, bytes: Bytes) -> Result<(), Stopped> {
         Self::send(self, ctx, bytes).await
     }

@@ -12,10 +12,10 @@ use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
 use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
+use super::pour;
 use super::respond::Reply;
 use super::route;
 use super::urgency::Urgency;
-use super::watch;
 use super::webtransport::{self, Streams};
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
@@ -139,7 +139,7 @@ async fn request(
 }
 
 /// Answers a contact with what it is to see.
-async fn show(conn: &Conn, mut stream: Stream<'_>, reply: Reply, pouring: watch::Pouring) {
+async fn show(conn: &Conn, mut stream: Stream<'_>, reply: Reply, pouring: pour::Pouring) {
     let (parts, _open) = reply.into_parts();
     let head = Response::from_parts(parts, ());
     if matches!(in_time(conn, stream.send.send_response(head)).await, Some(Ok(()))) {
@@ -155,7 +155,7 @@ struct Stream<'a> {
     conn: &'a Conn,
 }
 
-impl watch::Sink for Stream<'_> {
+impl pour::Sink for Stream<'_> {
     async fn send(&mut self, _: &Ctx, mut bytes: Bytes) -> Result<(), Stopped> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::WaitForCancellationFuture;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::body::{ResponseBody, Stopped};
+use super::body::ResponseBody;
 use super::conn::Ctx;
 use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
 use super::native;
+use super::pour::{Pouring, pour};
 use super::respond::{self, Reply, Shape};
 use super::ws;
 use crate::admission::{Refusal, Revocation};
@@ -33,8 +34,6 @@ use crate::telemetry::names::Transport;
 /// Frames are joined up to this for one message or one piece of a body, so that a thin link
 /// always has something whole soon.
 const JOIN: usize = 32 * 1024;
-/// A frame under this is copied to others like it; one over it is worth a place of its own.
-const SMALL: usize = 4 * 1024;
 /// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
 /// frames behind them.
 const BATCH: usize = 2 * JOIN + 4 * 1024;
@@ -289,26 +288,6 @@ fn joined(frames: Vec<Bytes>) -> Vec<Bundle> {
     messages
 }
 
-/// For a body, which is no messages: small frames joined to one buffer, large ones as they are.
-fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
-    let mut out = Vec::new();
-    let mut small = BytesMut::new();
-    for part in frames {
-        if part.len() < SMALL {
-            small.extend_from_slice(&part);
-            continue;
-        }
-        if !small.is_empty() {
-            out.push(small.split().freeze());
-        }
-        out.push(part);
-    }
-    if !small.is_empty() {
-        out.push(small.freeze());
-    }
-    out
-}
-
 /// How many bytes of the frame that `part` ends in are still to come, when `missing` were before
 /// it.
 fn rest_of_frame(mut missing: usize, part: &[u8]) -> usize {
@@ -339,7 +318,7 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         Err(refusal) => return respond::refusal(Shape::Native, &refusal),
     };
     let mut reply = Response::new(if ctx.transport == Transport::H3 {
-        ResponseBody::contact(Pouring { ctx: ctx.clone(), watching })
+        ResponseBody::contact(Pouring::new(ctx.clone(), watching))
     } else {
         let (out, body) = ResponseBody::flow();
         ctx.tasks.spawn(pour(ctx.clone(), watching, out));
@@ -361,72 +340,9 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
     Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
 }
 
-/// What a contact is sent over HTTP/3, poured out by the task that answers: no other task is woken for it.
-pub(super) struct Pouring {
-    ctx: Ctx,
-    watching: Watching,
-}
-
-impl Pouring {
-    /// To its end.
-    pub(super) async fn pour(self, out: impl Sink) {
-        pour(self.ctx, self.watching, out).await;
-    }
-}
-
-/// Where a streamed answer goes.
-pub(super) trait Sink: Send {
-    /// Sends bytes, which must be taken within `idle_timeout` piece by piece.
-    fn send(&mut self, ctx: &Ctx, bytes: Bytes) -> impl Future<Output = Result<(), Stopped>> + Send;
-
-    /// Ends when the peer left, if that is known while nothing is sent.
-    fn gone(&self) -> impl Future<Output = ()> + Send;
-
-    /// The answer is complete.
-    fn finish(self, ctx: &Ctx) -> impl Future<Output = ()> + Send;
-}
-
-async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
-    let (mut subscription, mut revocation) = watching;
-    let mut ending = None;
-    loop {
-        let next = tokio::select! {
-            step = subscription.next() => Ok(step),
-            () = out.gone() => return,
-            () = ctx.cut.cancelled() => return,
-            code = revocation.heard(), if ending.is_none() => Err(code),
-            () = ctx.drain.cancelled(), if ending.is_none() => Err(Code::Draining),
-        };
-        let step = match next {
-            Ok(step) => step,
-            Err(code) => {
-                ending = Some(code);
-                subscription.end(code);
-                ctx.ticket.ended(Some(code));
-                continue;
-            }
-        };
-        let (frames, last) = match step {
-            Step::Frames(frames) => (frames, false),
-            Step::End(frames) => (frames, true),
-        };
-        let began = ctx.shared.clock.now_ms();
-        for bytes in gathered(frames) {
-            match out.send(&ctx, bytes).await {
-                Ok(()) => {}
-                Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
-                Err(Stopped::Gone) => return,
-            }
-        }
-        subscription.took(ctx.shared.clock.now_ms().saturating_sub(began));
-        if last {
-            return out.finish(&ctx).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::pour::gathered;
     use super::*;
     use crate::proto::frame::{Decoder, Piece, split_message};
     use proptest::prelude::*;

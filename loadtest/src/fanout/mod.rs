@@ -148,7 +148,7 @@ async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
 /// [`Failure`].
 pub async fn run(args: Args) -> Result<Found, Failure> {
     let core = if args.unpinned { None } else { Cores::left() };
-    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?;
+    let rig = Arc::new(Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?);
     let session = rig.session(&[Variant::LivePreview]).await?;
     let published = Arc::new(Published::default());
     let empty = rig.usage()?;
@@ -207,7 +207,7 @@ struct Phase {
 type Uploads = Option<[f64; 2]>;
 
 /// All parts of the run, and beside which speed of other uploads.
-async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<Phase>, Uploads), Failure> {
+async fn upload(args: &Args, rig: &Arc<Rig>, mut uploader: Uploader) -> Result<(Vec<Phase>, Uploads), Failure> {
     let whole = Duration::from_secs(args.seconds);
     let paces = match (args.rate, args.chunks) {
         (Some(rate), _) => vec![(Pace { rate, time: whole, chunks: args.chunks }, true, true)],
@@ -217,12 +217,12 @@ async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<P
             vec![(pace(0.0), false, true), (pace(USUAL_RATE), true, false)]
         }
     };
-    let mut beside = if args.uploads { Some(Beside::connect(rig, BESIDE_BYTES).await?) } else { None };
+    let beside = if args.uploads { Some(Beside::connect(rig, BESIDE_BYTES).await?) } else { None };
     let mut uploads = None;
     let mut phases = Vec::new();
     for (pace, timed, weighed) in paces {
         let (before, began) = (rig.usage()?, Instant::now());
-        let chunks = match beside.as_mut().filter(|_| timed) {
+        let chunks = match beside.as_ref().filter(|_| timed) {
             None => uploader.run(pace).await?,
             Some(beside) => {
                 let alone = beside.run(whole / 2).await?;
