@@ -123,6 +123,8 @@ async fn request(
                 reply = handling.as_mut() => break reply,
             }
         };
+        // An answer may last for hours.
+        drop(handling);
         if let Some(urgency) = asked.or_else(|| reply.extensions().get().copied()) {
             orders.set(id, urgency.priority(id.into_inner()));
         }
