@@ -6,7 +6,7 @@
 //! ```text
 //! main → relay ─┬→ ingress → admission ─┬→ fanout ─────┐
 //!               │                       ├→ capability ─┤
-//!               │                       ├→ staging ────┼→ { core, telemetry, config, clock } → proto
+//!               │                       ├→ staging ────┼→ { core, telemetry, config, clock, rare } → proto
 //!               ├→ forwarding ──────────┴→ staging ────┘
 //!               └→ admin ──────→ telemetry
 //! ```
@@ -22,6 +22,7 @@ pub mod core;
 pub mod fanout;
 pub mod forwarding;
 pub mod ingress;
+mod rare;
 mod readiness;
 pub mod relay;
 pub mod staging;

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::bells::{Bells, Listener};
 use super::group::GroupKey;
 use super::hub::Inner;
 use crate::proto::Code;
@@ -70,8 +70,7 @@ pub(super) struct Cell {
     /// Seats of each capability, by its keyed hash.
     seats: Mutex<HashMap<u64, usize>>,
     hasher: RandomState,
-    lanes: [watch::Sender<()>; 2],
-    any: watch::Sender<()>,
+    bells: Arc<Bells>,
     gather: Mutex<Gather>,
 }
 
@@ -97,8 +96,7 @@ impl Cell {
             contacts: AtomicUsize::new(0),
             seats: Mutex::default(),
             hasher: RandomState::new(),
-            lanes: [watch::Sender::new(()), watch::Sender::new(())],
-            any: watch::Sender::new(()),
+            bells: Arc::default(),
             gather: Mutex::default(),
         }
     }
@@ -146,7 +144,7 @@ impl Cell {
         let time = self.gathering(each);
         match Handle::try_current() {
             Ok(runtime) if time >= LEAST_GATHER => self.wake_within(&runtime, lanes, time),
-            _ => self.wake_now(lanes),
+            _ => self.bells.ring(lanes),
         }
     }
 
@@ -182,26 +180,19 @@ impl Cell {
                 }
                 std::mem::take(&mut *gather).lanes
             };
-            cell.wake_now(lanes);
+            cell.bells.ring(lanes);
         });
-    }
-
-    fn wake_now(&self, lanes: [bool; 2]) {
-        for (sender, _) in self.lanes.iter().zip(lanes).filter(|(_, this)| *this) {
-            sender.send_replace(());
-        }
-        self.any.send_replace(());
     }
 
     fn gather(&self) -> MutexGuard<'_, Gather> {
         self.gather.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn listen(&self, channel: Channel) -> watch::Receiver<()> {
-        match channel {
-            Channel::Lane(lane) => self.lanes.get(lane).unwrap_or(&self.any).subscribe(),
-            Channel::Any => self.any.subscribe(),
-        }
+    pub(super) fn listen(&self, channel: Channel) -> Listener {
+        self.bells.listen(match channel {
+            Channel::Lane(this) => lane(this),
+            Channel::Any => [true; 2],
+        })
     }
 
     /// One more seat for a capability, if fewer than `limit` have it.

@@ -6,6 +6,7 @@
 //! never holds it while it waits. Locks are taken in the order groups → window → budget or names,
 //! and none is held across an await.
 
+mod bells;
 mod cell;
 mod group;
 mod hub;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::ChunkMeta;
+use super::bells::Listener;
 use super::cell::{Channel, Seat};
 use super::hub::Inner;
 use super::timer::Timer;
@@ -19,7 +19,7 @@ pub struct ChunkReader {
     seat: Seat,
     pieces: Pieces,
     grant: Grant,
-    wake: watch::Receiver<()>,
+    wake: Listener,
     timer: Timer,
     lane: usize,
 }
@@ -105,7 +105,7 @@ impl ChunkReader {
     async fn wait(&mut self, due: u64) {
         let clock = self.seat.hub.clock.clone();
         tokio::select! {
-            _ = self.wake.changed() => {}
+            () = self.wake.changed() => {}
             () = self.timer.until(&clock, due) => {}
         }
     }

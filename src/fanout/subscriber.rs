@@ -1,8 +1,8 @@
 //! A contact's place in the windows.
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
+use super::bells::Listener;
 use super::cell::{Channel, Seat, Wake};
 use super::group::GroupKey;
 use super::hub::Inner;
@@ -19,7 +19,7 @@ use crate::proto::{Code, StreamId, Variant};
 /// A contact is told where it is at most this often.
 const CURSOR_EVERY_MS: u64 = 1_000;
 
-/// A link that takes so long for one step is thin, in milliseconds. A step is at most 256 KiB.
+/// A link that takes so long for one step is thin, in milliseconds. A step is at most 260 KiB.
 const THIN_MS: u64 = 500;
 /// It is thin no more after so many steps of 8 KiB without such a wait: more than all the buffers on the
 /// way, which take the first ones at once, can hold.
@@ -62,7 +62,7 @@ pub struct Subscription {
     contact: Contact,
     grant: Grant,
     lanes: Option<Vec<Variant>>,
-    wake: watch::Receiver<()>,
+    wake: Listener,
     timer: Timer,
     ending: Option<Code>,
     over: bool,
@@ -75,6 +75,8 @@ pub struct Subscription {
     moved: bool,
     cursor_at: Option<u64>,
     held: [bool; 2],
+    /// It was given all there is, until something changes or this time comes.
+    rest: Option<u64>,
 }
 
 impl Subscription {
@@ -104,24 +106,29 @@ impl Subscription {
             moved: false,
             cursor_at: None,
             held: [false; 2],
+            rest: None,
         })
     }
 
-    /// Waits for the next frames: control first, then audio, then preview. At most 256 KiB of
+    /// Waits for the next frames: control first, then audio, then preview. At most 260 KiB of
     /// media a step. Cancel-safe. After [`Step::End`] there are only empty ends.
     pub async fn next(&mut self) -> Step {
         loop {
-            self.wake.mark_unchanged();
-            let due = match self.poll() {
-                Ok(step) => return step,
-                Err(due) => due,
+            let due = match self.rest.take().filter(|_| !self.wake.has_changed()) {
+                Some(due) => due,
+                None => {
+                    self.wake.mark_unchanged();
+                    match self.poll() {
+                        Ok(step) => return step,
+                        Err(due) => due,
+                    }
+                }
             };
             let clock = self.seat.hub.clock.clone();
             tokio::select! {
-                // An error would mean that the group is gone; this subscription holds it.
                 // Whoever brings bytes goes on first: what comes right behind them is handed out
                 // with them, in one write instead of several. Many are woken late for that.
-                _ = self.wake.changed() => if !self.seat.cell.gathers() {
+                () = self.wake.changed() => if !self.seat.cell.gathers() {
                     tokio::task::yield_now().await;
                 },
                 () = self.timer.until(&clock, due) => {}
@@ -163,6 +170,7 @@ impl Subscription {
     /// One chunk again, if it is in the window; else it is announced as omitted. A contact that
     /// asks on and takes no answer is let go.
     pub fn fetch(&mut self, stream: &StreamId, index: u64) {
+        self.rest = None;
         let asked = self.contact.fetch(&self.seat.cell.lock().window, stream, index);
         if let Err(code) = asked {
             self.end(code);
@@ -170,16 +178,20 @@ impl Subscription {
     }
 
     /// Lanes of which the transport has enough: nothing of them is handed out until they are let go.
-    pub const fn hold(&mut self, lanes: [bool; 2]) {
-        self.held = lanes;
+    pub fn hold(&mut self, lanes: [bool; 2]) {
+        if self.held != lanes {
+            (self.held, self.rest) = (lanes, None);
+        }
     }
 
     /// Ends it with this reason: the next step is the last.
     pub fn end(&mut self, reason: Code) {
+        self.rest = None;
         self.ending.get_or_insert(reason);
     }
 
     fn look(&mut self) {
+        self.rest = None;
         let view = view(&self.seat.hub, &self.grant, self.lanes.as_deref());
         self.wake = self.seat.cell.listen(channel(&view));
         self.contact.look(view, &self.seat.cell.lock().window);
@@ -208,12 +220,13 @@ impl Subscription {
             None => Out::default().holding(self.held),
         };
         self.contact.poll(&mut state.window, now, &mut out);
-        let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
         let settled = self.contact.settled(&state.window, now);
         self.ample |= out.ample();
         self.count(&out);
+        let roomy = out.roomy();
         let mut frames = out.frames;
         self.add_cursor(&state.window, now, &mut frames);
+        let due = self.due(&state.window, now).min(now.saturating_add_signed(expires));
         drop(state);
         if ticked {
             cell.wake(Wake::All);
@@ -222,7 +235,10 @@ impl Subscription {
             Some(reason) => Ok(self.finish(frames, Some(reason))),
             None if settled => Ok(self.finish(frames, None)),
             None if frames.is_empty() => Err(due),
-            None => Ok(Step::Frames(frames)),
+            None => {
+                self.rest = roomy.then_some(due);
+                Ok(Step::Frames(frames))
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::rare::Rare;
 
 /// Longest sleep: the machine's calendar may be set while a contact waits for its capability's
 /// end, which is a calendar time.
@@ -15,7 +16,7 @@ type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The armed sleep, with its end in milliseconds of the clock.
 #[derive(Default)]
 pub(super) struct Timer {
-    armed: Option<(u64, Sleep)>,
+    armed: Option<(u64, Rare<Sleep>)>,
 }
 
 impl Timer {
@@ -27,10 +28,10 @@ impl Timer {
             Some(armed) if armed.0 <= due => armed,
             slot => {
                 let (clock, time) = (clock.clone(), Duration::from_millis(due.saturating_sub(now)));
-                slot.insert((due, Box::pin(async move { clock.sleep(time).await })))
+                slot.insert((due, Rare::new(Box::pin(async move { clock.sleep(time).await }))))
             }
         };
-        armed.1.as_mut().await;
+        (&mut armed.1).await;
         self.armed = None;
     }
 }

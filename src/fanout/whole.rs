@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::ChunkMeta;
+use super::bells::Listener;
 use super::cell::{Channel, Seat};
 use super::group::GroupKey;
 use super::hub::Inner;
@@ -19,7 +19,7 @@ pub struct WholeSubscription {
     seat: Seat,
     whole: Whole,
     grant: Grant,
-    wake: watch::Receiver<()>,
+    wake: Listener,
     timer: Timer,
     ended: Option<Code>,
 }
@@ -60,7 +60,7 @@ impl WholeSubscription {
             };
             let clock = self.seat.hub.clock.clone();
             tokio::select! {
-                _ = self.wake.changed() => {}
+                () = self.wake.changed() => {}
                 () = self.timer.until(&clock, due) => {}
             }
         }

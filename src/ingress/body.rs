@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::conn::{Conn, Ctx};
 use super::h3;
 use super::io::Sign;
+use super::pour::Pouring;
 use super::ticket::Ticket;
 use crate::telemetry::names::Transport;
 
@@ -203,6 +204,8 @@ pub(super) struct ResponseBody {
 enum Kind {
     Whole(Bytes),
     Flow(mpsc::Receiver<Piece>),
+    /// What a contact is sent, which whoever answers pours out itself.
+    Contact(Option<Box<Pouring>>),
 }
 
 enum Piece {
@@ -225,6 +228,20 @@ impl ResponseBody {
     pub(super) fn flow() -> (Outflow, Self) {
         let (tx, rx) = mpsc::channel(1);
         (Outflow(tx), Self { kind: Kind::Flow(rx), ticket: None, keep: None, after: None, until: None })
+    }
+
+    /// What a contact is sent; only for an end that asks for [`Self::pouring`].
+    pub(super) fn contact(pouring: Pouring) -> Self {
+        let kind = Kind::Contact(Some(Box::new(pouring)));
+        Self { kind, ticket: None, keep: None, after: None, until: None }
+    }
+
+    /// What is to be poured out instead of polling the body.
+    pub(super) fn pouring(&mut self) -> Option<Box<Pouring>> {
+        match &mut self.kind {
+            Kind::Contact(pouring) => pouring.take(),
+            _ => None,
+        }
     }
 
     pub(super) fn keeping(mut self, keep: impl Any + Send) -> Self {
@@ -285,6 +302,7 @@ impl Body for ResponseBody {
                 }
                 None => Poll::Ready(Some(Err(Cut))),
             },
+            Kind::Contact(_) => Poll::Ready(Some(Err(Cut))),
         }
     }
 
@@ -295,7 +313,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Flow(_) => SizeHint::default(),
+            Kind::Flow(_) | Kind::Contact(_) => SizeHint::default(),
         }
     }
 }
@@ -310,6 +328,20 @@ pub(super) enum Stopped {
     Gone,
     /// The peer took nothing for `idle_timeout`.
     TooSlow,
+}
+
+impl super::pour::Sink for Outflow {
+    async fn send(&mut self, ctx: &Ctx, bytes: Bytes) -> Result<(), Stopped> {
+        Self::send(self, ctx, bytes).await
+    }
+
+    async fn gone(&self) {
+        Self::gone(self).await;
+    }
+
+    async fn finish(self, ctx: &Ctx) {
+        Self::finish(self, ctx).await;
+    }
 }
 
 impl Outflow {

@@ -9,9 +9,10 @@ use http::Response;
 use http_body::Body as _;
 use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 
-use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody};
-use super::conn::{Conn, client_key};
+use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
+use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
+use super::pour;
 use super::respond::Reply;
 use super::route;
 use super::urgency::Urgency;
@@ -111,7 +112,7 @@ async fn request(
     let answering = async {
         let mut send = send;
         let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
-        let reply = loop {
+        let mut reply = loop {
             tokio::select! {
                 biased;
                 head = Interim::next(&mut heads) => {
@@ -122,15 +123,61 @@ async fn request(
                 reply = handling.as_mut() => break reply,
             }
         };
+        // An answer may last for hours.
+        drop(handling);
         if let Some(urgency) = asked.or_else(|| reply.extensions().get().copied()) {
             orders.set(id, urgency.priority(id.into_inner()));
         }
-        answer(&conn, send, reply).await;
+        match reply.body_mut().pouring() {
+            Some(pouring) => show(&conn, Stream { send, id, orders, conn: &conn }, reply, *pouring).await,
+            None => answer(&conn, send, reply).await,
+        }
     };
     tokio::select! {
         () = answering => {}
         _ = quic.closed() => {}
         () = service.cut.cancelled() => {}
+    }
+}
+
+/// Answers a contact with what it is to see.
+async fn show(conn: &Conn, mut stream: Stream<'_>, reply: Reply, pouring: pour::Pouring) {
+    let (parts, _open) = reply.into_parts();
+    let head = Response::from_parts(parts, ());
+    if matches!(in_time(conn, stream.send.send_response(head)).await, Some(Ok(()))) {
+        Box::pin(pouring.pour(stream)).await;
+    }
+}
+
+/// The stream of an answer. What it is sent is not copied, since others are sent it too.
+struct Stream<'a> {
+    send: RequestStream<SendStream, Bytes>,
+    id: h3::quic::StreamId,
+    orders: Orders,
+    conn: &'a Conn,
+}
+
+impl pour::Sink for Stream<'_> {
+    async fn send(&mut self, _: &Ctx, mut bytes: Bytes) -> Result<(), Stopped> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            self.orders.share(self.id, piece.clone());
+            match in_time(self.conn, self.send.send_data(piece)).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return Err(Stopped::Gone),
+                None => return Err(Stopped::TooSlow),
+            }
+        }
+        Ok(())
+    }
+
+    async fn gone(&self) {
+        // Found with the next write; the end of the connection ends the answer.
+        std::future::pending().await
+    }
+
+    async fn finish(mut self, _: &Ctx) {
+        let _ = in_time(self.conn, self.send.finish()).await;
     }
 }
 

@@ -42,8 +42,8 @@ impl Sign {
 pub(super) struct Stalling<T> {
     inner: T,
     limit: Duration,
-    /// Runs while a write is blocked.
-    timer: Pin<Box<Sleep>>,
+    /// Runs while a write is blocked; made when one is for the first time.
+    timer: Option<Pin<Box<Sleep>>>,
     blocked: bool,
     /// Told of every byte that is read: on a thin link a whole message takes longer than any limit.
     sign: Option<Arc<Sign>>,
@@ -51,7 +51,7 @@ pub(super) struct Stalling<T> {
 
 impl<T> Stalling<T> {
     pub(super) fn new(inner: T, limit: Duration) -> Self {
-        Self { inner, limit, timer: Box::pin(tokio::time::sleep(limit)), blocked: false, sign: None }
+        Self { inner, limit, timer: None, blocked: false, sign: None }
     }
 
     /// The same; bytes that are read are signs of life.
@@ -64,11 +64,12 @@ impl<T> Stalling<T> {
             self.blocked = false;
             return polled;
         }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.limit)));
         if !self.blocked {
             self.blocked = true;
-            self.timer.as_mut().reset(Instant::now() + self.limit);
+            timer.as_mut().reset(Instant::now() + self.limit);
         }
-        ready!(self.timer.as_mut().poll(cx));
+        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

@@ -40,6 +40,7 @@ mod health;
 mod io;
 mod multipart;
 mod native;
+mod pour;
 mod put;
 mod quic;
 mod respond;

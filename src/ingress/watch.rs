@@ -1,19 +1,23 @@
 //! `/watch`: what contacts see, as WebSocket messages or as the body of a streaming `GET`.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use tokio::sync::mpsc;
+use tokio_util::sync::WaitForCancellationFuture;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bearer;
-use super::body::{Outflow, ResponseBody, Stopped};
+use super::body::ResponseBody;
 use super::conn::Ctx;
 use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
+use super::pour::{Pouring, pour};
 use super::respond::{self, Reply, Shape};
 use super::ws;
 use crate::admission::{Refusal, Revocation};
@@ -24,18 +28,18 @@ use crate::proto::frame::{self, Frame, kind};
 use crate::proto::message::{self, Fetch, Lanes, Watch};
 use crate::proto::varint;
 use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
+use crate::rare::Rare;
+use crate::telemetry::names::Transport;
 
 /// Frames are joined up to this for one message or one piece of a body, so that a thin link
 /// always has something whole soon.
 const JOIN: usize = 32 * 1024;
-/// A frame under this is copied to others like it; one over it is worth a place of its own.
-const SMALL: usize = 4 * 1024;
 /// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
 /// frames behind them.
 const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
-const ROOM: Room = Room { read_buffer: 1024, messages: 1 };
+const ROOM: Room = Room { read_buffer: 256, messages: 1 };
 /// Commands of a contact that may wait.
 const MAX_COMMANDS: usize = 16;
 
@@ -62,8 +66,8 @@ pub(super) enum Command {
     End(Code),
 }
 
-/// A subscription, and what may end it.
-pub(super) type Watching = (Subscription, Revocation);
+/// A subscription, and what may end it. In a box: it is handed on, and every hand would keep room for it.
+pub(super) type Watching = (Box<Subscription>, Revocation);
 
 /// The first frame, which opens a subscription; `None`: the contact left.
 pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
@@ -75,7 +79,7 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
     let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-    let watching = (subscription, ctx.shared.admission.revocation(&capability)?);
+    let watching = (Box::new(subscription), ctx.shared.admission.revocation(&capability)?);
     let (tx, rx) = mpsc::channel(MAX_COMMANDS);
     let early = frames.into_iter().skip(1).collect();
     let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
@@ -84,21 +88,21 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
 
 /// The reading half of a contact's session.
 pub(super) struct Commands {
-    rx: mpsc::Receiver<Command>,
+    rx: mpsc::Receiver<Box<Command>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Commands {
     /// The next one; `None`: the contact left.
     pub(super) async fn recv(&mut self) -> Option<Command> {
-        self.rx.recv().await
+        self.rx.recv().await.map(|command| *command)
     }
 }
 
 /// Reads commands apart from the writing, so that a contact whose link is full can still say
 /// that it wants less. A renewal waits here for whoever must vouch for it, and nothing waits for a
 /// renewal: neither what is shown nor other commands.
-async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Command>) {
+async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Box<Command>>) {
     let mut frames = early;
     let mut renewal: Option<Pin<Box<dyn Future<Output = Option<Command>> + Send>>> = None;
     loop {
@@ -114,7 +118,7 @@ async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sende
                 Err(code) => Command::End(code),
             };
             let ends = matches!(command, Command::End(_));
-            if tx.send(command).await.is_err() || ends {
+            if tx.send(Box::new(command)).await.is_err() || ends {
                 return;
             }
         }
@@ -139,7 +143,7 @@ async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sende
         frames = Vec::new();
         let Some(command) = command else { continue };
         let ends = matches!(command, Command::End(_));
-        if tx.send(command).await.is_err() || ends {
+        if tx.send(Box::new(command)).await.is_err() || ends {
             return;
         }
     }
@@ -175,9 +179,8 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
     let mut ending = None;
     let mut asked = None;
     let clock = &ctx.shared.clock;
-    // Kept over all turns: making it anew each time costs more than a turn.
-    let mut drained = std::pin::pin!(ctx.drain.cancelled());
-    let mut revoked = heard(revocation);
+    let drained = pin!(ctx.drain.cancelled());
+    let mut aside = Rare::new(Aside { commands: &mut commands, revoked: heard(revocation), drained });
     loop {
         if last && waiting.is_empty() {
             return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code));
@@ -202,13 +205,15 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
             step = step => match step {
                 None => return Goodbye::Left,
                 Some(None) => {}
-                Some(Some(Step::Frames(frames))) => waiting.extend(joined(frames)),
-                Some(Some(Step::End(frames))) => {
-                    waiting.extend(joined(frames));
-                    last = true;
+                Some(Some(mut step)) => {
+                    let (Step::Frames(frames) | Step::End(frames)) = &mut step;
+                    waiting.extend(joined(std::mem::take(frames)));
+                    last = matches!(step, Step::End(_));
+                    // There is room: a step is asked for when all before it is written.
+                    out.send(batch(&mut waiting));
                 }
             },
-            command = commands.rx.recv(), if ending.is_none() => match command {
+            command = poll_fn(|cx| aside.poll_by(cx, Aside::poll)), if ending.is_none() => match command {
                 None => return Goodbye::Left,
                 Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
                 Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
@@ -216,7 +221,7 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     if let Ok(next) = ctx.shared.admission.revocation(&capability)
                         && subscription.renew(&capability.grant).is_ok()
                     {
-                        revoked = heard(next);
+                        aside.change().revoked = heard(next);
                     }
                 }
                 Some(Command::End(code)) => {
@@ -224,15 +229,27 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     ending = Some(code);
                 }
             },
-            code = &mut revoked, if ending.is_none() => {
-                subscription.end(code);
-                ending = Some(code);
-            }
-            () = drained.as_mut(), if ending.is_none() => {
-                subscription.end(Code::Draining);
-                ending = Some(Code::Draining);
-            }
         }
+    }
+}
+
+/// What seldom happens while a contact watches.
+struct Aside<'a, 'b> {
+    commands: &'a mut Commands,
+    revoked: Pin<Box<dyn Future<Output = Code> + Send>>,
+    drained: Pin<&'a mut WaitForCancellationFuture<'b>>,
+}
+
+impl Aside<'_, '_> {
+    /// What it asks for, or what ends it; `None`: the contact left.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Command>> {
+        if let Poll::Ready(code) = self.revoked.as_mut().poll(cx) {
+            return Poll::Ready(Some(Command::End(code)));
+        }
+        if self.drained.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Command::End(Code::Draining)));
+        }
+        self.commands.rx.poll_recv(cx).map(|command| command.map(|command| *command))
     }
 }
 
@@ -271,26 +288,6 @@ fn joined(frames: Vec<Bytes>) -> Vec<Bundle> {
     messages
 }
 
-/// For a body, which is no messages: small frames joined to one buffer, large ones as they are.
-fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
-    let mut out = Vec::new();
-    let mut small = BytesMut::new();
-    for part in frames {
-        if part.len() < SMALL {
-            small.extend_from_slice(&part);
-            continue;
-        }
-        if !small.is_empty() {
-            out.push(small.split().freeze());
-        }
-        out.push(part);
-    }
-    if !small.is_empty() {
-        out.push(small.freeze());
-    }
-    out
-}
-
 /// How many bytes of the frame that `part` ends in are still to come, when `missing` were before
 /// it.
 fn rest_of_frame(mut missing: usize, part: &[u8]) -> usize {
@@ -314,15 +311,19 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         let wanted = wanted(&parts.headers)?;
         let capability = bearer::capability(ctx, &parts.headers).await?;
         let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
-        Ok((subscription, ctx.shared.admission.revocation(&capability)?))
+        Ok((Box::new(subscription), ctx.shared.admission.revocation(&capability)?))
     };
     let watching = match subscription.await {
         Ok(watching) => watching,
         Err(refusal) => return respond::refusal(Shape::Native, &refusal),
     };
-    let (out, body) = ResponseBody::flow();
-    ctx.tasks.spawn(pour(ctx.clone(), watching, out));
-    let mut reply = Response::new(body);
+    let mut reply = Response::new(if ctx.transport == Transport::H3 {
+        ResponseBody::contact(Pouring::new(ctx.clone(), watching))
+    } else {
+        let (out, body) = ResponseBody::flow();
+        ctx.tasks.spawn(pour(ctx.clone(), watching, out));
+        body
+    });
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     reply
 }
@@ -339,47 +340,9 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
     Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
 }
 
-async fn pour(ctx: Ctx, watching: Watching, out: Outflow) {
-    let (mut subscription, mut revocation) = watching;
-    let mut ending = None;
-    loop {
-        let next = tokio::select! {
-            step = subscription.next() => Ok(step),
-            () = out.gone() => return,
-            () = ctx.cut.cancelled() => return,
-            code = revocation.heard(), if ending.is_none() => Err(code),
-            () = ctx.drain.cancelled(), if ending.is_none() => Err(Code::Draining),
-        };
-        let step = match next {
-            Ok(step) => step,
-            Err(code) => {
-                ending = Some(code);
-                subscription.end(code);
-                ctx.ticket.ended(Some(code));
-                continue;
-            }
-        };
-        let (frames, last) = match step {
-            Step::Frames(frames) => (frames, false),
-            Step::End(frames) => (frames, true),
-        };
-        let began = ctx.shared.clock.now_ms();
-        for bytes in gathered(frames) {
-            match out.send(&ctx, bytes).await {
-                Ok(()) => {}
-                Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
-                Err(Stopped::Gone) => return,
-            }
-        }
-        subscription.took(ctx.shared.clock.now_ms().saturating_sub(began));
-        if last {
-            return out.finish(&ctx).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::pour::gathered;
     use super::*;
     use crate::proto::frame::{Decoder, Piece, split_message};
     use proptest::prelude::*;

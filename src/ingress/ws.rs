@@ -1,8 +1,9 @@
 //! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of the socket.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -25,11 +26,12 @@ use super::cors;
 use super::frames::{self, Bundle, Goodbye, Out, Outbox, Outlet, Reader, Room};
 use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
-use super::wswrite::{Listening, Writer};
+use super::wswrite::{Listening, Replies, Writer};
 use crate::admission::Refusal;
 use crate::clock::Clock;
 use crate::proto::Code;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
+use crate::rare::Rare;
 use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
 use crate::telemetry::names::Transport;
 
@@ -116,9 +118,10 @@ where
     let (ctx, cut) = (ctx.clone(), ctx.cut.clone());
     let tasks = ctx.tasks.clone();
     tasks.spawn(async move {
+        let mut cut = Rare::new(Box::pin(cut.cancelled()));
         tokio::select! {
             biased;
-            () = cut.cancelled() => {}
+            () = &mut cut => {}
             () = Box::pin(run(ctx, upgrade, room, session)) => {}
         }
     });
@@ -163,7 +166,17 @@ where
     S: FnOnce(Ctx, Reader, Writer<Io>) -> F,
     F: Future<Output = ()>,
 {
-    let Some(Ok(upgraded)) = ctx.within(ctx.limits.header_timeout, upgrade).await else { return };
+    // In a box of its own, which is let go: the session may last for hours.
+    let Some((reader, writer)) = Box::pin(halves(&ctx, upgrade, room)).await else { return };
+    let _open = Open::new(&ctx);
+    Box::pin(session(ctx.clone(), reader, writer)).await;
+    let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
+    ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
+}
+
+/// The two halves of the socket, once the upgrade is done.
+async fn halves(ctx: &Ctx, upgrade: OnUpgrade, room: Room) -> Option<(Reader, Writer<Io>)> {
+    let upgraded = ctx.within(ctx.limits.header_timeout, upgrade).await?.ok()?;
     let config = WebSocketConfig::default()
         .read_buffer_size(room.read_buffer)
         .write_buffer_size(0)
@@ -174,11 +187,7 @@ where
     let io = Stalling::new(TokioIo::new(upgraded), ctx.limits.idle_timeout).heard_by(Arc::clone(&sign));
     let (listening, writer) = Listening::split(io);
     let socket: Socket = WebSocketStream::from_raw_socket(listening, Role::Server, Some(config)).await;
-    let _open = Open::new(&ctx);
-    let reader = Reader::Socket(Messages::new(ctx.clone(), socket, sign));
-    session(ctx.clone(), reader, writer).await;
-    let ending = ByEnding { route: ctx.ticket.route, code: CodeLabel(ctx.ticket.code()) };
-    ctx.shared.metrics.ingress.websocket_sessions_ended.get_or_create(&ending).inc();
+    Some((Reader::Socket(Messages::new(ctx.clone(), socket, sign)), writer))
 }
 
 /// Counts a session while it is open.
@@ -239,9 +248,7 @@ async fn write(ctx: Ctx, mut writer: Writer<Io>, mut rx: mpsc::Receiver<Out>) ->
 /// A session's own writing half.
 pub(super) struct Direct {
     writer: Writer<Io>,
-    clock: Clock,
-    ping_every: Duration,
-    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    chores: Rare<Chores>,
     /// Why it could not be written, if the peer took nothing for too long.
     stalled: Option<Code>,
 }
@@ -249,7 +256,9 @@ pub(super) struct Direct {
 impl Direct {
     fn new(ctx: &Ctx, writer: Writer<Io>) -> Self {
         let (clock, ping_every) = (ctx.shared.clock.clone(), ctx.limits.idle_timeout / 3);
-        Self { writer, ping: sleep(&clock, ping_every), clock, ping_every, stalled: None }
+        let replies = Arc::clone(&writer.replies);
+        let chores = Rare::new(Chores { replies, ping: sleep(&clock, ping_every), clock, ping_every });
+        Self { writer, chores, stalled: None }
     }
 
     /// Sends the last frame and the close. Returns the code they carry, and the one it gave up with.
@@ -283,13 +292,29 @@ impl Outlet for Direct {
     }
 
     async fn chores(&mut self) {
-        tokio::select! {
-            () = self.writer.replies.some() => self.writer.put([]),
-            () = &mut self.ping => {
-                self.ping = sleep(&self.clock, self.ping_every);
-                self.writer.put_ping();
-            }
+        match poll_fn(|cx| self.chores.poll_by(cx, Chores::poll)).await {
+            Own::Reply => self.writer.put([]),
+            Own::Ping => self.writer.put_ping(),
         }
+    }
+}
+
+/// What a session writes beside what it is for.
+struct Chores {
+    replies: Arc<Replies>,
+    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    clock: Clock,
+    ping_every: Duration,
+}
+
+impl Chores {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Own> {
+        if self.replies.poll_some(cx).is_ready() {
+            return Poll::Ready(Own::Reply);
+        }
+        ready!(self.ping.as_mut().poll(cx));
+        self.ping = sleep(&self.clock, self.ping_every);
+        Poll::Ready(Own::Ping)
     }
 }
 

@@ -44,11 +44,13 @@ struct Waiting {
 impl Replies {
     /// Ends when there is something to write.
     pub(super) async fn some(&self) {
-        poll_fn(|cx| {
-            self.news.register(cx.waker());
-            if self.lock().bytes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await;
+        poll_fn(|cx| self.poll_some(cx)).await;
+    }
+
+    /// The same.
+    pub(super) fn poll_some(&self, cx: &Context<'_>) -> Poll<()> {
+        self.news.register(cx.waker());
+        if self.lock().bytes.is_empty() { Poll::Pending } else { Poll::Ready(()) }
     }
 
     fn take(&self) -> Bytes {

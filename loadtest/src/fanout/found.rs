@@ -1,11 +1,14 @@
 //! What a run of `fanout` found.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::Transport;
 use crate::Failure;
+use crate::network::plot::{self, Curve, Over, Panel};
 use crate::report::Report;
 
 /// The figures of one run, beside those every scenario has.
@@ -45,6 +48,26 @@ impl Found {
         }
         out
     }
+}
+
+/// What contacts cost, over their number, beside what it is on average: were that the same for any number,
+/// the two would be one line.
+pub(super) fn plot(all: &[Found], transport: Transport, dir: &Path) -> Result<(), Failure> {
+    let mut cost = Curve::default();
+    all.iter().for_each(|found| cost.add(found.contacts as f64, found.report.cpu_s_per_gb));
+    let mean = all.iter().map(|found| found.report.cpu_s_per_gb).sum::<f64>() / all.len().max(1) as f64;
+    let ends = [all.first(), all.last()].map(|found| found.map_or(1.0, |found| found.contacts as f64));
+    let kib = all.first().map_or(0, |found| found.payload >> 10);
+    let panel = Panel {
+        title: format!(
+            "Processor seconds of the relay for a GB delivered: contacts over {}, {kib} KiB",
+            transport.as_str()
+        ),
+        unit: ("", 1.0),
+        curves: vec![(1, &cost)],
+        dashed: ends.map(|end| (end, mean)),
+    };
+    plot::write(dir, &format!("fanout over {}", transport.as_str()), Over::Contacts, &[panel])
 }
 
 /// Says how runs ended: 0 if nothing was lost.

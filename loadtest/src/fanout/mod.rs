@@ -81,6 +81,12 @@ pub struct Args {
     /// How many chunks, instead
     #[arg(long)]
     pub chunks: Option<u32>,
+    /// Runs once for each of these numbers of contacts instead, one after the other
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "troubled")]
+    pub sweep: Vec<u16>,
+    /// Directory for a plot of what contacts cost, over their number
+    #[arg(long, requires = "sweep")]
+    pub plots: Option<PathBuf>,
     /// Which way contacts receive
     #[arg(long, value_enum, default_value = "wss")]
     pub transport: Transport,
@@ -118,7 +124,22 @@ pub async fn main(args: Args) -> ExitCode {
     if args.troubled {
         return troubled::main(args).await;
     }
+    if !args.sweep.is_empty() {
+        return found::end(sweep(args).await, json);
+    }
     found::end(run(args).await.map(|found| vec![found]), json)
+}
+
+/// Measures for each number of contacts.
+async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
+    let mut all = Vec::new();
+    for contacts in &args.sweep {
+        all.push(Box::pin(run(Args { contacts: *contacts, ..args.clone() })).await?);
+    }
+    if let Some(dir) = &args.plots {
+        found::plot(&all, args.transport, dir)?;
+    }
+    Ok(all)
 }
 
 /// Measures.
@@ -127,7 +148,7 @@ pub async fn main(args: Args) -> ExitCode {
 /// [`Failure`].
 pub async fn run(args: Args) -> Result<Found, Failure> {
     let core = if args.unpinned { None } else { Cores::left() };
-    let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?;
+    let rig = Arc::new(Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?);
     let session = rig.session(&[Variant::LivePreview]).await?;
     let published = Arc::new(Published::default());
     let empty = rig.usage()?;
@@ -186,7 +207,7 @@ struct Phase {
 type Uploads = Option<[f64; 2]>;
 
 /// All parts of the run, and beside which speed of other uploads.
-async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<Phase>, Uploads), Failure> {
+async fn upload(args: &Args, rig: &Arc<Rig>, mut uploader: Uploader) -> Result<(Vec<Phase>, Uploads), Failure> {
     let whole = Duration::from_secs(args.seconds);
     let paces = match (args.rate, args.chunks) {
         (Some(rate), _) => vec![(Pace { rate, time: whole, chunks: args.chunks }, true, true)],
@@ -196,12 +217,12 @@ async fn upload(args: &Args, rig: &Rig, mut uploader: Uploader) -> Result<(Vec<P
             vec![(pace(0.0), false, true), (pace(USUAL_RATE), true, false)]
         }
     };
-    let mut beside = if args.uploads { Some(Beside::connect(rig, BESIDE_BYTES).await?) } else { None };
+    let beside = if args.uploads { Some(Beside::connect(rig, BESIDE_BYTES).await?) } else { None };
     let mut uploads = None;
     let mut phases = Vec::new();
     for (pace, timed, weighed) in paces {
         let (before, began) = (rig.usage()?, Instant::now());
-        let chunks = match beside.as_mut().filter(|_| timed) {
+        let chunks = match beside.as_ref().filter(|_| timed) {
             None => uploader.run(pace).await?,
             Some(beside) => {
                 let alone = beside.run(whole / 2).await?;

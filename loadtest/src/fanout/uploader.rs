@@ -1,8 +1,9 @@
 //! The one who is watched, and another whose uploads shall not suffer from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
 use waystation_client::session::Session;
 use waystation_proto::Variant;
 
@@ -100,24 +101,56 @@ impl Uploader {
     }
 }
 
-/// Brings chunks of another session that nobody watches, one after the other.
+/// Brings chunks of another session that nobody watches, one after the other. It is another client, so it has
+/// a thread of its own and waits for none of the contacts' turns.
 pub(super) struct Beside {
+    ask: std_mpsc::Sender<(Duration, oneshot::Sender<Result<f64, Failure>>)>,
+}
+
+const GONE: Failure = Failure::Wire("the uploader beside the fan-out is gone");
+
+impl Beside {
+    pub(super) async fn connect(rig: &Arc<Rig>, size: usize) -> Result<Self, Failure> {
+        let session = rig.session(&[Variant::EvidenceMaster]).await?;
+        let (token, maker) = (upload_capability(&session)?, Maker::new(&session, size)?);
+        let (ask, asked) = std_mpsc::channel::<(Duration, oneshot::Sender<_>)>();
+        let (ready, connected) = oneshot::channel();
+        let rig = Arc::clone(rig);
+        std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            let link = runtime.block_on(Link::connect(&rig, link::Transport::H1, &token));
+            // The programs end with whoever started them.
+            drop(rig);
+            let mut other = match link {
+                Ok(link) => Other { link, maker, token, size },
+                Err(failure) => return drop(ready.send(Err(failure))),
+            };
+            let _ = ready.send(Ok(()));
+            while let Ok((time, tell)) = asked.recv() {
+                let _ = tell.send(runtime.block_on(other.run(time)));
+            }
+        });
+        connected.await.map_err(|_| GONE)??;
+        Ok(Self { ask })
+    }
+
+    /// Megabytes a second, confirmed.
+    pub(super) async fn run(&self, time: Duration) -> Result<f64, Failure> {
+        let (tell, told) = oneshot::channel();
+        self.ask.send((time, tell)).map_err(|_| GONE)?;
+        told.await.map_err(|_| GONE)?
+    }
+}
+
+struct Other {
     link: Link,
     maker: Maker,
     token: String,
     size: usize,
 }
 
-impl Beside {
-    pub(super) async fn connect(rig: &Rig, size: usize) -> Result<Self, Failure> {
-        let session = rig.session(&[Variant::EvidenceMaster]).await?;
-        let token = upload_capability(&session)?;
-        let link = Link::connect(rig, link::Transport::H1, &token).await?;
-        Ok(Self { link, maker: Maker::new(&session, size)?, token, size })
-    }
-
-    /// Megabytes a second, confirmed.
-    pub(super) async fn run(&mut self, time: Duration) -> Result<f64, Failure> {
+impl Other {
+    async fn run(&mut self, time: Duration) -> Result<f64, Failure> {
         let (began, mut bytes) = (Instant::now(), 0);
         while began.elapsed() < time {
             let chunk = self.maker.next_chunk()?;

@@ -9,7 +9,7 @@ use waystation_proto::Variant;
 use super::handset::Handset;
 use super::output::{Line, median, percentile};
 use super::phone::Recorded;
-use super::plot::{self, Curve, Panel, Way};
+use super::plot::{self, Curve, Over, Panel, Way};
 use super::site::Site;
 use super::transport::Transport;
 use super::{Args, Rebind, bars};
@@ -80,7 +80,7 @@ fn draw(dir: &Path, profile: &Profile, args: &Args, runs: &[Run], floor_s: f64) 
     };
     let floor = [(0.0, 0.0), (floor_s, PAYLOAD as f64)];
     let bytes = panel("bytes at the relay; dashed: the floor", ("kB", 1000.0), |run| &run.curve, floor);
-    plot::write(dir, &name, &[bytes])?;
+    plot::write(dir, &name, Over::Seconds, &[bytes])?;
     if !matches!(args.transport, Transport::H3) {
         return Ok(());
     }
@@ -93,7 +93,7 @@ fn draw(dir: &Path, profile: &Profile, args: &Args, runs: &[Run], floor_s: f64) 
         panel("round trip; dashed: the link's without a queue", ("ms", 1.0), |run| &run.way.rtt_ms, level(rtt)),
         panel("loss; dashed: the link's", ("%", 10.0), |run| &run.way.loss_permille, level(loss)),
     ];
-    plot::write(dir, &format!("{name} path"), &panels)
+    plot::write(dir, &format!("{name} path"), Over::Seconds, &panels)
 }
 
 async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> {

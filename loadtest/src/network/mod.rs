@@ -17,7 +17,7 @@ mod offsets;
 mod outage;
 mod output;
 pub mod phone;
-mod plot;
+pub(crate) mod plot;
 mod quiet;
 mod site;
 mod survival;

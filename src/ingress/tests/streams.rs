@@ -6,13 +6,18 @@ use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 
 use super::harness::PATIENCE;
-use waystation_h3::{BidiStream, Connection};
+use waystation_h3::{BidiStream, Connection, Orders};
 
 type Server = h3::server::RequestStream<BidiStream, Bytes>;
 type Client = h3::client::RequestStream<BidiStream, Bytes>;
 
 /// One request on an own connection: both ends of its stream, and what keeps them alive.
 async fn pair() -> (Client, Server, impl Sized) {
+    let (client, server, _, alive) = pair_and_orders().await;
+    (client, server, alive)
+}
+
+async fn pair_and_orders() -> (Client, Server, Orders, impl Sized) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = rustls_pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
@@ -40,19 +45,20 @@ async fn pair() -> (Client, Server, impl Sized) {
     let at = far.local_addr().unwrap();
     let accepting = tokio::spawn(async move {
         let quic = far.accept().await.unwrap().await.unwrap();
-        let mut h3 = h3::server::builder().build::<_, Bytes>(Connection::new(quic)).await.unwrap();
+        let (streams, sessions, orders) = Connection::with_sessions(quic);
+        let mut h3 = h3::server::builder().build::<_, Bytes>(streams).await.unwrap();
         let resolver = h3.accept().await.unwrap().unwrap();
         let (_, stream) = resolver.resolve_request().await.unwrap();
         let driver = tokio::spawn(async move { while let Ok(Some(_)) = h3.accept().await {} });
-        (stream, driver, far)
+        (stream, orders, (driver, sessions, far))
     });
     let quic = near.connect(at, "localhost").unwrap().await.unwrap();
     let (mut driver, mut send) = h3::client::new(Connection::new(quic)).await.unwrap();
     let driver = tokio::spawn(async move { std::future::poll_fn(|cx| driver.poll_close(cx)).await });
     let request = Request::put("https://localhost/x").body(()).unwrap();
     let client = send.send_request(request).await.unwrap();
-    let (server, far_driver, far) = accepting.await.unwrap();
-    (client, server, (driver, far_driver, far, near, send))
+    let (server, orders, far) = accepting.await.unwrap();
+    (client, server, orders, (driver, far, near, send))
 }
 
 #[tokio::test]
@@ -76,6 +82,33 @@ async fn an_answer_that_is_finished_is_whole() {
     client.recv_response().await.unwrap();
     assert_eq!(client.recv_data().await.unwrap().unwrap().remaining(), 9);
     assert!(client.recv_data().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn bytes_that_are_shared_come_once_and_in_their_place() {
+    let (mut client, mut server, orders, _alive) = pair_and_orders().await;
+    let id = server.id();
+    // More than a window, so that writes end in the middle.
+    let pieces: Vec<Bytes> = (0..40u8).map(|at| Bytes::from(vec![at; 1 + 2_000 * usize::from(at)])).collect();
+    let all = pieces.concat();
+    let sending = tokio::spawn(async move {
+        server.send_response(Response::new(())).await.unwrap();
+        for (at, piece) in pieces.into_iter().enumerate() {
+            if at % 3 != 0 {
+                orders.share(id, piece.clone());
+            }
+            server.send_data(piece).await.unwrap();
+        }
+        server.finish().await.unwrap();
+        server
+    });
+    client.recv_response().await.unwrap();
+    let mut came = Vec::new();
+    while let Some(mut data) = client.recv_data().await.unwrap() {
+        came.extend_from_slice(&data.copy_to_bytes(data.remaining()));
+    }
+    assert!(came == all, "{} of {} bytes", came.len(), all.len());
+    sending.await.unwrap();
 }
 
 #[tokio::test]

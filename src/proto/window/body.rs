@@ -15,7 +15,7 @@ pub const FRAME_PAYLOAD: usize = 64 * 1024 - HEAD_ROOM;
 /// book-keeping. In bytes.
 pub const FRAME_OVERHEAD: u64 = 96;
 /// Room left before a payload for the frame's head: type 1, length 4, handle 8, offset 8.
-const HEAD_ROOM: usize = 24;
+pub(super) const HEAD_ROOM: usize = 24;
 /// Room in a slab for further heads, so that a slab read in small steps still takes its payload.
 const SLACK: usize = 8 * HEAD_ROOM;
 

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 
+use super::body::{FRAME_PAYLOAD, HEAD_ROOM};
 use crate::frame::{encode_json, kind};
 use crate::id::StreamId;
 use crate::message::{Omitted, OmittedReason};
 
-/// Media bytes of one poll.
-pub const STEP_MEDIA: usize = 256 * 1024;
+/// Media bytes of one poll: a chunk of 256 KiB with its envelope and the heads of its frames goes in one.
+pub const STEP_MEDIA: usize = 260 * 1024;
 /// The same over a thin link, so that sound which comes meanwhile waits for no more than this: 1.4 s at
 /// 48 kbit/s.
 pub(super) const THIN_STEP: usize = 8 * 1024;
@@ -59,6 +60,12 @@ impl Out {
     #[must_use]
     pub fn thin() -> Self {
         Self { thin: true, ..Self::default() }
+    }
+
+    /// Whether nothing was left out of this poll for want of room.
+    #[must_use]
+    pub const fn roomy(&self) -> bool {
+        !self.thin && self.media + FRAME_PAYLOAD + HEAD_ROOM <= STEP_MEDIA
     }
 
     /// Whether this is about what a thin link is given in one step, or more.
