@@ -1,29 +1,34 @@
 //! Several WebSockets as one, for a kernel whose congestion control takes each loss for a full
 //! queue: each connection alone gets only so far, several together fill a lossy link.
 //!
-//! The first is there at once. While chunks wait another is added every half second, so that on a
-//! link that loses nothing all is done before there are many. Each connection brings one chunk at
+//! The first is there at once. While chunks wait another is added now and then, as long as the last
+//! one brought more ([`Growth`]): a link that is full gets no third. Each connection brings one chunk at
 //! a time, and the next when its last byte went out; what is more merciful than all that a
 //! connection has begun goes beside it at once, and before it.
 
+mod growth;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::ChunkState;
 
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
 use crate::connect::ConnectError;
+use growth::Growth;
 
 /// Connections at once.
 const MAX_LINKS: usize = 10;
-/// Another connection is added so often while there is work for it.
-const ADD_EVERY: Duration = Duration::from_millis(500);
+/// It is looked so often whether another connection is wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// One connection now, more when they are needed.
 pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
@@ -65,18 +70,30 @@ struct Bundle {
     waiting: BTreeMap<(Rank, u64), Box<Job>>,
     heard: SelectAll<BoxStream<'static, News>>,
     adding: Beside,
+    growth: Growth,
+    started: Instant,
     begun: usize,
 }
 
 impl Bundle {
     fn new(dial: Dial, news: mpsc::Sender<FromLink>) -> Self {
         let (strands, waiting, heard) = (HashMap::new(), BTreeMap::new(), SelectAll::new());
-        Self { dial, news, strands, waiting, heard, adding: Beside::default(), begun: 0 }
+        Self {
+            dial,
+            news,
+            strands,
+            waiting,
+            heard,
+            adding: Beside::default(),
+            growth: Growth::default(),
+            started: Instant::now(),
+            begun: 0,
+        }
     }
 
     async fn run(mut self, first: Link, mut jobs: mpsc::Receiver<ToLink>) {
         self.add(first);
-        let mut tick = tokio::time::interval(ADD_EVERY);
+        let mut tick = tokio::time::interval(LOOK_EVERY);
         loop {
             let open = tokio::select! {
                 job = jobs.recv() => match job {
@@ -89,6 +106,7 @@ impl Bundle {
                     true
                 }
                 _ = tick.tick() => {
+                    self.growth.look(self.now_ms(), self.dial.written.load(Ordering::Relaxed));
                     if self.needs_another() {
                         self.adding.begin(super::ws::connect(self.dial.clone(), false));
                     }
@@ -102,7 +120,12 @@ impl Bundle {
         }
     }
 
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
     fn add(&mut self, link: Link) {
+        self.growth.added(self.now_ms());
         let Link { jobs, news, task, .. } = link;
         let strand = self.begun;
         self.begun += 1;
@@ -117,6 +140,9 @@ impl Bundle {
     }
 
     fn needs_another(&self) -> bool {
+        if !self.growth.wants_more(self.now_ms(), self.strands.len() as u64) {
+            return false;
+        }
         let busy = self.strands.values().filter(|strand| strand.brings().is_some()).count();
         self.strands.len() < MAX_LINKS && (!self.waiting.is_empty() || busy == self.strands.len())
     }

@@ -2,6 +2,8 @@
 //! tells. A connection is a task behind two bounded channels; it knows no policy. One that stalls
 //! makes another beside itself, and offers that to the session if it is through first.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -172,6 +174,8 @@ pub(crate) struct Dial {
     pub(crate) tokens: Vec<Token>,
     /// Seconds that the relay may take before it answers a `PUT`.
     pub(crate) wait_s: u64,
+    /// Bytes of chunks that all WebSockets made with it wrote.
+    pub(crate) written: Arc<AtomicU64>,
 }
 
 impl Dial {

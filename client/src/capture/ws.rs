@@ -1,6 +1,7 @@
 //! `/capture` over a WebSocket: one connection, chunks interleaved piece by piece.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::frame::{self, Frame, Piece, kind};
 use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hint, OfferBody, Send, Welcome};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
@@ -146,7 +148,7 @@ async fn run(
     };
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
-        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone())));
+        AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
     let mut reader = Reader { shared, news, next_handle: 1, ear: Ear::default(), code: None, retry_after_s: None };
     let mut beside = Beside::default();
     let mut tick = tokio::time::interval(TICK);
@@ -186,12 +188,19 @@ async fn run(
     let _ = reader.news.send(closed).await;
 }
 
-async fn write(mut sink: SplitSink<Socket, Message>, shared: Arc<Shared>, news: mpsc::Sender<FromLink>) {
+async fn write(
+    mut sink: SplitSink<Socket, Message>,
+    shared: Arc<Shared>,
+    news: mpsc::Sender<FromLink>,
+    written: Arc<AtomicU64>,
+) {
     loop {
         let result = match shared.next() {
             Write::Message(message) => sink.send(message).await,
             Write::Piece { message, last } => {
+                let length = message.len() as u64;
                 let result = sink.send(message).await;
+                written.fetch_add(length, Ordering::Relaxed);
                 if let (Ok(()), Some((id, attempt))) = (&result, last) {
                     let _ = news.send(FromLink::Sent { id, attempt }).await;
                 }

@@ -1,5 +1,6 @@
 //! The session's connection: which relay, when, and what it brings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -31,7 +32,7 @@ impl Engine {
         self.connecting = true;
         let Some(relay) = self.config.relays.get(self.relay).cloned() else { return };
         let (transport, wait_s) = (self.config.transport, self.config.wait_s);
-        let dial = Dial { transport, relay, tokens, wait_s };
+        let dial = Dial { transport, relay, tokens, wait_s, written: Arc::default() };
         // What is sent early may be lost as a whole: once, not with every try.
         let early = self.connections > 0 && self.failures == 0;
         self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
