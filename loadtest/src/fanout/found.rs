@@ -34,6 +34,9 @@ pub struct Found {
     /// The second as a share of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uploads_kept: Option<f64>,
+    /// `cpu_s_per_gb` less what the uploads cost without any contact: what is spent for contacts alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contacts_s_per_gb: Option<f64>,
 }
 
 impl Found {
@@ -50,24 +53,24 @@ impl Found {
     }
 }
 
-/// What contacts cost, over their number, beside what it is on average: were that the same for any number,
-/// the two would be one line.
+/// What contacts cost, over their number: all of it, the same without the uploads, and dashed the mean of that.
+/// Were it the same for any number, the last two would be one line.
 pub(super) fn plot(all: &[Found], transport: Transport, dir: &Path) -> Result<(), Failure> {
-    let mut cost = Curve::default();
+    let (mut cost, mut own) = (Curve::default(), Curve::default());
+    let of_contacts = |found: &Found| found.contacts_s_per_gb.unwrap_or(found.report.cpu_s_per_gb);
     all.iter().for_each(|found| cost.add(found.contacts as f64, found.report.cpu_s_per_gb));
-    let mean = all.iter().map(|found| found.report.cpu_s_per_gb).sum::<f64>() / all.len().max(1) as f64;
+    all.iter().for_each(|found| own.add(found.contacts as f64, of_contacts(found)));
+    let mean = all.iter().map(of_contacts).sum::<f64>() / all.len().max(1) as f64;
     let ends = [all.first(), all.last()].map(|found| found.map_or(1.0, |found| found.contacts as f64));
     let kib = all.first().map_or(0, |found| found.payload >> 10);
+    let way = transport.as_str();
     let panel = Panel {
-        title: format!(
-            "Processor seconds of the relay for a GB delivered: contacts over {}, {kib} KiB",
-            transport.as_str()
-        ),
+        title: format!("CPU s/GB delivered over {way}, chunks of {kib} KiB: contacts alone (blue), with uploads (red)"),
         unit: ("", 1.0),
-        curves: vec![(1, &cost)],
+        curves: vec![(1, &own), (2, &cost)],
         dashed: ends.map(|end| (end, mean)),
     };
-    plot::write(dir, &format!("fanout over {}", transport.as_str()), Over::Contacts, &[panel])
+    plot::write(dir, &format!("fanout over {way}"), Over::Contacts, &[panel])
 }
 
 /// Says how runs ended: 0 if nothing was lost.

@@ -18,14 +18,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use waystation_client::session::Session;
-use waystation_proto::Variant;
+use waystation_proto::{Media, Variant};
 
 use crate::Failure;
 use crate::report::{Counted, Report};
 use crate::rig::{Cores, Rig, Setup, Usage};
 use crate::upload::bytes;
 use contact::Contact;
-use follower::Published;
+use follower::{Published, key};
 pub use found::Found;
 use uploader::{Beside, Pace, Uploader};
 
@@ -39,6 +39,8 @@ const USUAL_RATE: f64 = 4.0;
 const SETTLE: Duration = Duration::from_secs(3);
 /// A share of the contacts that compares every byte; the others look at order and number.
 const COMPARING: u16 = 8;
+/// Another session uploads by itself and beside the fan-out in turns: what else the machine does concerns both.
+const ROUNDS: u32 = 5;
 /// Bytes of a chunk of another session, uploaded beside the fan-out.
 const BESIDE_BYTES: usize = 1 << 20;
 
@@ -130,11 +132,15 @@ pub async fn main(args: Args) -> ExitCode {
     found::end(run(args).await.map(|found| vec![found]), json)
 }
 
-/// Measures for each number of contacts.
+/// Measures for each number of contacts, and before that what the uploads alone cost.
 async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
     let mut all = Vec::new();
+    let uploads = Box::pin(run(Args { contacts: 0, ..args.clone() })).await?.report.cpu_s_per_gb;
     for contacts in &args.sweep {
-        all.push(Box::pin(run(Args { contacts: *contacts, ..args.clone() })).await?);
+        let mut found = Box::pin(run(Args { contacts: *contacts, ..args.clone() })).await?;
+        let own = found.report.cpu_s_per_gb - uploads / f64::from(*contacts);
+        found.contacts_s_per_gb = Some((own * 1000.0).round() / 1000.0);
+        all.push(found);
     }
     if let Some(dir) = &args.plots {
         found::plot(&all, args.transport, dir)?;
@@ -221,17 +227,26 @@ async fn upload(args: &Args, rig: &Arc<Rig>, mut uploader: Uploader) -> Result<(
     let mut uploads = None;
     let mut phases = Vec::new();
     for (pace, timed, weighed) in paces {
-        let (before, began) = (rig.usage()?, Instant::now());
-        let chunks = match beside.as_ref().filter(|_| timed) {
-            None => uploader.run(pace).await?,
-            Some(beside) => {
-                let alone = beside.run(whole / 2).await?;
-                let (chunks, with) = tokio::join!(uploader.run(pace), beside.run(whole / 2));
-                uploads = Some([alone, with?]);
-                chunks?
-            }
-        };
-        phases.push(Phase { chunks, began, before, after: rig.usage()?, timed, weighed });
+        let rounds = if beside.is_some() && timed { ROUNDS } else { 1 };
+        let (pace, round) = (Pace { time: pace.time / rounds, ..pace }, whole / 2 / rounds);
+        for _ in 0..rounds {
+            let alone = match beside.as_ref().filter(|_| timed) {
+                Some(beside) => beside.run(round).await?,
+                None => 0.0,
+            };
+            let (before, began) = (rig.usage()?, Instant::now());
+            let chunks = match beside.as_ref().filter(|_| timed) {
+                None => uploader.run(pace).await?,
+                Some(beside) => {
+                    let (chunks, with) = tokio::join!(uploader.run(pace), beside.run(round));
+                    let [alone_all, with_all] = uploads.get_or_insert([0.0; 2]);
+                    *alone_all += alone / f64::from(rounds);
+                    *with_all += with? / f64::from(rounds);
+                    chunks?
+                }
+            };
+            phases.push(Phase { chunks, began, before, after: rig.usage()?, timed, weighed });
+        }
     }
     Ok((phases, uploads))
 }
@@ -251,7 +266,11 @@ fn count(args: &Args, published: &Published, deliveries: &[(u64, Instant)], phas
             let last = here.iter().map(|(_, at)| *at).max().unwrap_or(phase.began);
             counted.time += last - phase.began;
             counted.chunks += here.len() as u64;
-            counted.bytes += here.iter().map(|(index, _)| published.length(*index)).sum::<u64>();
+            counted.bytes += match args.contacts {
+                // Nobody watches: what is weighed is the upload.
+                0 => (phase.chunks.0..phase.chunks.1).map(|index| published.length(key(Media::Video, index))).sum(),
+                _ => here.iter().map(|(index, _)| published.length(*index)).sum::<u64>(),
+            };
             counted.cpu += phase.after.cpu.saturating_sub(phase.before.cpu);
         }
     }
@@ -262,7 +281,7 @@ fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uplo
     let max_rss = counted.max_rss;
     let mut report = Report::new("fanout", args.payload, args.contacts.into(), counted);
     report.transport = Some(args.transport.as_str());
-    let grown = idle.1.rss.saturating_sub(idle.0.rss) as f64 / 1024.0 / f64::from(args.contacts);
+    let grown = idle.1.rss.saturating_sub(idle.0.rss) as f64 / 1024.0 / f64::from(args.contacts.max(1));
     let kept = uploads.map(|[alone, with]| with / alone);
     let digits = |value: f64| (value * 100.0).round() / 100.0;
     Found {
@@ -274,6 +293,7 @@ fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uplo
         max_rss,
         uploads_mb_s: uploads.map(|both| both.map(digits)),
         uploads_kept: kept.map(digits),
+        contacts_s_per_gb: None,
     }
 }
 
