@@ -12,12 +12,15 @@ use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody};
 use super::conn::{Conn, client_key};
 use super::dialect::Interim;
-use super::respond::Reply;
+use super::respond::{self, Reply};
 use super::route;
 use super::urgency::Urgency;
 use super::webtransport::{self, Streams};
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
+
+/// Packets it takes to say what share of them is lost.
+const KNOWN_PACKETS: u64 = 40;
 
 /// The body of a request on HTTP/3.
 pub(super) struct Incoming(RequestStream<RecvStream, Bytes>);
@@ -111,7 +114,7 @@ async fn request(
     let answering = async {
         let mut send = send;
         let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
-        let reply = loop {
+        let mut reply = loop {
             tokio::select! {
                 biased;
                 head = Interim::next(&mut heads) => {
@@ -122,7 +125,11 @@ async fn request(
                 reply = handling.as_mut() => break reply,
             }
         };
-        if let Some(urgency) = asked.or_else(|| reply.extensions().get().copied()) {
+        let of_chunk = reply.extensions().get::<Urgency>().copied();
+        if of_chunk.is_some() {
+            tell_loss(&quic, &mut reply);
+        }
+        if let Some(urgency) = asked.or(of_chunk) {
             orders.set(id, urgency.priority(id.into_inner()));
         }
         answer(&conn, send, reply).await;
@@ -131,6 +138,14 @@ async fn request(
         () = answering => {}
         _ = quic.closed() => {}
         () = service.cut.cancelled() => {}
+    }
+}
+
+/// How many of a thousand packets to this contact were lost: one who knows asks for sound twice.
+fn tell_loss(quic: &quinn::Connection, reply: &mut Reply) {
+    let path = quic.stats().path;
+    if path.sent_packets >= KNOWN_PACKETS {
+        reply.headers_mut().insert(respond::LOSS, (path.lost_packets * 1000 / path.sent_packets).into());
     }
 }
 

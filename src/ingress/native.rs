@@ -12,9 +12,9 @@ use super::respond::{self, Reply, Shape};
 use super::urgency::Urgency;
 use crate::admission::{Refusal, Revocation};
 use crate::capability::Capability;
-use crate::fanout::ChunkReader;
+use crate::fanout::{ChunkMeta, ChunkReader};
 use crate::proto::claims::MAX_TOKEN_BYTES;
-use crate::proto::{ChunkRef, ChunkState, Code, dictionary};
+use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, dictionary};
 
 /// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
 const WAIT_S: (u64, u64) = (30, 120);
@@ -103,6 +103,9 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     if let Ok(digest) = HeaderValue::from_str(&dictionary::write_digest(&meta.sha256)) {
         headers.insert(HeaderName::from_static("repr-digest"), digest);
     }
+    if let Ok(chunk) = HeaderValue::from_str(&dictionary::write_offer(&offer(&capability.grant.incident, &meta))) {
+        headers.insert(respond::CHUNK, chunk);
+    }
     reply.extensions_mut().insert(Urgency::of_lane(meta.variant));
     ctx.tasks.spawn(pour(ctx.clone(), reader, revocation, meta.length, out));
     Ok(reply)
@@ -137,6 +140,31 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
             Err(Stopped::Gone) => return,
         }
+    }
+}
+
+/// What the contact is told of a chunk that it asked for by its name alone.
+fn offer(incident: &IncidentId, meta: &ChunkMeta) -> Offer {
+    Offer {
+        incident: incident.clone(),
+        stream: meta.stream.clone(),
+        index: meta.index,
+        media: meta.media,
+        started: meta.started.clone(),
+        ended: meta.ended.clone(),
+        length: meta.length,
+        sha256: meta.sha256,
+        name: String::new(),
+        role: Some(meta.variant),
+        group: None,
+        segment: None,
+        sequence: None,
+        source: None,
+        clock: None,
+        profile: None,
+        priority: None,
+        attempt: 1,
+        sig: None,
     }
 }
 

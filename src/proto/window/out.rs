@@ -25,6 +25,8 @@ pub struct Out {
     pub(super) held: [bool; 2],
     /// The contact's link takes less than there is.
     pub(super) thin: bool,
+    /// The contact asks for the bytes of each chunk by itself.
+    pub(super) bare: bool,
 }
 
 /// What is counted of a poll.
@@ -59,6 +61,13 @@ impl Out {
     #[must_use]
     pub fn thin() -> Self {
         Self { thin: true, ..Self::default() }
+    }
+
+    /// For a contact that asks for the bytes of each chunk by itself, or not.
+    #[must_use]
+    pub const fn barely(mut self, bare: bool) -> Self {
+        self.bare = bare;
+        self
     }
 
     /// Whether this is about what a thin link is given in one step, or more.
