@@ -6,6 +6,7 @@
 //! slowly slows the subscription, never the recording.
 
 mod ahead;
+mod asker;
 pub mod assembly;
 mod event;
 mod source;

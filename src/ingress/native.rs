@@ -19,6 +19,10 @@ use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, dictionary};
 /// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
 const WAIT_S: (u64, u64) = (30, 120);
 
+/// Bytes of a chunk that wait for its hash: no fewer, since a last byte in a packet of its own would be one
+/// more that can be lost.
+const LAST: usize = 8 * 1024;
+
 /// `PUT /chunks/{ref}`
 pub(super) async fn put(ctx: &Ctx, name: &str, parts: &Parts, body: &mut RequestBody) -> Reply {
     let wait = Wait::of(&parts.headers);
@@ -112,7 +116,7 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
 }
 
 /// Copies a chunk to the contact. A chunk that turns out to be another cuts the answer off: what
-/// was sent is not that chunk; so does a capability that is taken back. Its last byte waits for the hash, since with it a body of known
+/// was sent is not that chunk; so does a capability that is taken back. Its last bytes wait for the hash, since with it a body of known
 /// length is complete.
 async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, length: u64, out: Outflow) {
     let (mut left, mut last) = (length, Bytes::new());
@@ -127,7 +131,7 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             Ok(Some(mut bytes)) => {
                 left = left.saturating_sub(bytes.len() as u64);
                 if left == 0 && !bytes.is_empty() {
-                    last = bytes.split_off(bytes.len() - 1);
+                    last = bytes.split_off(bytes.len() - bytes.len().min(LAST));
                 }
                 (bytes, false)
             }

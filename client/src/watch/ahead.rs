@@ -6,16 +6,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::frame::{self, Frame, kind};
-use waystation_proto::id::{ChunkRef, Digest, IncidentId, StreamId};
+use waystation_proto::id::IncidentId;
 use waystation_proto::message::{ChunkBegins, Complete, Omitted, OmittedReason, Withdrawn};
 use waystation_proto::varint;
-use waystation_proto::{ContactState, Offer, Variant, dictionary};
+use waystation_proto::{ContactState, Offer, Variant};
 
+use super::asker::{Asker, Name, News};
 use super::source::Streaming;
 use crate::h3link::{H3, H3Body};
 use crate::http::Broken;
@@ -30,24 +30,11 @@ const MAX_WHOLE: usize = 256;
 const MAX_CURSORS: usize = 16;
 /// A chunk that breaks off is asked for so often.
 const MAX_TRIES: u32 = 5;
-/// How long the relay shall wait for a chunk to begin, in seconds: the most it grants.
-const WAIT: &str = "wait=120";
 /// Packets lost of a thousand from which on sound is asked for twice: more than one of twenty chunks would
 /// have to wait for one that is sent again. Taken for so many where nothing is known yet.
 const TWICE_FROM: u64 = 10;
 /// The same for three times: more than one of twenty would have to wait for one that is lost twice.
 const THRICE_FROM: u64 = 80;
-
-type Name = (StreamId, u64);
-
-/// What happened to a request.
-enum News {
-    Begins(Box<Offer>, u64),
-    Bytes(u64, Bytes),
-    Whole,
-    /// `true`: there is no such chunk now.
-    Failed(bool),
-}
 
 /// A chunk that is asked for.
 struct Asked {
@@ -62,14 +49,6 @@ struct Asked {
     requests: Vec<AbortOnDropHandle<()>>,
     failed: usize,
     tries: u32,
-}
-
-/// Makes requests.
-struct Asker {
-    connection: Arc<H3>,
-    bearer: HeaderValue,
-    incident: IncidentId,
-    tell: mpsc::Sender<(u64, News)>,
 }
 
 /// A subscription and its requests.
@@ -317,7 +296,7 @@ impl Ahead {
         let Some(asked) = self.asked.get_mut(&handle) else { return Ok(()) };
         match news {
             News::Begins(offer, loss) => {
-                self.loss = loss;
+                self.loss = loss.unwrap_or(TWICE_FROM);
                 match &asked.begun {
                     None => {
                         let begins = begins(handle, *offer, asked.variant);
@@ -381,54 +360,6 @@ impl Ahead {
         let behind = self.out.iter().rposition(|frame| frame.kind != kind::CURSOR).map_or(0, |at| at + 1);
         self.out.insert(behind, control(kind, body));
     }
-}
-
-impl Asker {
-    /// One request, which tells what comes of it.
-    fn ask(&self, handle: u64, (stream, index): &Name) -> AbortOnDropHandle<()> {
-        let chunk = ChunkRef::of(&self.incident, stream, *index);
-        let request = Request::get(format!("/chunks/{chunk}"))
-            .header(header::AUTHORIZATION, self.bearer.clone())
-            .header("prefer", WAIT)
-            .body(());
-        let (connection, tell, incident) = (Arc::clone(&self.connection), self.tell.clone(), self.incident.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            let fetched = match request {
-                Ok(request) => fetch(&connection, request, &incident, handle, &tell).await,
-                Err(_) => Err(false),
-            };
-            let _ = tell.send((handle, fetched.map_or_else(News::Failed, |()| News::Whole))).await;
-        }))
-    }
-}
-
-/// Brings one chunk; an error says whether there is none.
-async fn fetch(
-    connection: &H3,
-    request: Request<()>,
-    incident: &IncidentId,
-    handle: u64,
-    tell: &mpsc::Sender<(u64, News)>,
-) -> Result<(), bool> {
-    let (answer, mut body) = connection.open(request).await.map_err(|Broken| false)?;
-    if !answer.status().is_success() {
-        return Err(answer.status() == http::StatusCode::NOT_FOUND);
-    }
-    let of = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
-    let digest: Option<Digest> = of("repr-digest").and_then(|text| dictionary::parse_digest(text).ok());
-    let offer =
-        of("waystation-chunk").zip(digest).and_then(|(text, sha)| dictionary::parse_offer(text, sha, None).ok());
-    let offer = offer.filter(|offer| offer.incident == *incident).ok_or(false)?;
-    let loss = of("waystation-loss").and_then(|text| text.parse().ok()).unwrap_or(TWICE_FROM);
-    let length = offer.length;
-    tell.send((handle, News::Begins(Box::new(offer), loss))).await.map_err(|_| false)?;
-    let mut offset = 0;
-    while let Some(bytes) = body.data().await.map_err(|Broken| false)? {
-        let came = bytes.len() as u64;
-        tell.send((handle, News::Bytes(offset, bytes))).await.map_err(|_| false)?;
-        offset += came;
-    }
-    if offset == length { Ok(()) } else { Err(false) }
 }
 
 /// What a chunk's own answer tells of it.
