@@ -5,6 +5,8 @@
 //! after every break, and renews its capability ahead of its end. Whoever takes the events too
 //! slowly slows the subscription, never the recording.
 
+mod ahead;
+mod asker;
 pub mod assembly;
 mod event;
 mod source;

@@ -20,6 +20,9 @@ enum Command {
     /// The capture client that `network` starts
     #[command(hide = true)]
     Phone(network::phone::Args),
+    /// The contact that `network` starts
+    #[command(hide = true)]
+    Viewer(network::viewer::Args),
     /// The main job, end to end, with real processes and a real recording
     Demo(demo::Args),
 }
@@ -42,6 +45,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Disk(args) => disk::main(args).await,
         Command::Network(args) => network::main(args).await,
         Command::Phone(args) => network::phone::main(args).await,
+        Command::Viewer(args) => network::viewer::main(args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }

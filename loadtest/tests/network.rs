@@ -62,6 +62,22 @@ fn a_link_that_loses_every_seventh_packet_loses_no_chunk() {
 }
 
 #[test]
+fn a_contact_behind_a_lossy_link_hears_everything_and_is_told_of_the_rest() {
+    if !links_can_be_made() {
+        return;
+    }
+    for transport in ["h3", "ws"] {
+        let line = line(&["--scenario", "contact", "--profile", "lossy", "--seconds", "12", "--transport", transport]);
+        let count = |name: &str| line[name].as_u64().unwrap_or_else(|| panic!("{name} of {line}"));
+        assert_eq!((count("sounds"), count("sounds_missing"), count("previews_untold")), (6, 0, 0), "{line}");
+        assert_eq!(count("previews_whole") + count("previews_omitted"), 6, "{line}");
+        // Nothing is faster than light, and what takes a minute is not live.
+        let p95 = line["delay_p95_s"].as_f64().unwrap();
+        assert!((0.1..60.0).contains(&p95), "{line}");
+    }
+}
+
+#[test]
 fn five_kills_over_a_lossy_link_lose_nothing() {
     if links_can_be_made() {
         let line = line(&["--scenario", "kills", "--kills", "5", "--profile", "lossy", "--transport", "ws"]);

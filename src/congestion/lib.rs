@@ -37,6 +37,16 @@ impl ControllerFactory for Factory {
     }
 }
 
+/// The same for each connection of an end that writes whatever its streams take.
+#[derive(Debug)]
+pub struct Alone;
+
+impl ControllerFactory for Alone {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        Arc::new(Factory(Arc::new(Gauge::new()))).build(now, current_mtu)
+    }
+}
+
 /// The model with quinn's clock.
 #[derive(Clone)]
 struct PathController {

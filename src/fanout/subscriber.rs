@@ -34,6 +34,8 @@ pub struct Wanted {
     pub from: Option<StartAt>,
     /// A cursor of an earlier subscription; goes before `from`.
     pub cursor: Option<String>,
+    /// No bytes of chunks: they are asked for one by one ([`ChunkReader`](super::ChunkReader)).
+    pub bare: bool,
 }
 
 impl Wanted {
@@ -62,6 +64,7 @@ pub struct Subscription {
     contact: Contact,
     grant: Grant,
     lanes: Option<Vec<Variant>>,
+    bare: bool,
     wake: Listener,
     timer: Timer,
     ending: Option<Code>,
@@ -95,6 +98,7 @@ impl Subscription {
             seat,
             contact,
             grant: grant.clone(),
+            bare: wanted.bare,
             lanes: wanted.lanes,
             wake,
             timer: Timer::default(),
@@ -217,7 +221,7 @@ impl Subscription {
         let mut out = match self.ending {
             Some(_) => Out::control_only(),
             None if self.thin => Out::thin().holding(self.held),
-            None => Out::default().holding(self.held),
+            None => Out::default().holding(self.held).barely(self.bare),
         };
         self.contact.poll(&mut state.window, now, &mut out);
         let settled = self.contact.settled(&state.window, now);

@@ -23,6 +23,8 @@ const SEND_BUFFER: u32 = 256 * 1024;
 /// is sent next is decided here and late; and the kernel says that there is room again when half
 /// of it is free, which at 1 kB/s must happen within `idle_timeout`.
 const UNSENT: u32 = 32 * 1024;
+/// The congestion control that the kernel is asked for: one that is not put off by loss.
+const BBR: &[u8] = b"bbr";
 /// Bytes that TLS takes at once, and holds for a peer that takes nothing: the largest batch of
 /// messages to a contact ([`super::watch`]), so that it goes out in one write.
 pub(super) const TLS_BUFFER: usize = 72 * 1024;
@@ -85,7 +87,10 @@ fn admit(service: &Arc<Service>, stream: TcpStream, peer: SocketAddr, tls: Optio
     }
     // Without it small frames wait for acknowledgements of earlier ones.
     let _ = stream.set_nodelay(true);
-    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+    let options = socket2::SockRef::from(&stream);
+    let _ = options.set_tcp_notsent_lowat(UNSENT);
+    // A kernel without it keeps its own. Not on the listener: a route's own would go before that.
+    let _ = options.set_tcp_congestion(BBR);
     let (service, tls) = (Arc::clone(service), tls.cloned());
     let tasks = service.tasks.clone();
     tasks.spawn(async move {

@@ -18,7 +18,8 @@ const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "Accept-Patch, Location, Preference-Applied, Repr-Digest, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, \
      Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Draft-Interop-Version, Upload-Expires, \
-     Upload-Incomplete, Upload-Length, Upload-Limit, Upload-Offset, Waystation-Hint, Waystation-Node, Waystation-State",
+     Upload-Incomplete, Upload-Length, Upload-Limit, Upload-Offset, Waystation-Chunk, Waystation-Hint, \
+     Waystation-Loss, Waystation-Node, Waystation-State",
 );
 /// How long a browser may keep a preflight's answer, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

@@ -13,12 +13,15 @@ use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
 use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
 use super::pour;
-use super::respond::Reply;
+use super::respond::{self, Reply};
 use super::route;
 use super::urgency::Urgency;
 use super::webtransport::{self, Streams};
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
+
+/// Packets it takes to say what share of them is lost.
+const KNOWN_PACKETS: u64 = 40;
 
 /// The body of a request on HTTP/3.
 pub(super) struct Incoming(RequestStream<RecvStream, Bytes>);
@@ -125,7 +128,11 @@ async fn request(
         };
         // An answer may last for hours.
         drop(handling);
-        if let Some(urgency) = asked.or_else(|| reply.extensions().get().copied()) {
+        let of_chunk = reply.extensions().get::<Urgency>().copied();
+        if of_chunk.is_some() {
+            tell_loss(&quic, &mut reply);
+        }
+        if let Some(urgency) = asked.or(of_chunk) {
             orders.set(id, urgency.priority(id.into_inner()));
         }
         match reply.body_mut().pouring() {
@@ -178,6 +185,14 @@ impl pour::Sink for Stream<'_> {
 
     async fn finish(mut self, _: &Ctx) {
         let _ = in_time(self.conn, self.send.finish()).await;
+    }
+}
+
+/// How many of a thousand packets to this contact were lost: one who knows asks for sound twice.
+fn tell_loss(quic: &quinn::Connection, reply: &mut Reply) {
+    let path = quic.stats().path;
+    if path.sent_packets >= KNOWN_PACKETS {
+        reply.headers_mut().insert(respond::LOSS, (path.lost_packets * 1000 / path.sent_packets).into());
     }
 }
 

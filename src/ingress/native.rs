@@ -12,11 +12,15 @@ use super::put;
 use super::respond::{self, Reply, Shape};
 use super::urgency::Urgency;
 use crate::admission::{Refusal, Revocation};
-use crate::fanout::ChunkReader;
-use crate::proto::{ChunkRef, ChunkState, Code, dictionary};
+use crate::fanout::{ChunkMeta, ChunkReader};
+use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, dictionary};
 
 /// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
 const WAIT_S: (u64, u64) = (30, 120);
+
+/// Bytes of a chunk that wait for its hash: no fewer, since a last byte in a packet of its own would be one
+/// more that can be lost.
+const LAST: usize = 8 * 1024;
 
 /// `PUT /chunks/{ref}`
 pub(super) async fn put(ctx: &Ctx, name: &str, parts: &Parts, body: &mut RequestBody) -> Reply {
@@ -102,13 +106,16 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
     if let Ok(digest) = HeaderValue::from_str(&dictionary::write_digest(&meta.sha256)) {
         headers.insert(HeaderName::from_static("repr-digest"), digest);
     }
+    if let Ok(chunk) = HeaderValue::from_str(&dictionary::write_offer(&offer(&capability.grant.incident, &meta))) {
+        headers.insert(respond::CHUNK, chunk);
+    }
     reply.extensions_mut().insert(Urgency::of_lane(meta.variant));
     ctx.tasks.spawn(pour(ctx.clone(), reader, revocation, meta.length, out));
     Ok(reply)
 }
 
 /// Copies a chunk to the contact. A chunk that turns out to be another cuts the answer off: what
-/// was sent is not that chunk; so does a capability that is taken back. Its last byte waits for the hash, since with it a body of known
+/// was sent is not that chunk; so does a capability that is taken back. Its last bytes wait for the hash, since with it a body of known
 /// length is complete.
 async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, length: u64, out: Outflow) {
     let (mut left, mut last) = (length, Bytes::new());
@@ -123,7 +130,7 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             Ok(Some(mut bytes)) => {
                 left = left.saturating_sub(bytes.len() as u64);
                 if left == 0 && !bytes.is_empty() {
-                    last = bytes.split_off(bytes.len() - 1);
+                    last = bytes.split_off(bytes.len() - bytes.len().min(LAST));
                 }
                 (bytes, false)
             }
@@ -136,6 +143,31 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
             Err(Stopped::Gone) => return,
         }
+    }
+}
+
+/// What the contact is told of a chunk that it asked for by its name alone.
+fn offer(incident: &IncidentId, meta: &ChunkMeta) -> Offer {
+    Offer {
+        incident: incident.clone(),
+        stream: meta.stream.clone(),
+        index: meta.index,
+        media: meta.media,
+        started: meta.started.clone(),
+        ended: meta.ended.clone(),
+        length: meta.length,
+        sha256: meta.sha256,
+        name: String::new(),
+        role: Some(meta.variant),
+        group: None,
+        segment: None,
+        sequence: None,
+        source: None,
+        clock: None,
+        profile: None,
+        priority: None,
+        attempt: 1,
+        sig: None,
     }
 }
 

@@ -37,6 +37,11 @@ const DATAGRAMS: usize = 2 * 1024;
 /// A round trip is thought to take this long before the first is seen: a lost packet of the
 /// handshake is sent again after three of it. On a slower link that costs a packet or two.
 const INITIAL_RTT: Duration = Duration::from_millis(120);
+/// In round trips: a packet sent before one that is acknowledged is given up after this. Sound that waits for
+/// it is worth a packet sent twice.
+const LOST_AFTER: f32 = 1.0;
+/// A peer shall acknowledge what is little after this: losses in a short chunk are found by it.
+const ACK_DELAY: Duration = Duration::from_millis(5);
 /// Connections whose first packets wait to be looked at.
 const MAX_INCOMING: usize = 1024;
 /// Bytes such a connection may have waiting, and all of them together.
@@ -61,6 +66,8 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
         .initial_rtt(INITIAL_RTT)
+        .time_threshold(LOST_AFTER)
+        .congestion_controller_factory(Arc::new(waystation_congestion::Alone))
         .ack_frequency_config(Some(acknowledgements()))
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
@@ -80,7 +87,7 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
 /// relay a packet back for every eleventh, and not for every second. After a pause it is as soon as ever.
 fn acknowledgements() -> AckFrequencyConfig {
     let mut asked = AckFrequencyConfig::default();
-    asked.ack_eliciting_threshold(VarInt::from_u32(10));
+    asked.ack_eliciting_threshold(VarInt::from_u32(10)).max_ack_delay(Some(ACK_DELAY));
     asked
 }
 

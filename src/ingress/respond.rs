@@ -31,6 +31,10 @@ const DEFAULT_RETRY_S: u64 = 5;
 pub(super) const NODE: HeaderName = HeaderName::from_static("waystation-node");
 /// `Waystation-Hint`
 pub(super) const HINT: HeaderName = HeaderName::from_static("waystation-hint");
+/// `Waystation-Chunk`
+pub(super) const CHUNK: HeaderName = HeaderName::from_static("waystation-chunk");
+/// `Waystation-Loss`
+pub(super) const LOSS: HeaderName = HeaderName::from_static("waystation-loss");
 /// `Waystation-State`
 pub(super) const STATE: HeaderName = HeaderName::from_static("waystation-state");
 /// `Upload-Offset`

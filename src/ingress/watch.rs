@@ -77,7 +77,7 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
         return Err(Code::UnsupportedProtocol.into());
     }
     let capability = ctx.shared.admission.capability(&watch.capability, ctx.client).await?;
-    let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor };
+    let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor, bare: false };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
     let watching = (Box::new(subscription), ctx.shared.admission.revocation(&capability)?);
     let (tx, rx) = mpsc::channel(MAX_COMMANDS);
@@ -337,7 +337,7 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
     if values.next().is_some() {
         return Err(Code::ProtocolError);
     }
-    Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor })
+    Ok(Wanted { lanes: header.lanes, from: header.from, cursor: header.cursor, bare: header.bare })
 }
 
 #[cfg(test)]

@@ -155,10 +155,12 @@ pub struct WatchHeader {
     pub from: Option<StartAt>,
     /// Cursor of an earlier subscription.
     pub cursor: Option<String>,
+    /// The contact asks for the bytes of each chunk by itself: none are sent here.
+    pub bare: bool,
 }
 
 /// Reads `Waystation-Watch: lanes=("audio_priority"), from="oldest", cursor="…"`. A chunk to
-/// begin at is `from="<stream>/<index>"`.
+/// begin at is `from="<stream>/<index>"`; `pieces=?0` asks for no bytes.
 ///
 /// # Errors
 /// [`Code::ProtocolError`] for anything that is not that.
@@ -185,7 +187,12 @@ pub fn parse_watch(header: &str) -> Result<WatchHeader, Code> {
             Some(StartAt::At { stream, index: index.parse().map_err(|_| Code::ProtocolError)? })
         }
     };
-    Ok(WatchHeader { lanes, from, cursor: fields.string("cursor").map_err(bad)?.map(Into::into) })
+    let bare = match fields.dict.get("pieces").map(|_| fields.get("pieces")) {
+        None => false,
+        Some(Some(BareItem::Boolean(pieces))) => !pieces,
+        Some(_) => return Err(Code::ProtocolError),
+    };
+    Ok(WatchHeader { lanes, from, cursor: fields.string("cursor").map_err(bad)?.map(Into::into), bare })
 }
 
 /// A parsed dictionary and typed look-ups in it.
@@ -326,6 +333,9 @@ mod tests {
         assert_eq!(watch.from, Some(StartAt::Word(StartWord::Oldest)));
         assert_eq!(parse_watch(""), Ok(WatchHeader::default()));
         assert!(parse_watch("lanes=(\"x\")").is_err());
+        assert!(parse_watch("pieces=?0").unwrap().bare);
+        assert!(!parse_watch("pieces").unwrap().bare);
+        assert!(parse_watch("pieces=0").is_err());
     }
 
     proptest! {

@@ -11,18 +11,24 @@ use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use waystation_proto::frame::{self, Decoder, Frame, kind};
+use waystation_proto::id::IncidentId;
 use waystation_proto::message::{self, StartAt, StartWord};
 use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
 
+use super::ahead::Ahead;
 use crate::connect::{ConnectError, Endpoint, Transport};
 use crate::h3link::{H3, H3Body, WATCH_KEEP_ALIVE};
 use crate::http::{self as http_wire, Broken, Client, Progress, Upload};
 use crate::token::Token;
 use crate::wsio::{self, GREETING_LIMIT, PING_AFTER, SILENCE_LIMIT, Socket};
 
+/// What a contact asks for, in a header.
+const WATCH: &str = "waystation-watch";
+
 /// What to ask for.
 pub(crate) struct Wish<'a> {
     pub(crate) token: &'a Token,
+    pub(crate) incident: &'a IncidentId,
     pub(crate) lanes: Option<&'a [Variant]>,
     pub(crate) from: StartWord,
     pub(crate) cursor: Option<&'a str>,
@@ -32,12 +38,7 @@ pub(crate) struct Wish<'a> {
 pub(crate) enum Source {
     Ws(Box<Ws>),
     H1(Box<Streaming<hyper::body::Incoming>>),
-    H3(
-        Box<Streaming<H3Body>>,
-        /** Held, because the stream ends with its connection. */
-        #[expect(dead_code)]
-        Box<H3>,
-    ),
+    H3(Box<Ahead>),
 }
 
 /// How a new capability was presented to the relay.
@@ -79,7 +80,7 @@ impl Source {
         match self {
             Self::Ws(ws) => ws.next().await,
             Self::H1(streaming) => streaming.next(h1_data).await,
-            Self::H3(streaming, _) => streaming.next(h3_data).await,
+            Self::H3(ahead) => ahead.next().await,
         }
     }
 
@@ -121,12 +122,17 @@ async fn open_h1(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectErr
 
 async fn open_h3(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectError> {
     let connection = H3::connect(relay, WATCH_KEEP_ALIVE).await?;
-    let (answer, body) = connection.open(request(wish)?).await.map_err(|Broken| ConnectError::Unreachable)?;
+    let mut request = request(wish)?;
+    let bearer = request.headers().get(header::AUTHORIZATION).cloned().ok_or(ConnectError::Url)?;
+    let told = request.headers().get(WATCH).and_then(|told| told.to_str().ok()).unwrap_or_default();
+    let bare = HeaderValue::try_from(format!("{told}, pieces=?0")).map_err(|_| ConnectError::Url)?;
+    request.headers_mut().insert(WATCH, bare);
+    let (answer, body) = connection.open(request).await.map_err(|Broken| ConnectError::Unreachable)?;
     let mut streaming = Streaming { body, decoder: Decoder::default() };
     if !answer.status().is_success() {
         return Err(refusal(answer.status(), answer.headers(), streaming.rest(h3_data).await));
     }
-    Ok(Source::H3(Box::new(streaming), Box::new(connection)))
+    Ok(Source::H3(Box::new(Ahead::new(connection, streaming, bearer, wish.incident.clone()))))
 }
 
 fn refusal(status: http::StatusCode, headers: &http::HeaderMap, body: Vec<u8>) -> ConnectError {
@@ -140,7 +146,7 @@ fn request(wish: &Wish<'_>) -> Result<Request<()>, ConnectError> {
     bearer.set_sensitive(true);
     Request::get("/watch")
         .header(header::AUTHORIZATION, bearer)
-        .header("waystation-watch", write_watch(wish.lanes, wish.from, wish.cursor))
+        .header(WATCH, write_watch(wish.lanes, wish.from, wish.cursor))
         .body(())
         .map_err(|_| ConnectError::Url)
 }
@@ -197,7 +203,10 @@ impl Ws {
 }
 
 impl<B> Streaming<B> {
-    async fn next(&mut self, data: impl AsyncFn(&mut B) -> Result<Option<Bytes>, Broken>) -> Result<Frame, Broken> {
+    pub(super) async fn next(
+        &mut self,
+        data: impl AsyncFn(&mut B) -> Result<Option<Bytes>, Broken>,
+    ) -> Result<Frame, Broken> {
         loop {
             if let Some(frame) = self.decoder.next_frame().map_err(|_| Broken)? {
                 return Ok(frame);
@@ -234,7 +243,7 @@ async fn h1_data(body: &mut hyper::body::Incoming) -> Result<Option<Bytes>, Brok
     }
 }
 
-async fn h3_data(body: &mut H3Body) -> Result<Option<Bytes>, Broken> {
+pub(super) async fn h3_data(body: &mut H3Body) -> Result<Option<Bytes>, Broken> {
     body.data().await
 }
 

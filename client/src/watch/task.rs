@@ -245,7 +245,8 @@ impl Task {
         let Some(token) = &self.token else { return Err(ConnectError::Unreachable) };
         // Without a cursor a second try asks for the whole window: what was seen is told apart.
         let from = if self.watched { StartWord::Oldest } else { self.config.from };
-        let wish = Wish { token, lanes: self.config.lanes.as_deref(), from, cursor: self.cursor.as_deref() };
+        let incident = &self.config.incident;
+        let wish = Wish { token, incident, lanes: self.config.lanes.as_deref(), from, cursor: self.cursor.as_deref() };
         Source::open(self.config.transport, &self.config.relay, &wish).await
     }
 

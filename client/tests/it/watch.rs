@@ -77,13 +77,17 @@ async fn a_contact_sees_what_is_recorded_while_it_is_recorded() {
             Capture::start(capture_config(&relay, Transport::Ws, &[AUDIO]), authority).await.unwrap();
         for k in 0..3u8 {
             capture.chunk(Variant::AudioPriority, vec![k; 50_000], i64::from(k), i64::from(k) + 1).await.unwrap();
-            let Event::Complete(whole) = until(&mut watch, |event| matches!(event, Event::Complete(_))).await else {
-                unreachable!()
-            };
-            assert_eq!((whole.plaintext, whole.lane_seq), (vec![k; 50_000], Some(u64::from(k))), "{transport:?}");
-            let confirmed = until(&mut watch, |event| matches!(event, Event::State { .. })).await;
-            let Event::State { state, receipt, .. } = confirmed else { unreachable!() };
-            assert_eq!((state, receipt), (ContactState::Confirmed, Proof::Verified));
+            // What the core says may overtake the bytes.
+            let (mut whole, mut stands) = (None, None);
+            while whole.is_none() || stands.is_none() {
+                match until(&mut watch, |event| matches!(event, Event::Complete(_) | Event::State { .. })).await {
+                    Event::State { state, receipt, .. } => stands = Some((state, receipt)),
+                    Event::Complete(complete) => whole = Some((complete.plaintext, complete.lane_seq)),
+                    _ => unreachable!(),
+                }
+            }
+            assert_eq!(whole, Some((vec![k; 50_000], Some(u64::from(k)))), "{transport:?}");
+            assert_eq!(stands, Some((ContactState::Confirmed, Proof::Verified)));
         }
         assert_eq!(capture.finish(LIMIT, "stopped").await.confirmed, 3);
     }

@@ -13,6 +13,9 @@ const WIRE_MORE: f64 = 0.03;
 /// What an outage may cost on top.
 const WIRE_OUTAGE: f64 = 0.07;
 
+/// What a WebSocket may take longer to bring sound to a contact, in seconds.
+const WEBSOCKET_MORE_S: f64 = 2.0;
+
 /// What a relay may hold of a chunk before it writes it down, in bytes.
 const WRITE_BUFFER: f64 = 262_144.0;
 
@@ -104,6 +107,16 @@ pub(super) fn mixed_s(profile: &Profile) -> Option<f64> {
     }
 }
 
+/// Seconds from when `bytes` of sound are cut to when a contact behind the link has opened them, in 95 of
+/// 100 cases: two round trips and what sending them takes; on a WebSocket two seconds more.
+#[must_use]
+pub(super) fn contact_s(profile: &Profile, transport: Transport, bytes: u64) -> f64 {
+    let carried = profile.down.rate * (1.0 - profile.down.loss.share());
+    let sending = if carried > 0.0 { HEADERS * bytes as f64 * 8.0 / carried } else { 0.0 };
+    let more = if transport == Transport::H3 { 0.0 } else { WEBSOCKET_MORE_S };
+    2.0 * profile.rtt().as_secs_f64() + sending + more
+}
+
 /// The client's part of a link that one cubic flow fills too.
 pub(super) const MOST_BESIDE_CUBIC: f64 = 0.7;
 /// The least of it.
@@ -156,6 +169,8 @@ mod tests {
         let wire = |name| (wire_ratio(&named(name), Transport::H3).unwrap() * 1000.0).round() / 1000.0;
         assert_eq!((wire("lossy"), wire("handover")), (1.265, 1.15));
         assert_eq!(wire_ratio(&named("lossy"), Transport::Ws), None);
+        let contact = |transport| (contact_s(&named("lossy"), transport, 6000) * 1000.0).round();
+        assert_eq!((contact(Transport::H3), contact(Transport::Ws)), (429.0, 2429.0));
         assert_eq!(again_bytes(&named("lossy")), 100_000.0 + 262_144.0);
         assert_eq!((survival_s(&named("edge2g")), survival_s(&named("handover"))), (6.0, 8.0));
     }

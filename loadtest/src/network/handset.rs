@@ -39,12 +39,17 @@ pub(super) struct Handset {
 impl Handset {
     /// Starts a phone at the client's end, and waits until it begins.
     pub(super) async fn start(site: &Site, plan: &Plan) -> Result<Self, Failure> {
+        Self::start_at(Side::Client, site, plan).await
+    }
+
+    /// The same at either end.
+    pub(super) async fn start_at(side: Side, site: &Site, plan: &Plan) -> Result<Self, Failure> {
         let file = site.file("plan.json");
         let text = serde_json::to_vec(plan).map_err(|_| Failure::Wire("a plan can't be written"))?;
         std::fs::write(&file, text).map_err(Failure::io("a plan"))?;
         let program = std::env::current_exe().map_err(Failure::io("this program's own path"))?;
         let log = std::fs::File::options().create(true).append(true).open(site.file("phone.log"));
-        let mut command = Command::from(site.link.command(Side::Client, program));
+        let mut command = Command::from(site.link.command(side, program));
         command.arg("phone").arg(file).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         command.stderr(log.map_err(Failure::io("a log file"))?);
         let mut child = command.spawn().map_err(Failure::io("a phone"))?;

@@ -8,6 +8,7 @@
 mod bars;
 mod beside;
 mod bulk;
+mod contact;
 mod content;
 mod handset;
 mod kills;
@@ -22,6 +23,7 @@ mod quiet;
 mod site;
 mod survival;
 mod transport;
+pub mod viewer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +58,8 @@ pub enum Scenario {
     Offline,
     /// Beside one TCP flow with cubic: who gets how much
     Beside,
+    /// Sound and pictures over a good link to a contact behind the bad one: how late, and what is left out
+    Contact,
     /// Nothing to send for ten minutes: what signs of life cost, and whether they are heard
     Quiet,
 }
@@ -84,7 +88,7 @@ pub struct Args {
     /// What the NAT does with old TCP flows after the address has changed
     #[arg(long, value_enum, default_value = "rst")]
     rebind_tcp: Rebind,
-    /// Seconds recorded: at most before the kill (survival, 120), in all (mixed 120, offline 300), quiet (600)
+    /// Seconds recorded: at most before the kill (survival, 120), in all (mixed and contact 120, offline 300), quiet (600)
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     seconds: Option<u64>,
     /// How many kills
@@ -193,6 +197,7 @@ async fn scenario(args: &Args, profile: &Profile) -> Result<Line, Failure> {
         Scenario::Kills => kills::measure(args, profile).await,
         Scenario::Offline => offline::measure(args, profile).await,
         Scenario::Beside => beside::measure(args, profile).await,
+        Scenario::Contact => contact::measure(args, profile).await,
         Scenario::Quiet => quiet::measure(args, profile).await,
     }
 }

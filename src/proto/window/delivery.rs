@@ -248,7 +248,9 @@ fn send(open: &mut Open, window: &mut Window, omissions: &mut Omissions, out: &m
         return Sent::Done;
     };
     let Some(body) = &mut entry.body else { return Sent::Done };
-    while let Some(frame) = body.frame(open.frame) {
+    while !out.bare
+        && let Some(frame) = body.frame(open.frame)
+    {
         if open.at == 0 && !out.thin {
             if out.full(frame.len()) {
                 return Sent::Full;

@@ -26,6 +26,8 @@ pub struct Out {
     pub(super) held: [bool; 2],
     /// The contact's link takes less than there is.
     pub(super) thin: bool,
+    /// The contact asks for the bytes of each chunk by itself.
+    pub(super) bare: bool,
 }
 
 /// What is counted of a poll.
@@ -66,6 +68,13 @@ impl Out {
     #[must_use]
     pub const fn roomy(&self) -> bool {
         !self.thin && self.media + FRAME_PAYLOAD + HEAD_ROOM <= STEP_MEDIA
+    }
+
+    /// For a contact that asks for the bytes of each chunk by itself, or not.
+    #[must_use]
+    pub const fn barely(mut self, bare: bool) -> Self {
+        self.bare = bare;
+        self
     }
 
     /// Whether this is about what a thin link is given in one step, or more.

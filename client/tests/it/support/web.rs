@@ -13,9 +13,9 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use waystation_proto::dictionary::{parse_digest, parse_offer, parse_watch};
-use waystation_proto::frame::{self, kind};
-use waystation_proto::message::{Answer, Chunk, Watching};
+use waystation_proto::dictionary::{parse_digest, parse_offer, parse_watch, write_digest};
+use waystation_proto::frame::{self, Piece, kind};
+use waystation_proto::message::{Answer, Chunk, ChunkBegins, Complete, Watching, Withdrawn};
 use waystation_proto::{ChunkRef, ChunkState, Code, Offer};
 
 use super::relay::Shared;
@@ -50,6 +50,7 @@ async fn handle(shared: Arc<Shared>, head: http::request::Parts, body: BodyIn) -
         return Ok(reply(status, &[], Bytes::from_static(b"<html>log in</html>")));
     }
     match head.method {
+        Method::GET => Ok(read(shared, name).await),
         Method::HEAD => Ok(held(&shared, name)),
         Method::PUT => put(shared, name, &head.headers, body).await,
         other => panic!("{other}"),
@@ -154,6 +155,79 @@ fn watch(shared: Arc<Shared>, headers: &HeaderMap) -> Reply {
         }
     });
     Reply { status: StatusCode::OK, headers: HeaderMap::new(), body }
+}
+
+/// What the log has of a chunk: how it begins, its bytes so far, and whether that is all there will be.
+fn logged(log: &[Bytes], name: ChunkRef) -> Option<(ChunkBegins, Vec<u8>, bool)> {
+    let frames = log.iter().flat_map(|frame| frame::split_message(frame.clone()).unwrap());
+    let mut found: Option<(ChunkBegins, Vec<u8>, bool)> = None;
+    for frame in frames {
+        match (frame.kind, &mut found) {
+            (kind::CHUNK, found) => {
+                let begins: ChunkBegins = frame::control(&frame).unwrap();
+                if ChunkRef::of(&super::incident(), &begins.stream, begins.index) == name {
+                    *found = Some((begins, Vec::new(), false));
+                }
+            }
+            (kind::PIECE, Some((begins, bytes, _))) => {
+                let piece = Piece::decode(frame.body).unwrap();
+                if piece.handle == begins.handle {
+                    bytes.extend_from_slice(&piece.bytes);
+                }
+            }
+            (kind::COMPLETE, Some((begins, _, over))) => {
+                *over |= frame::control::<Complete>(&frame).unwrap().handle == begins.handle;
+            }
+            (kind::WITHDRAWN, Some((begins, _, over))) => {
+                *over |= frame::control::<Withdrawn>(&frame).unwrap().handle == begins.handle;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// One chunk, which the answer waits for.
+async fn read(shared: Arc<Shared>, name: ChunkRef) -> Reply {
+    let mut changed = shared.changed.subscribe();
+    let begins = loop {
+        let found = logged(&shared.state.lock().unwrap().log, name);
+        match found {
+            Some((begins, ..)) => break begins,
+            None => changed.changed().await.unwrap(),
+        }
+    };
+    let of = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let json = serde_json::to_value(&begins).unwrap();
+    let chunk = format!(
+        r#"incident="{}", stream="{}", index={}, media="{}", started="{}", ended="{}", length={}, role="{}""#,
+        super::incident().as_str(),
+        begins.stream.as_str(),
+        begins.index,
+        of(&json["media"]),
+        of(&json["started"]),
+        of(&json["ended"]),
+        begins.length,
+        of(&json["variant"]),
+    );
+    let headers = [("repr-digest", write_digest(&begins.sha256)), ("waystation-chunk", chunk)];
+    let headers = headers.into_iter().map(|(name, value)| (name.try_into().unwrap(), value.parse().unwrap()));
+    let (tx, body) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut sent = 0;
+        loop {
+            let Some((_, bytes, over)) = logged(&shared.state.lock().unwrap().log, name) else { return };
+            if bytes.len() > sent && tx.send(Bytes::copy_from_slice(&bytes[sent..])).await.is_err() || over {
+                return;
+            }
+            sent = bytes.len();
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = tx.closed() => return,
+            }
+        }
+    });
+    Reply { status: StatusCode::OK, headers: headers.collect(), body }
 }
 
 // === HTTP/1.1 ===
