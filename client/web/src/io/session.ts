@@ -339,8 +339,6 @@ export class Session {
     this.ledger.disconnected();
   }
 
-  // --- time ---
-
   private beat(now: number): void {
     const { capability, connection, facts } = this;
     // Only a relay that stays away is spoken of.
