@@ -10,10 +10,11 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use waystation_proto::claims::{JwtClaims, PROOFLINE_PREFIX};
+use waystation_proto::claims::{Audience, JwtClaims, PROOFLINE_PREFIX, Use};
+use waystation_proto::{GroupId, IncidentId, SessionId};
 
 use crate::capability::{Pass, Step, jwt, proofline};
-use crate::clock::Clock;
+use crate::clock::{Clock, random_id};
 use crate::faults::Faults;
 use crate::fields::Ids;
 use crate::keys::{self, Kept, SigningKeys, Token};
@@ -103,6 +104,24 @@ impl Core {
         let held = self.store.revoke_grant(incident, group, id, self.clock.unix_s()).await?;
         lock(&self.revoked).extend(held);
         Ok(())
+    }
+
+    /// Claims of a capability for a group from now on, that reach all its lanes; `None`: a name is none.
+    pub(crate) fn claims(&self, use_: Use, incident: &str, group: &str, session: &str, exp: i64) -> Option<JwtClaims> {
+        Some(JwtClaims {
+            iss: self.options.issuer.clone(),
+            aud: Audience::One(self.options.audience.clone()),
+            iat: self.clock.unix_s(),
+            exp,
+            jti: random_id("jti_"),
+            sid: SessionId::new(session).ok()?,
+            use_,
+            incident: IncidentId::new(incident).ok()?,
+            group: GroupId::new(group).ok()?,
+            lanes: Vec::new(),
+            commit_exp: None,
+            cnf: None,
+        })
     }
 
     /// Row 1 of A.2 and A.3.

@@ -255,4 +255,24 @@ async function webtransport(world) {
   return {};
 }
 
-export const scenarios = { live, later, screens, plain, webtransport };
+/** The link that `./demo --page` prints, opened by whoever started it. */
+async function demo(world) {
+  const person = await world.person();
+  await person.open(world.params.link);
+  const first = await person.until("live", (seen) => seen.phone === "live" && seen.picture > 1 && here(seen.marks).length > 0);
+  assert.equal(first.hash, "");
+  await person.page.evaluate(() => {
+    const states = (window.states = {});
+    const note = ({ target }) => target.dataset.index && (states[`${target.dataset.lane}${target.dataset.index}`] ??= []).push(target.dataset.state);
+    new MutationObserver((changes) => changes.forEach(note)).observe(document.getElementById("timeline"), { subtree: true, attributeFilter: ["data-state"] });
+  });
+  await person.page.click("#listen");
+  const heard = await person.until("it is heard", (seen) => !seen.quiet && seen.sound > 1);
+  await person.until("it goes on", (seen) => seen.sound > heard.sound + 2 * CHUNK && seen.picture > heard.picture + 2 * CHUNK);
+  await person.page.waitForFunction(() => Object.values(window.states).some((list) => list.includes("unconfirmed") && list.at(-1) === "confirmed"), null, { timeout: 60_000 });
+  await person.until("it says so", ({ safe }) => safe.startsWith("Safe up to"));
+  world.quiet();
+  return {};
+}
+
+export const scenarios = { live, later, screens, plain, webtransport, demo };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::MutexGuard;
 use waystation::clock::Clock;
@@ -155,6 +156,61 @@ async fn over_webtransport_each_chunk_has_its_own_stream_and_nobody_opens_a_webs
     let scene = Scene::open("webtransport", Setup { toml, ..Setup::default() }).await;
     let _phone = scene.phone();
     scene.done().await;
+}
+
+/// The demo as a newcomer starts it. What it started ends with it, which it must be told.
+struct Demo {
+    process: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Demo {
+    /// Starts it; the link that it prints.
+    async fn start() -> (Self, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = Command::new(program("waystation-loadtest"))
+            .args(["demo", "--page", "--dir"])
+            .arg(dir.path().join("demo"))
+            .current_dir(root())
+            .env_remove("DISPLAY")
+            .env_remove("WAYLAND_DISPLAY")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let demo = Self { process, _dir: dir };
+        let link = async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("it ended");
+                if line.contains("/#w1.") {
+                    return line;
+                }
+            }
+        };
+        let link = tokio::time::timeout(Duration::from_secs(60), link).await.expect("it prints no link");
+        // It goes on printing.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        (demo, link.trim().to_owned())
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let Some(id) = self.process.id() else { return };
+        let _ = std::process::Command::new("kill").args(["-INT", &id.to_string()]).status();
+        while let Ok(None) = self.process.try_wait() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_prints_a_link_on_which_somebody_sees_and_hears_it() {
+    let _turn = TURN.lock().await;
+    let (_demo, link) = Demo::start().await;
+    let params = json!({ "scenario": "demo", "link": link, "key": "no secret" });
+    Program::page().told(params).await.done().await;
 }
 
 fn session_file(world: &World) -> PathBuf {

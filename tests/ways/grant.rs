@@ -143,6 +143,41 @@ async fn a_contact_watches_with_its_link_until_it_is_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_end_soon_after_their_incident_was_closed() {
+    let world = world(|_| ()).await;
+    let (session, other) = (world.session().await, world.session().await);
+    let (_, link) = link(&world, &account(&world, &session)).await;
+    let mut watch = watch(&link).await;
+    let of_grant = authority(&link).fanout_capability().await.unwrap();
+    let mut open = Vec::new();
+    for eye in Eye::ALL {
+        open.push(Contact::open(&world, eye, of_grant.as_str()).await);
+        // The account's own capability to watch ends too.
+        open.push(Contact::open(&world, eye, session.fanout_capability.as_deref().unwrap()).await);
+    }
+    let mut elsewhere = Contact::open(&world, Eye::ALL[0], other.fanout_capability.as_deref().unwrap()).await;
+
+    let close = Request::post(format!("/v1/incidents/{}/close", session.incident))
+        .header("host", "core")
+        .header("authorization", format!("Bearer {}", world.core.account_token()))
+        .header("content-type", "application/json")
+        .body(Full::from("{}"));
+    assert_eq!(send(world.core.addr(), close.unwrap()).await.status, 200);
+    for mut contact in open {
+        assert_eq!(contact.ending().await, "capability_revoked");
+    }
+    let ending = until(&mut watch, "the end", |event| matches!(event, Event::Ending { .. })).await;
+    assert!(matches!(ending, Event::Ending { reason } if reason == "capability_revoked"));
+    let refused = authority(&link).fanout_capability().await;
+    assert!(refused.is_err(), "there is no other one");
+
+    // Another incident's contact notices nothing.
+    let chunk = Chunk::sealed(&other, Variant::AudioPriority, 1, 3_000);
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, other.upload_capability.as_ref().unwrap()).await.status, 201);
+    assert_eq!(elsewhere.begins().await.index, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_outlives_its_capabilities_on_one_connection() {
     let world = world(|options| options.contact_ttl = Duration::from_secs(4)).await;
     let session = world.session().await;

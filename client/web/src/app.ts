@@ -15,6 +15,8 @@ import { type Shown, View } from "./ui/view";
 /** What is still coming of the window is waited for so long before the first picture moves. */
 const GATHER_MS = 1200;
 const GATHER_MOST_MS = 6000;
+/** Whoever wants to hear waits at most so long; until the window is here, what is here plays. */
+const HEARD_MS = 1000;
 /** Safety is read out at most so often. */
 const SPEAK_MS = 45_000;
 /** What is ahead of the playhead when it does not follow the recording. */
@@ -30,6 +32,8 @@ class Page {
   private readonly wake = new Wake();
   private started = false;
   private playable = true;
+  /** It plays what is here of the window until the rest came, and goes live then. */
+  private ahead = false;
   private firstAt: number | null = null;
   private lastAt = 0;
   private said: Phone | "" = "";
@@ -81,6 +85,7 @@ class Page {
     const { facts } = this.session;
     const phone = phoneOf(facts);
     this.player.growing = !facts.capture && !facts.stopped && !facts.closed;
+    if (this.ahead) this.overtake(now);
     if (this.player.at === null) this.begin(now);
     else if (!this.player.live) this.refill(this.player.at);
     this.view.draw(this.shown(facts, phone, now), now);
@@ -94,7 +99,21 @@ class Page {
     if (this.firstAt === null && first && !this.player.growing) this.session.want(first.started, first.started + AHEAD_MS);
     if (this.firstAt === null || !this.player.lines().some((line) => line.spans.length)) return;
     const gathered = this.session.intake.caughtUp || now - this.lastAt > GATHER_MS || now - this.firstAt > GATHER_MOST_MS;
-    if (gathered) this.player.begin(this.player.growing);
+    if (gathered) return this.player.begin(this.player.growing);
+    if (!this.player.growing || !this.player.heard || now - this.firstAt < HEARD_MS || !this.player.outputs.audio.line.spans.length) return;
+    this.player.begin(true);
+    this.player.live = false;
+    this.ahead = true;
+    this.view.note(this.text.soon, now);
+  }
+
+  /** The window came while a part of it played. */
+  private overtake(now: number): void {
+    if (!this.session.intake.soundCaughtUp && now - this.lastAt <= GATHER_MS) return;
+    this.ahead = false;
+    if (!this.player.growing) return;
+    this.goLive();
+    this.view.note(this.text.nowLive, now);
   }
 
   /** Away from the edge, what lies ahead is fetched, or given to the player again where it was freed. */
@@ -165,12 +184,14 @@ class Page {
   }
 
   private seek(at: number): void {
+    this.ahead = false;
     this.session.want(at - 500, at + AHEAD_MS);
     this.player.paused = false;
     this.player.seek(at);
   }
 
   private goLive(): void {
+    this.ahead = false;
     this.player.paused = false;
     this.player.begin(true);
   }
@@ -194,6 +215,8 @@ class Page {
       session.setAudioOnly(player.audioOnly);
       keep({ fragment: this.fragment, audioOnly: player.audioOnly });
     };
+    // A switch answers Enter too; a checkbox of a browser does not.
+    view.audioOnly.onkeydown = ({ key }) => key === "Enter" && view.audioOnly.click();
     view.save.onclick = () => void this.save();
     view.forget.onclick = () => {
       session.end();

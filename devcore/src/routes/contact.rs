@@ -4,13 +4,12 @@
 use http::header::{ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
-use waystation_proto::claims::{Audience, JWT_TYP, JwtClaims, Use};
-use waystation_proto::{ChunkRef, GroupId, IncidentId, SessionId, StreamId};
+use waystation_proto::claims::{JWT_TYP, Use};
+use waystation_proto::{ChunkRef, IncidentId, StreamId};
 
 use super::grants::{hashed, known};
 use crate::answer::{Answer, Stop};
 use crate::call::Call;
-use crate::clock::random_id;
 use crate::limiter::Class;
 use crate::refusal;
 use crate::store::{Grant, Shown};
@@ -36,21 +35,8 @@ pub(crate) async fn capability(call: &mut Call) -> Result<Answer, Stop> {
     let now = core.clock.unix_s();
     let life = i64::try_from(core.options.contact_ttl.as_secs()).unwrap_or(i64::MAX);
     let exp = now.saturating_add(life).min(grant.expires);
-    let invalid = |_| refusal::INTERNAL_ERROR;
-    let claims = JwtClaims {
-        iss: core.options.issuer.clone(),
-        aud: Audience::One(core.options.audience.clone()),
-        iat: now,
-        exp,
-        jti: random_id("jti_"),
-        sid: SessionId::new(&grant.session).map_err(invalid)?,
-        use_: Use::Fanout,
-        incident: IncidentId::new(&grant.incident).map_err(invalid)?,
-        group: GroupId::new(&grant.group).map_err(invalid)?,
-        lanes: Vec::new(),
-        commit_exp: None,
-        cnf: None,
-    };
+    let claims = core.claims(Use::Fanout, &grant.incident, &grant.group, &grant.session, exp);
+    let claims = claims.ok_or(refusal::INTERNAL_ERROR)?;
     let capability = core.keys.sign(JWT_TYP, &claims).ok_or(refusal::INTERNAL_ERROR)?;
     core.store.granted(&grant, claims.jti, exp, now).await?;
     let answer = json!({

@@ -3,10 +3,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
-use waystation_proto::claims::{Audience, Confirmation, JWT_TYP, Jwk, JwtClaims, JwtLane, Use};
+use waystation_proto::claims::{Confirmation, JWT_TYP, Jwk, JwtClaims, JwtLane, Use};
 use waystation_proto::media::{Media, Variant};
 use waystation_proto::offer::parse_role;
-use waystation_proto::{Code, GroupId, IncidentId, SessionId, StreamId};
+use waystation_proto::{Code, SessionId, StreamId};
 
 use super::account::stream_json;
 use crate::answer::{Answer, Stop};
@@ -76,21 +76,16 @@ pub(crate) async fn capabilities(call: &mut Call, incident: &str, group: &str) -
     let now = core.clock.unix_s();
     let grace = i64::try_from(core.options.commit_grace.as_secs()).unwrap_or(i64::MAX);
     let exp = now.saturating_add(asked.ttl_s);
-    let invalid = |_| refusal::NOT_FOUND;
+    let plain = core.claims(asked.use_, incident, group, asked.session.as_str(), exp).ok_or(refusal::NOT_FOUND)?;
     let claims = JwtClaims {
-        iss: core.options.issuer.clone(),
-        aud: Audience::One(core.options.audience.clone()),
-        iat: now,
-        exp,
-        jti: random_id("jti_"),
-        sid: asked.session,
-        use_: asked.use_,
-        incident: IncidentId::new(incident).map_err(invalid)?,
-        group: GroupId::new(group).map_err(invalid)?,
         lanes,
         commit_exp: (asked.use_ == Use::Upload).then(|| exp.saturating_add(grace)),
         cnf: asked.client_key.map(|key| Confirmation { jwk: Jwk::from_ed25519(&key, None) }),
+        ..plain
     };
+    if asked.use_ == Use::Fanout {
+        core.store.lent(group, &claims.jti, exp, now).await?;
+    }
     let capability = core.keys.sign(JWT_TYP, &claims).ok_or(refusal::INTERNAL_ERROR)?;
     let answer = json!({ "capability": capability, "expires_at": exp, "sid": claims.sid, "jti": claims.jti });
     Ok(Answer::json(201, &answer))

@@ -13,6 +13,8 @@ use crate::refusal::{self, Refusal};
 const MAX_GRANTS: i64 = 1024;
 /// Capabilities of one grant that hold at the same time: a page that renews has two.
 const MAX_LIVE: i64 = 32;
+/// The same of those that the account asked for, for one group.
+const MAX_LENT: i64 = 4096;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS grants (
@@ -26,9 +28,12 @@ CREATE TABLE IF NOT EXISTS refs (
     ref BLOB PRIMARY KEY, incident TEXT NOT NULL, stream TEXT NOT NULL, idx INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
-/// The capabilities that still hold of grants that were revoked.
-pub(super) const REVOKED: &str = "SELECT granted.jti FROM granted JOIN grants ON grants.id = granted.owner
-     WHERE grants.revoked = 1 AND granted.expires > ?1 ORDER BY granted.jti";
+/// The capabilities that still hold of grants that were revoked, and all for contacts of incidents that are not open any more.
+/// Their owner is a grant, or the group where the account itself asked for them.
+pub(super) const REVOKED: &str = "SELECT granted.jti FROM granted
+     LEFT JOIN grants ON grants.id = granted.owner LEFT JOIN groups ON groups.id = granted.owner
+     LEFT JOIN incidents ON incidents.id = coalesce(grants.incident, groups.incident)
+     WHERE (grants.revoked = 1 OR incidents.state <> 'open') AND granted.expires > ?1 ORDER BY granted.jti";
 
 /// A grant. Times are Unix seconds.
 #[derive(Clone)]
@@ -87,15 +92,15 @@ impl Store {
             if rows::first(db, sql, [&grant.id], |row| row.get::<_, bool>(0))?.unwrap_or(true) {
                 return Err(refusal::GRANT_REVOKED);
             }
-            rows::change(db, "DELETE FROM granted WHERE expires <= ?1", [now])?;
-            let sql = "SELECT count(*), coalesce(min(expires), 0) FROM granted WHERE owner = ?1";
-            let live = rows::first(db, sql, [&grant.id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
-            if let Some((MAX_LIVE.., soonest)) = live {
-                return Err(refusal::RATE_LIMITED.with_retry_after(soonest.saturating_sub(now).max(1).unsigned_abs()));
-            }
-            rows::change(db, "INSERT INTO granted VALUES (?1, ?2, ?3)", params![jti, grant.id, expires])?;
-            Ok(())
+            note(db, Noted { jti: &jti, owner: &grant.id, expires, now }, MAX_LIVE)
         };
+        self.database.change(run).await
+    }
+
+    /// Remembers a capability to watch that the account asked for, so that the incident's end reaches it.
+    pub(crate) async fn lent(&self, group: &str, jti: &str, expires: i64, now: i64) -> Result<(), Refusal> {
+        let (group, jti) = (group.to_owned(), jti.to_owned());
+        let run = move |db: &Connection| note(db, Noted { jti: &jti, owner: &group, expires, now }, MAX_LENT);
         self.database.change(run).await
     }
 
@@ -174,6 +179,26 @@ pub(super) fn name_all(db: &Connection) -> Result<(), Failed> {
     for (incident, stream, index) in rows::all(db, "SELECT incident, stream, idx FROM chunks", [], read)? {
         name(db, &incident, &stream, index)?;
     }
+    Ok(())
+}
+
+/// A capability that is handed out.
+struct Noted<'a> {
+    jti: &'a str,
+    owner: &'a str,
+    expires: i64,
+    now: i64,
+}
+
+/// Writes it down, unless so many of its owner hold already.
+fn note(db: &Connection, Noted { jti, owner, expires, now }: Noted<'_>, most: i64) -> Result<(), Refusal> {
+    rows::change(db, "DELETE FROM granted WHERE expires <= ?1", [now])?;
+    let sql = "SELECT count(*), coalesce(min(expires), 0) FROM granted WHERE owner = ?1";
+    let (live, soonest) = rows::first(db, sql, [owner], |row| Ok((row.get(0)?, row.get(1)?)))?.unwrap_or((0, now));
+    if live >= most {
+        return Err(refusal::RATE_LIMITED.with_retry_after(soonest.saturating_sub(now).max(1).unsigned_abs()));
+    }
+    rows::change(db, "INSERT INTO granted VALUES (?1, ?2, ?3)", params![jti, owner, expires])?;
     Ok(())
 }
 

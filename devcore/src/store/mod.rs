@@ -90,7 +90,7 @@ impl Store {
         self.database.change(run).await
     }
 
-    /// The revocation list: what the account put on it, and what revoked grants still have out at `now`.
+    /// The revocation list: what the account put on it, and what contacts still have out at `now` that were shut out.
     pub(crate) async fn revoked(&self, now: i64) -> Result<Vec<String>, Failed> {
         let run = move |db: &Connection| {
             let mut all = rows::all(db, "SELECT jti FROM revocations ORDER BY rowid", [], |row| row.get(0))?;

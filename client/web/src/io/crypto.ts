@@ -19,8 +19,8 @@ export type Order =
 
 export interface Opened {
   plaintext?: Uint8Array<ArrayBuffer>;
-  /** Why it does not open: other bytes than the digest's, or not what the phone sealed for this place. */
-  bad?: "hash_mismatch" | "sealed";
+  /** Why it does not open: other bytes than the digest's, or not what the phone sealed for this place; or too much waits before it. */
+  bad?: "hash_mismatch" | "sealed" | "busy";
 }
 
 /** What a receipt proves. `unknown_key`: the core's keys are to be asked for again. */

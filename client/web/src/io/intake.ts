@@ -144,6 +144,7 @@ export class Intake {
     const opened = await this.vault.open({ identity: { incident: this.incident, stream, media, index }, sha256, bytes: sealed });
     const known = this.ledger.get(stream, index);
     if (known?.sha256 !== sha256) return;
+    if (opened.bad === "busy") return this.ledger.withdrawn(stream, index, "busy");
     if (!opened.plaintext) return this.ledger.bad(stream, index, opened.bad ?? "sealed");
     this.ledger.opened(stream, index);
     this.shelf.put(stream, index, chunk.lane, opened.plaintext);

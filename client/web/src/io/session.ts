@@ -9,7 +9,7 @@ import { missed, type Missed } from "../rules/missed";
 import { doubt, type Facts } from "../rules/status";
 import { type Capability, Core, CoreRefusal } from "./core";
 import { Intake, type Shown } from "./intake";
-import { type Connection, type Listener, Ways } from "./transport";
+import { type Connection, type Listener, Reach, Ways } from "./transport";
 import { Vault } from "./vault";
 
 const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_preview" };
@@ -20,6 +20,9 @@ const TRUSTED_MS = 6_000;
 /** What was seen here and is not confirmed for so long is looked for in the core's own list. */
 const LATE_MS = 12_000;
 const LIST_PAUSE_MS = 15_000;
+/** It is looked at first when no bytes came for so long, and at the latest after */
+const LIST_AFTER_MS = 1_000;
+const LIST_MOST_MS = 8_000;
 /** The same for what is not here at all: it may never come. */
 const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
@@ -52,6 +55,8 @@ export class Session {
   private capability: Capability | null = null;
   private capabilityAt = 0;
   private connection: Connection | null = null;
+  /** Begun before the core answered, and not taken yet. */
+  private early: Reach | null = null;
   /** When the connection was opened, and when its subscription began. */
   private openedAt = 0;
   private watchingAt: number | null = null;
@@ -83,13 +88,13 @@ export class Session {
   }
 
   async run(): Promise<void> {
-    try {
-      await this.vault.setKey(this.link.key);
-    } catch {
+    this.vault.setKey(this.link.key).catch(() => {
       this.facts.stopped = "no_crypto";
-      return;
-    }
+      this.end();
+    });
     const beat = setInterval(() => this.beat(performance.now()), 1000);
+    // The relay is reached for while the core is asked: on a thin link each of the two takes a second.
+    this.early = new Reach(this.ways);
     while (!this.over && !this.facts.closed) {
       if (!this.capability && !(await this.admit())) break;
       if (this.over || this.facts.closed) break;
@@ -98,12 +103,14 @@ export class Session {
       if (ended.after === "renew") this.capability = null;
       await this.pause(this.ladder.next(ended.livedMs, Math.random()));
     }
+    this.early?.connection.close();
     if (this.over) clearInterval(beat);
   }
 
   /** Ends everything; nothing is kept. */
   end(): void {
     this.over = true;
+    this.early?.connection.close();
     this.connection?.close();
     this.wake?.();
     this.vault.end();
@@ -251,7 +258,10 @@ export class Session {
       };
       this.heardAt = this.openedAt = begun;
       this.watchingAt = this.probedAt = null;
-      this.connection = this.ways.open(listener);
+      const reach = this.early && !this.early.over ? this.early : new Reach(this.ways);
+      this.early = null;
+      this.connection = reach.connection;
+      reach.take(listener);
     });
   }
 
@@ -273,7 +283,6 @@ export class Session {
     Object.assign(this.facts, { watching: true, watched: true, relayAway: false });
     this.intake.greeted();
     this.watchingAt = performance.now();
-    if (this.listedAt === -Infinity) void this.list();
     const cutAt = this.cutAt;
     this.cutAt = null;
     const long = this.awaySince !== null && performance.now() - this.awaySince > SPOKEN_OF_MS;
@@ -330,8 +339,6 @@ export class Session {
     this.ledger.disconnected();
   }
 
-  // --- time ---
-
   private beat(now: number): void {
     const { capability, connection, facts } = this;
     // Only a relay that stays away is spoken of.
@@ -340,7 +347,14 @@ export class Session {
     if (connection) this.trust(connection, now);
     this.tellMissed(now);
     const pause = facts.coreAway ? AWAY_PAUSE_MS : this.overdue();
-    if ((facts.watched || facts.closed) && !facts.stopped && now - this.listedAt > pause && now >= this.coreAfter) void this.list();
+    const due = this.listedAt === -Infinity ? this.settled(now) : now - this.listedAt > pause;
+    if ((facts.watched || facts.closed) && !facts.stopped && due && now >= this.coreAfter) void this.list();
+  }
+
+  /** Sound is here, or nothing comes: the core's list, which is long, delays nobody any more. */
+  private settled(now: number): boolean {
+    const { intake, facts, watchingAt } = this;
+    return facts.closed === true || intake.soundCaughtUp || now - intake.mediaAt > LIST_AFTER_MS || (watchingAt !== null && now - watchingAt > LIST_MOST_MS);
   }
 
   /** Pings are not told to a page: a connection on which nothing comes is asked for something, and left if nothing is answered. */

@@ -1,6 +1,6 @@
 // The relay over WebTransport: one stream for control, one for each chunk, so that no lost packet of a picture holds up sound.
 
-import { Decoder, type Frame, control, kind, Members } from "../rules/frames";
+import { Decoder, type Frame, ProtocolError, control, kind, Members } from "../rules/frames";
 import type { Connection, Listener } from "./transport";
 
 interface Bidirectional {
@@ -22,6 +22,11 @@ type Kind = new (url: string, options: object) => Session;
 /** After its last control frame the relay closes within two seconds. */
 const GRACE_MS = 3000;
 
+/** Streams of chunks that are read at once; the relay opens half as many. One more is not read. */
+export const MAX_STREAMS = 64;
+/** Bytes of frames that are not whole, of all streams together. */
+export const MAX_HELD = 8 * 1024 * 1024;
+
 const browser = (): Kind | undefined => (globalThis as { WebTransport?: Kind }).WebTransport;
 
 export const hasWebTransport = (): boolean => browser() !== undefined;
@@ -35,6 +40,8 @@ class Opened implements Connection {
   private session: Session | null = null;
   private writer: WritableStreamDefaultWriter<Uint8Array> | null = null;
   private over = false;
+  private streams = 0;
+  private held = 0;
 
   constructor(url: string, hashes: Uint8Array<ArrayBuffer>[], private readonly listener: Listener) {
     void this.run(url, hashes).catch(() => undefined).then(() => this.close());
@@ -84,12 +91,18 @@ class Opened implements Connection {
 
   /** One chunk. A stream that ends otherwise than with COMPLETE leaves nothing of it. */
   private async chunk(stream: ReadableStream<Uint8Array>): Promise<void> {
+    if (this.streams >= MAX_STREAMS) return void stream.cancel().catch(() => undefined);
+    this.streams++;
     const decoder = new Decoder();
     let handle: number | null = null;
     let whole = false;
+    let held = 0;
     try {
       for await (const bytes of read(stream)) {
         const frames = decoder.push(bytes);
+        this.held += decoder.waiting - held;
+        held = decoder.waiting;
+        if (this.held > MAX_HELD) throw new ProtocolError();
         for (const frame of frames) {
           if (frame.kind === kind.CHUNK) handle = new Members(frame.body).count("handle");
           whole ||= frame.kind === kind.COMPLETE;
@@ -97,8 +110,10 @@ class Opened implements Connection {
         this.tell(frames);
       }
     } catch {
-      // Reset: the control stream says why.
+      // Reset: the control stream says why. Or it is too much.
     }
+    this.streams--;
+    this.held -= held;
     if (handle !== null && !whole) this.tell(new Decoder().push(control(kind.WITHDRAWN, { handle, reason: "cut" })));
   }
 
@@ -114,9 +129,14 @@ class Opened implements Connection {
 
 async function* read<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
   const reader = stream.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    yield value;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    // What is not read to its end is not waited for.
+    reader.cancel().catch(() => undefined);
   }
 }

@@ -45,6 +45,11 @@ export class Decoder {
     return frames;
   }
 
+  /** Bytes of a frame that is not whole yet. */
+  get waiting(): number {
+    return this.held.length;
+  }
+
   /** Whether it stands between two frames. */
   get whole(): boolean {
     return this.held.length === 0;

@@ -10,15 +10,7 @@ export type Mark = "receiving" | "unconfirmed" | "confirmed" | "rejected" | "mis
 /** Why a chunk is taken for confirmed. */
 export type Proof = "receipt" | "core" | "relay";
 
-export interface Chunk {
-  stream: string;
-  index: number;
-  lane: Lane;
-  media: string;
-  length: number;
-  sha256: string;
-  started: number;
-  ended: number;
+export interface Chunk extends Item {
   /** Whose word its times are: they are guessed from its neighbours if it was never announced. */
   times: "core" | "relay" | "guessed";
   /** Share of its bytes that is here, 0 to 1, while they arrive. */

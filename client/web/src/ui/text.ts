@@ -94,6 +94,8 @@ const en = {
   nobodyCalled: "This page calls nobody. No police, ambulance or other help has been told. If somebody is in danger, call the emergency number yourself.",
   jumpedGap: (length: string) => `${length} are missing here and were skipped.`,
   jumpedLive: (length: string) => `Skipped ${length} to be live again.`,
+  soon: "You hear what was recorded a little earlier. The rest is still loading.",
+  nowLive: "All of it is here. From now on this is live.",
   missedAll: (length: string) => `Connected again. ${length} that came meanwhile are caught up.`,
   missedSome: (length: string, missing: string) => `Connected again. ${length} are caught up, ${missing} are missing.`,
   missedNothing: "Connected again. Nothing was missed.",

@@ -1,0 +1,184 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Connection, Listener } from "../src/io/transport";
+import { Ways } from "../src/io/transport";
+import { MAX_ORDERS, MAX_WAITING_BYTES, Vault } from "../src/io/vault";
+import { MAX_HELD, MAX_STREAMS, openWebTransport } from "../src/io/webtransport";
+import { joined, toVarint } from "../src/rules/bytes";
+import { kind } from "../src/rules/frames";
+
+/** A worker that answers when it is told to. */
+class Slow {
+  static last: Slow;
+  onmessage: ((event: object) => void) | null = null;
+  onerror = null;
+  orders: number[] = [];
+  constructor() {
+    Slow.last = this;
+  }
+  postMessage({ id }: { id: number }): void {
+    this.orders.push(id);
+  }
+  answer(): void {
+    for (const id of this.orders.splice(0)) this.onmessage?.({ data: { id } });
+  }
+}
+Object.assign(globalThis, { Worker: Slow });
+const turn = (): Promise<void> => new Promise((go) => setImmediate(go));
+const identity = { incident: "i", stream: "s", media: "audio", index: 1 };
+
+test("a worker that is slow is given so much, and no more", async () => {
+  const vault = new Vault("worker.js", () => assert.fail());
+  const open = (length: number): ReturnType<Vault["open"]> => vault.open({ identity, sha256: "00", bytes: new Uint8Array(length) });
+  const many = [open(MAX_WAITING_BYTES - 1), open(1)];
+  assert.deepEqual(await open(1), { bad: "busy" });
+  await turn();
+  Slow.last.answer();
+  await Promise.all(many);
+  const again = Array.from({ length: MAX_ORDERS }, () => vault.verify("r", { ...identity, length: 1, sha256: "00" }, []));
+  assert.equal(await vault.verify("r", { ...identity, length: 1, sha256: "00" }, []), "invalid");
+  assert.deepEqual(await open(1), { bad: "busy" });
+  Slow.last.answer();
+  await Promise.all(again);
+  const last = open(MAX_WAITING_BYTES);
+  await turn();
+  Slow.last.answer();
+  assert.equal((await last).bad, undefined, "what was answered counts no more");
+});
+
+/** A session whose streams the test opens. */
+class Session {
+  static last: Session;
+  ready = Promise.resolve();
+  closed = new Promise<void>(() => undefined);
+  private streams = new TransformStream<ReadableStream<Uint8Array>>(undefined, undefined, { highWaterMark: 1000 });
+  incomingUnidirectionalStreams = this.streams.readable;
+  private opener = this.streams.writable.getWriter();
+  cancelled = 0;
+  constructor() {
+    Session.last = this;
+  }
+  async createBidirectionalStream(): Promise<object> {
+    return { readable: new ReadableStream(), writable: new WritableStream() };
+  }
+  close(): void {}
+  stream(): ReadableStreamDefaultController<Uint8Array> {
+    let give!: ReadableStreamDefaultController<Uint8Array>;
+    void this.opener.write(new ReadableStream({ start: (controller) => void (give = controller), cancel: () => void this.cancelled++ }));
+    return give;
+  }
+}
+
+/** A session that is open, and how many frames came. */
+async function opened(): Promise<{ frames: () => number; close: () => void }> {
+  Object.assign(globalThis, { WebTransport: Session });
+  let [frames, open] = [0, false];
+  const connection = openWebTransport("https://relay/watch", [], { opened: () => (open = true), frames: (some) => void (frames += some.length), closed: () => undefined });
+  while (!open) await turn();
+  return { frames: () => frames, close: () => connection.close() };
+}
+
+test("so many streams are read at once, and one more is not", async () => {
+  const session = await opened();
+  const streams = Array.from({ length: MAX_STREAMS }, () => Session.last.stream());
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(Session.last.cancelled, 0);
+  Session.last.stream();
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(Session.last.cancelled, 1);
+  streams[0]?.close();
+  for (let i = 0; i < 5; i++) await turn();
+  Session.last.stream();
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(Session.last.cancelled, 1, "there is room again");
+  session.close();
+});
+
+test("frames that are not whole take so much room in all, and no more", async () => {
+  const session = await opened();
+  const length = 262_160;
+  const part = joined([toVarint(kind.PIECE), toVarint(length), new Uint8Array(length - 1)]);
+  const fit = Math.floor(MAX_HELD / part.length);
+  const streams = Array.from({ length: fit + 1 }, () => Session.last.stream());
+  for (const stream of streams.slice(0, fit)) stream.enqueue(part);
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(Session.last.cancelled, 0);
+  streams[fit]?.enqueue(part);
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(Session.last.cancelled, 1, "the one that was too much is left");
+  for (const stream of streams.slice(0, fit)) stream.enqueue(Uint8Array.of(0));
+  for (let i = 0; i < 5; i++) await turn();
+  assert.equal(session.frames(), fit, "the others came whole");
+  session.close();
+});
+
+/** A relay whose WebTransport and WebSocket come about when the test says. */
+class Two {
+  static made: Two[] = [];
+  readonly ready: Promise<void>;
+  come!: () => void;
+  fail!: (why: Error) => void;
+  closed = new Promise<void>(() => undefined);
+  incomingUnidirectionalStreams = new ReadableStream();
+  over = false;
+  constructor() {
+    this.ready = new Promise((come, fail) => Object.assign(this, { come, fail }));
+    Two.made.push(this);
+  }
+  createBidirectionalStream = async (): Promise<object> => ({ readable: new ReadableStream(), writable: new WritableStream() });
+  close(): void {
+    this.over = true;
+  }
+}
+class Socket {
+  static readonly OPEN = 1;
+  static made: Socket[] = [];
+  readyState = 0;
+  onopen: (() => void) | null = null;
+  onclose: (() => void) | null = null;
+  constructor() {
+    Socket.made.push(this);
+  }
+  close(): void {
+    this.readyState = 3;
+  }
+  send(): void {}
+}
+
+function race(): { ways: Ways; told: string[]; connection: Connection } {
+  [Two.made, Socket.made] = [[], []];
+  Object.assign(globalThis, { WebTransport: Two, WebSocket: Socket });
+  const ways = new Ways({ relay: "https://relay", core: "https://core", grant: "", key: new Uint8Array(32), webTransport: { url: "https://relay", hashes: [] } });
+  const told: string[] = [];
+  const listener: Listener = { opened: () => told.push("opened"), frames: () => undefined, closed: () => told.push("closed") };
+  return { ways, told, connection: ways.open(listener) };
+}
+const until = async (is: () => boolean): Promise<void> => {
+  while (!is()) await new Promise((go) => setTimeout(go, 5));
+};
+
+test("of two ways the first that opens is taken, and the other one closed", async () => {
+  const late = race();
+  await until(() => Socket.made.length === 1);
+  (Socket.made[0] as Socket).onopen?.();
+  assert.deepEqual([late.told, late.ways.carried, Two.made[0]?.over], [["opened"], "websocket", true]);
+  late.connection.close();
+  assert.deepEqual(late.told, ["opened", "closed"]);
+
+  const soon = race();
+  Two.made[0]?.come();
+  await until(() => soon.told.length > 0);
+  assert.deepEqual([soon.told, soon.ways.carried, Socket.made.length], [["opened"], "webtransport", 0]);
+  soon.connection.close();
+
+  const failing = race();
+  Two.made[0]?.fail(new Error("refused"));
+  // At once, not when its time is over.
+  await until(() => Socket.made.length === 1);
+  (Socket.made[0] as Socket).onclose?.();
+  assert.deepEqual(failing.told, ["closed"]);
+
+  const left = race();
+  left.connection.close();
+  assert.deepEqual([left.told, Socket.made.length], [["closed"], 0]);
+});

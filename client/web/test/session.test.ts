@@ -1,0 +1,214 @@
+import assert from "node:assert/strict";
+import { mock, test } from "node:test";
+import { Session } from "../src/io/session";
+import { joined, toBase64url, toVarint, utf8 } from "../src/rules/bytes";
+import { control, type Frame, kind, splitMessage } from "../src/rules/frames";
+import type { Missed } from "../src/rules/missed";
+import { writeLink, readLink } from "../src/rules/link";
+
+// Time is the test's: nothing here waits.
+mock.timers.enable({ apis: ["setTimeout", "setInterval", "Date"], now: 1_800_000_000_000 });
+performance.now = () => Date.now() - 1_800_000_000_000;
+Math.random = () => 0.5;
+const turn = (): Promise<void> => new Promise((go) => setImmediate(go));
+async function pass(ms: number): Promise<void> {
+  for (let left = ms; left > 0; left -= 250) {
+    mock.timers.tick(Math.min(left, 250));
+    for (let i = 0; i < 8; i++) await turn();
+  }
+}
+
+/** The browser's WebSocket; the test is the relay. */
+class Socket {
+  static readonly OPEN = 1;
+  static all: Socket[] = [];
+  readyState = 0;
+  onopen: (() => void) | null = null;
+  onclose: (() => void) | null = null;
+  onmessage: ((event: { data: ArrayBuffer }) => void) | null = null;
+  sent: Frame[] = [];
+  constructor(readonly url: string) {
+    Socket.all.push(this);
+  }
+  send(bytes: Uint8Array): void {
+    this.sent.push(...splitMessage(bytes));
+  }
+  close(): void {
+    this.readyState = 3;
+  }
+  open(): void {
+    this.readyState = 1;
+    this.onopen?.();
+  }
+  say(...frames: Uint8Array[]): void {
+    this.onmessage?.({ data: joined(frames).buffer });
+  }
+  asked(): string[] {
+    return this.sent.map((frame) => Object.entries(kind).find(([, value]) => value === frame.kind)?.[0] ?? "?");
+  }
+}
+
+/** A worker for which everything opens. */
+class Thread {
+  onmessage: ((event: object) => void) | null = null;
+  onerror = null;
+  postMessage({ id, order, bytes }: { id: number; order: string; bytes?: Uint8Array }): void {
+    const answer = order === "open" ? { plaintext: bytes } : order === "verify" ? { verified: "verified" } : {};
+    void Promise.resolve().then(() => this.onmessage?.({ data: { id, ...answer } }));
+  }
+  terminate(): void {}
+}
+
+let core: (path: string) => Promise<object>;
+const part = (value: object): string => toBase64url(utf8(JSON.stringify(value)));
+const given = { capability: `a.${part({ iat: 1, exp: 301 })}.c`, incident: "i", signs_receipts: false };
+const gives = async (path: string): Promise<object> => (path.endsWith("/capability") ? given : { chunks: [] });
+Object.assign(globalThis, {
+  WebSocket: Socket, Worker: Thread,
+  fetch: async (url: string) => new Response(JSON.stringify(await core(new URL(url).pathname))),
+});
+
+interface Heard {
+  missed: Missed[];
+  catchingUp: number;
+}
+
+function begin(): { session: Session; heard: Heard } {
+  Socket.all = [];
+  core = gives;
+  const secret = toBase64url(new Uint8Array(32));
+  const link = readLink(writeLink({ relay: "http://127.0.0.1:1", core: "http://127.0.0.1:2", grant: secret, key: secret }));
+  assert.ok(link);
+  const heard: Heard = { missed: [], catchingUp: 0 };
+  const session = new Session(link, false, {
+    show: () => undefined, missed: (missed) => heard.missed.push(missed), catchingUp: () => heard.catchingUp++,
+  });
+  return { session, heard };
+}
+
+const last = (): Socket => Socket.all[Socket.all.length - 1] as Socket;
+const watching = control(kind.WATCHING, { node: "n" });
+/** Two seconds of sound, whole. */
+function sound(index: number, replay: boolean, more: { until?: "begun" } = {}): Uint8Array {
+  const at = (n: number): string => new Date(1_800_000_000_000 + n * 2000).toISOString();
+  const chunk = control(kind.CHUNK, {
+    handle: index, stream: "s", variant: "audio_priority", media: "audio", index, length: 3, sha256: "00", started: at(index), ended: at(index + 1),
+    state: "near_live_unconfirmed", replay,
+  });
+  if (more.until) return chunk;
+  const body = joined([toVarint(index), toVarint(0), Uint8Array.of(1, 2, 3)]);
+  return joined([chunk, toVarint(kind.PIECE), toVarint(body.length), body, control(kind.COMPLETE, { handle: index })]);
+}
+
+test("the relay is reached for while the core is asked, and is asked when the core has answered", async () => {
+  const { session } = begin();
+  let answer: () => void = () => assert.fail();
+  core = (path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path));
+  void session.run();
+  await pass(250);
+  assert.equal(Socket.all.length, 1);
+  last().open();
+  await pass(250);
+  assert.deepEqual(last().sent, []);
+  answer();
+  await pass(250);
+  assert.deepEqual([Socket.all.length, last().asked()], [1, ["WATCH"]]);
+  session.end();
+});
+
+test("a connection that the relay gave up while the core was slow is made again", async () => {
+  const { session } = begin();
+  let answer: () => void = () => assert.fail();
+  core = (path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path));
+  void session.run();
+  await pass(250);
+  last().open();
+  last().onclose?.();
+  await pass(5000);
+  assert.equal(session.facts.relayAway, false, "nothing was asked of the relay yet");
+  answer();
+  await pass(250);
+  last().open();
+  assert.deepEqual([Socket.all.length, last().asked()], [2, ["WATCH"]]);
+  session.end();
+});
+
+test("a subscription that does not begin within ten seconds is given up, and tried again", async () => {
+  const { session } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  await pass(9000);
+  assert.deepEqual([Socket.all.length, last().readyState], [1, 1]);
+  await pass(2500);
+  assert.equal(Socket.all.length, 2);
+  assert.equal(Socket.all[0]?.readyState, 3);
+  await pass(2000);
+  assert.equal(session.facts.relayAway, true);
+  last().open();
+  last().say(watching);
+  await pass(1250);
+  assert.deepEqual([session.facts.watching, session.facts.relayAway], [true, false]);
+  session.end();
+});
+
+test("when the browser says that there is no network it is said at once, and when there is one it is tried at once", async () => {
+  const { session } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching);
+  session.offline();
+  assert.deepEqual([session.facts.relayAway, session.facts.watching, last().readyState], [true, false, 3]);
+  // Tries go on, and fail.
+  for (let i = 0; i < 12; i++) {
+    await pass(1000);
+    last().onclose?.();
+  }
+  const tries = Socket.all.length;
+  session.offline();
+  await turn();
+  session.poke();
+  await pass(250);
+  assert.equal(Socket.all.length, tries + 1);
+  last().open();
+  last().say(watching);
+  await pass(1250);
+  assert.equal(session.facts.relayAway, false);
+  session.end();
+});
+
+test("what was missed is told when it has come, and until then that it is coming", async () => {
+  const { session, heard } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, sound(1, true), sound(2, false));
+  await pass(250);
+  last().onclose?.();
+  await pass(6000);
+  last().open();
+  last().say(watching, sound(3, true), sound(4, true, { until: "begun" }), sound(5, true, { until: "begun" }));
+  await pass(3500);
+  assert.deepEqual([heard.catchingUp, heard.missed], [1, []]);
+  last().say(sound(4, true), control(kind.OMITTED, { stream: "s", from: 5, to: 5, reason: "evicted" }), sound(6, false));
+  await pass(1250);
+  assert.deepEqual(heard.missed, [{ caughtUpMs: 6000, missingMs: 2000 }]);
+  session.end();
+});
+
+test("a cut of which nobody noticed anything is no news", async () => {
+  const { session, heard } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, sound(1, false));
+  await pass(250);
+  last().onclose?.();
+  await pass(500);
+  last().open();
+  last().say(watching, sound(2, false));
+  await pass(4000);
+  assert.deepEqual(heard, { missed: [], catchingUp: 0 });
+  session.end();
+});
