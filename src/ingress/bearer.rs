@@ -23,7 +23,7 @@ pub(super) enum Bearer<'a> {
 
 /// The upload capabilities that were taken on one connection. Each is looked at anew whenever it
 /// is named: it may have run out or been revoked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Known(Mutex<known::Known<Arc<str>>>);
 
 impl Known {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Service;
@@ -17,6 +17,9 @@ use super::io::Sign;
 use super::ticket::Ticket;
 use crate::telemetry::ingress::ByTransport;
 use crate::telemetry::names::{RefusedConnection, Transport};
+
+/// Bytes of a connection's chunks that may come before their `SEND`, all together.
+pub(super) const EARLY: usize = 64 * 1024;
 
 /// Where a connection came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub(super) struct Conn {
     /// When a byte of a body last came. A session in one request's bodies lives as long as its
     /// client brings anything on any other.
     pub(super) sign: Arc<Sign>,
+    /// Room for bytes of chunks whose `SEND` is not said yet, of all its sessions.
+    pub(super) early_room: Arc<Semaphore>,
     /// The capabilities that came over it, by name.
     pub(super) known: Known,
     /// The last open request ended: the deadline is another now.
@@ -78,6 +83,7 @@ impl Conn {
             seen: AtomicBool::new(false),
             last_ms: AtomicU64::new(born_ms),
             sign: Sign::new(service.shared.clock.clone()),
+            early_room: Arc::new(Semaphore::new(EARLY)),
             known: Known::default(),
             quiet: Notify::new(),
             service,

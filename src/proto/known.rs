@@ -58,9 +58,8 @@ impl fmt::Debug for CapabilityName {
     }
 }
 
-/// What one end of a connection knows by name. Both ends forget by the same rule; where one
-/// forgot more, the relay says so and the token goes whole.
-#[derive(Debug)]
+/// What one end of a connection knows by name. Where the relay forgot more than the client, it
+/// says so and the token goes whole.
 pub struct Known<T>(VecDeque<(CapabilityName, T)>);
 
 impl<T> Default for Known<T> {

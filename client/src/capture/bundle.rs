@@ -2,13 +2,11 @@
 //! queue: each connection alone gets only so far, several together fill a lossy link.
 //!
 //! The first is there at once. While chunks wait another is added now and then, as long as the last
-//! one brought more ([`Growth`]): a link that is full gets no third. Each connection brings one chunk at
-//! a time, and the next when its last byte went out; what is more merciful than all that a
-//! connection has begun goes beside it at once, and before it.
+//! one brought more ([`Growth`]): a link that is full gets no third. Each connection brings one chunk of
+//! a class at a time, and the next when its last byte went out.
 
 mod growth;
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,6 +21,7 @@ use waystation_proto::ChunkState;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
 use crate::connect::ConnectError;
+use crate::token::Token;
 use growth::Growth;
 
 /// Connections at once.
@@ -50,15 +49,23 @@ struct Strand {
 /// A chunk that a connection was given.
 struct Given {
     attempt: u64,
-    rank: Rank,
+    /// As [`Rank::class`].
+    class: usize,
     /// It has bytes to bring.
     moves: bool,
+    /// All its bytes went out on this connection.
+    sent: bool,
 }
 
 impl Strand {
-    /// The most merciful chunk that it brings; none if it could begin another.
-    fn brings(&self) -> Option<Rank> {
-        self.given.values().filter(|given| given.moves).map(|given| given.rank).min()
+    /// Whether it brings a chunk, of this class if one is named.
+    fn brings(&self, class: Option<usize>) -> bool {
+        self.given.values().any(|given| given.moves && class.is_none_or(|class| class == given.class))
+    }
+
+    /// What it was given, if it still is this attempt.
+    fn given(&mut self, id: u64, attempt: u64) -> Option<&mut Given> {
+        self.given.get_mut(&id).filter(|given| given.attempt == attempt)
     }
 }
 
@@ -73,6 +80,10 @@ struct Bundle {
     growth: Growth,
     started: Instant,
     begun: usize,
+    /// Capabilities that came while another connection was made.
+    later: Vec<Token>,
+    /// The recording is over: no other connection is made.
+    ends: bool,
 }
 
 impl Bundle {
@@ -88,6 +99,8 @@ impl Bundle {
             growth: Growth::default(),
             started: Instant::now(),
             begun: 0,
+            later: Vec::new(),
+            ends: false,
         }
     }
 
@@ -102,13 +115,19 @@ impl Bundle {
                 },
                 Some((strand, news)) = self.heard.next() => self.told(strand, news).await,
                 Some(link) = self.adding.ready() => {
+                    self.growth.added(self.now_ms());
                     self.add(link);
+                    // What came while it was made, and is not in its HELLO.
+                    for token in std::mem::take(&mut self.later) {
+                        self.ask_newest(ToLink::Capability(token)).await;
+                    }
                     true
                 }
                 _ = tick.tick() => {
                     self.growth.look(self.now_ms(), self.dial.written.load(Ordering::Relaxed));
                     if self.needs_another() {
-                        self.adding.begin(super::ws::connect(self.dial.clone(), false));
+                        self.later.clear();
+                        self.adding.begin(super::ws::once(self.dial.clone(), false));
                     }
                     true
                 }
@@ -125,7 +144,6 @@ impl Bundle {
     }
 
     fn add(&mut self, link: Link) {
-        self.growth.added(self.now_ms());
         let Link { jobs, news, task, .. } = link;
         let strand = self.begun;
         self.begun += 1;
@@ -140,10 +158,10 @@ impl Bundle {
     }
 
     fn needs_another(&self) -> bool {
-        if !self.growth.wants_more(self.now_ms(), self.strands.len() as u64) {
+        if self.ends || !self.growth.wants_more(self.now_ms(), self.strands.len() as u64) {
             return false;
         }
-        let busy = self.strands.values().filter(|strand| strand.brings().is_some()).count();
+        let busy = self.strands.values().filter(|strand| strand.brings(None)).count();
         self.strands.len() < MAX_LINKS && (!self.waiting.is_empty() || busy == self.strands.len())
     }
 
@@ -155,18 +173,26 @@ impl Bundle {
             }
             ToLink::Capability(token) => {
                 self.dial.add(token.clone());
+                if self.adding.is_begun() {
+                    self.later.push(token.clone());
+                }
                 for strand in self.strands.values() {
                     let _ = strand.jobs.send(ToLink::Capability(token.clone())).await;
                 }
                 true
             }
             ToLink::Moved => {
+                // What the old network took says nothing of this one.
+                self.growth = Growth::default();
+                self.growth.added(self.now_ms());
                 for strand in self.strands.values() {
                     let _ = strand.jobs.send(ToLink::Moved).await;
                 }
                 true
             }
             ToLink::End(reason) => {
+                self.ends = true;
+                self.adding.stop();
                 for strand in self.strands.values() {
                     let _ = strand.jobs.send(ToLink::End(reason.clone())).await;
                 }
@@ -175,20 +201,23 @@ impl Bundle {
         }
     }
 
-    /// Gives chunks to the connections that may begin one.
+    async fn ask_newest(&mut self, asked: ToLink) {
+        if let Some(strand) = self.begun.checked_sub(1).and_then(|at| self.strands.get_mut(&at)) {
+            let _ = strand.jobs.send(asked).await;
+        }
+    }
+
+    /// Gives chunks to the connections that may begin one: each brings one of a class at a time, and
+    /// its plan says which of them goes first. What the relay may hold is asked about at once.
     async fn hand_out(&mut self) {
-        while let Some(first) = self.waiting.first_entry() {
-            // None is the least: whoever brings nothing comes first, then the least merciful.
-            let idle_first =
-                |strand: &&mut Strand| strand.brings().map(Reverse).map_or((0, None), |rank| (1, Some(rank)));
-            let Some(strand) = self.strands.values_mut().min_by_key(idle_first) else { return };
-            // What the relay may hold is asked about at once; then it moves, or does not.
-            let moves = !first.get().resume;
-            if moves && strand.brings().is_some_and(|rank| rank.class() <= first.key().0.class()) {
-                return;
-            }
-            let job = first.remove();
-            strand.given.insert(job.id, Given { attempt: job.offer.attempt, rank: job.rank, moves });
+        let turns: Vec<(Rank, u64)> = self.waiting.keys().copied().collect();
+        for turn in turns {
+            let Some(resume) = self.waiting.get(&turn).map(|job| job.resume) else { continue };
+            let class = turn.0.class();
+            let free = self.strands.values_mut().filter(|strand| resume || !strand.brings(Some(class)));
+            let Some(strand) = free.min_by_key(|strand| (strand.brings(None), strand.given.len())) else { continue };
+            let Some(job) = self.waiting.remove(&turn) else { continue };
+            strand.given.insert(job.id, Given { attempt: job.offer.attempt, class, moves: !resume, sent: false });
             // A strand that is gone says so itself, and its chunks are brought by another.
             let _ = strand.jobs.send(ToLink::Job(job)).await;
         }
@@ -204,14 +233,18 @@ impl Bundle {
                 return self.ended(at, None, None).await;
             }
             Some(FromLink::Sent { id, attempt }) => {
-                if let Some(given) = strand.given.get_mut(&id) {
-                    given.moves = false;
+                if let Some(given) = strand.given(id, attempt) {
+                    (given.moves, given.sent) = (false, true);
                 }
                 self.tell(FromLink::Sent { id, attempt }).await
             }
             Some(FromLink::Verdict { id, attempt, verdict }) => {
-                if verdict.last || verdict.state.is_some_and(ChunkState::ended) {
+                let over = verdict.last || verdict.state.is_some_and(ChunkState::ended);
+                let whole = verdict.state.is_some_and(is_whole);
+                if over && strand.given(id, attempt).is_some() {
                     strand.given.remove(&id);
+                } else if let Some(given) = strand.given(id, attempt).filter(|_| whole) {
+                    given.moves = false;
                 }
                 self.tell(FromLink::Verdict { id, attempt, verdict }).await
             }
@@ -220,8 +253,9 @@ impl Bundle {
                 self.tell(FromLink::Broken { id, attempt }).await
             }
             Some(FromLink::Offset { id, attempt, offset }) => {
-                if let Some(given) = strand.given.get_mut(&id) {
-                    given.moves = true;
+                if let Some(given) = strand.given(id, attempt) {
+                    // What went early is asked for when it is gone already.
+                    given.moves = !given.sent;
                 }
                 self.tell(FromLink::Offset { id, attempt, offset }).await
             }
@@ -246,4 +280,9 @@ impl Bundle {
         }
         true
     }
+}
+
+/// The relay needs no more bytes of such a chunk.
+fn is_whole(state: ChunkState) -> bool {
+    state.held() || state == ChunkState::Unsettled
 }

@@ -248,6 +248,11 @@ impl Beside {
         }
     }
 
+    /// Whether one is in the making.
+    pub(crate) const fn is_begun(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The old one goes on.
     pub(crate) fn stop(&mut self) {
         self.0 = None;

@@ -20,7 +20,7 @@
 //!    `upload_queue.enc` was torn it may be more than that: before the file is written anew it is
 //!    renamed to end in `.left`, and kept; nothing is taken away then. So is a file that does not
 //!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
-//! 6. A file of zeros holds room that no recording gets. Where the disk is full it is taken away for what
+//! 6. A file of noise holds room that no recording gets. Where the disk is full it is taken away for what
 //!    the queue needs to grow smaller: an envelope, which goes out, and the record of what is
 //!    confirmed, whose files go after it. Then it is made again.
 //! 7. An append that fails may have written something: the whole queue is written anew before the
@@ -146,8 +146,7 @@ pub(crate) struct Store {
     doubtful: Vec<String>,
     /// Bytes in files of the batch.
     pending: u64,
-    /// [`room::FILE`] is there.
-    has_room: bool,
+    room: room::Room,
 }
 
 impl Store {
@@ -167,10 +166,10 @@ impl Store {
         let epoch = if fresh { 0 } else { state.epoch + 1 };
         state.apply(Record::Opened { epoch, group_key: group_key.into() });
         let (batch, doubtful, pending) = (Batch::default(), Vec::new(), 0);
-        let has_room = disk.list()?.iter().any(|name| name == room::FILE);
-        let (writer, length, image) = (None, 0, 0);
+        let (writer, length, image, room) = (None, 0, 0, room::Room::default());
         let mut store =
-            Self { disk, key, dice, max_bytes, state, writer, length, image, batch, doubtful, pending, has_room };
+            Self { disk, key, dice, max_bytes, state, writer, length, image, batch, doubtful, pending, room };
+        store.find_room();
         store.forget_missing()?;
         if torn {
             // As long as the torn file is there: a crash between the two finds it torn again.
@@ -193,7 +192,10 @@ impl Store {
     pub(crate) fn file(&mut self, content: &[u8]) -> Result<(String, u64), NotKept> {
         let size = (content.len() + OVERHEAD) as u64;
         let used = self.state.size() + self.pending;
-        if used + size > self.max_bytes || self.state.items.len() + self.batch.made.len() >= MAX_ITEMS {
+        if self.lends_room()
+            || used + size > self.max_bytes
+            || self.state.items.len() + self.batch.made.len() >= MAX_ITEMS
+        {
             return Err(NotKept::Full);
         }
         self.put_file(content, |store, name, blob| store.disk.create(name, blob))

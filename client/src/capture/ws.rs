@@ -45,6 +45,12 @@ pub(crate) fn connect(dial: Dial, bbr: bool) -> BoxFuture<'static, Result<Link, 
     })
 }
 
+/// The same with one try: what is there already need not wait for it.
+pub(crate) async fn once(dial: Dial, bbr: bool) -> Result<Link, ConnectError> {
+    let (socket, early) = wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, bbr).await?;
+    Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, bbr, jobs, news)))
+}
+
 fn hello(tokens: &[Token]) -> Bytes {
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
     frame::encode_json(kind::HELLO, &Hello { protocol: PROTOCOL, capabilities, network: None })

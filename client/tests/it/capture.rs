@@ -350,6 +350,38 @@ async fn a_core_that_is_away_does_not_use_up_the_connection() {
 }
 
 #[tokio::test]
+async fn small_chunks_go_with_their_offers_while_the_core_is_away() {
+    for transport in [Transport::Ws, Transport::WsPlain] {
+        let relay = Relay::start().await;
+        relay.with(|state| (state.knobs.hold, state.knobs.early) = (true, 65_536));
+        let (capture, _events) =
+            Capture::start(config(&relay, transport, &[AUDIO, MASTER]), authority()).await.unwrap();
+        for n in 0..40 {
+            capture.chunk(Variant::AudioPriority, vec![n as u8; 500], n * 2000, n * 2000 + 2000).await.unwrap();
+            capture.chunk(Variant::EvidenceMaster, vec![n as u8; 900], n * 2000, n * 2000 + 2000).await.unwrap();
+        }
+        relay.until(|state| state.whole.len() == 80).await;
+        relay.with(|state| state.knobs.hold = false);
+        relay.release();
+        assert_eq!(finish(capture).await.confirmed, 80, "{transport:?}");
+    }
+}
+
+#[tokio::test]
+async fn so_many_bytes_go_before_the_relay_asks_for_them() {
+    let relay = Relay::start().await;
+    relay.with(|state| (state.knobs.early, state.knobs.quiet, state.knobs.credit) = (65_536, true, 1 << 20));
+    let (capture, _events) = Capture::start(config(&relay, Transport::Ws, &[AUDIO]), authority()).await.unwrap();
+    for n in 0..3 {
+        capture.chunk(Variant::AudioPriority, vec![n as u8; 100_000], n * 2000, n * 2000 + 2000).await.unwrap();
+    }
+    relay.until(|state| state.received == 65_536).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(capture);
+    assert_eq!(relay.with(|state| state.received), 65_536, "and no more");
+}
+
+#[tokio::test]
 async fn several_chunks_make_several_plain_websockets() {
     let relay = Relay::start().await;
     relay.with(|state| state.knobs.hold = true);

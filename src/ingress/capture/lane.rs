@@ -12,8 +12,6 @@ use crate::proto::Code;
 
 /// Bytes of one chunk that may be on their way: 20 Mbit/s at 100 ms, for each chunk.
 pub(super) const WINDOW: u64 = 256 * 1024;
-/// Bytes of all chunks of a connection that may come before their `SEND`.
-pub(super) const EARLY: usize = 64 * 1024;
 /// Pieces smaller than this are joined, so that a peer that sends single bytes can't make the
 /// queue cost more than its credit.
 const SMALL: usize = 4 * 1024;
@@ -115,7 +113,8 @@ impl Lane {
                 *next += len;
             }
         }
-        if bytes.len() < SMALL {
+        // What waits for an answer keeps nothing else of its message.
+        if bytes.len() < SMALL || state.early.is_some() {
             state.tail.extend_from_slice(&bytes);
         } else {
             state.flush_tail();
@@ -171,6 +170,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingress::conn::EARLY;
     use proptest::prelude::*;
 
     #[test]

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use http::HeaderName;
 use http::request::Parts;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::chunk::Chunk;
 use self::lane::Lane;
 use self::tokens::Tokens;
 use super::body::RequestBody;
-use super::conn::Ctx;
+use super::conn::{Ctx, EARLY, Listener};
 use super::duplex;
 use super::frames::{Goodbye, Outbox, Reader, Room};
 use super::respond::{self, Reply};
@@ -55,7 +55,7 @@ pub(super) fn post(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Reply {
 /// frame.
 fn early(mut reply: Reply) -> Reply {
     if reply.status().is_informational() || reply.status().is_success() {
-        reply.headers_mut().insert(HeaderName::from_static(EARLY_BYTES), lane::EARLY.into());
+        reply.headers_mut().insert(HeaderName::from_static(EARLY_BYTES), EARLY.into());
     }
     reply
 }
@@ -80,8 +80,6 @@ struct Session {
     lanes: HashMap<u64, Arc<Lane>>,
     highest: Option<u64>,
     receiving: watch::Sender<usize>,
-    /// Room for bytes whose `SEND` is not said yet.
-    early_room: Arc<Semaphore>,
     tasks: JoinSet<Option<u64>>,
     /// What the message that opened the session held beside `HELLO`.
     early: Vec<Frame>,
@@ -107,7 +105,6 @@ impl Session {
             lanes: HashMap::new(),
             highest: None,
             receiving: watch::Sender::new(0),
-            early_room: Arc::new(Semaphore::new(lane::EARLY)),
             tasks: JoinSet::new(),
             early,
         };
@@ -128,7 +125,8 @@ impl Session {
             max_piece: MAX_PIECE_BYTES as u64,
             offers: MAX_OFFERS as u32,
             in_flight: u32::try_from(self.ctx.limits.in_flight_per_session).unwrap_or(u32::MAX),
-            known: MAX_KNOWN as u32,
+            // Behind a proxy one connection may be several clients', and one client's several.
+            known: if self.ctx.conn.listener == Listener::Plain { 0 } else { MAX_KNOWN as u32 },
         };
         let welcome = Welcome { protocol: PROTOCOL, node: shared.node.to_string(), limits };
         self.out.send(frame::encode_json(kind::WELCOME, &welcome)).await;
@@ -260,7 +258,7 @@ impl Session {
 
     fn piece(&self, piece: Piece) -> Result<(), Refusal> {
         match self.lanes.get(&piece.handle) {
-            Some(lane) => Ok(lane.piece(piece.offset, piece.bytes, &self.early_room)?),
+            Some(lane) => Ok(lane.piece(piece.offset, piece.bytes, &self.ctx.conn.early_room)?),
             // A piece may be under way when its chunk is refused; a handle that never was is a
             // mistake.
             None if Some(piece.handle) <= self.highest => Ok(()),

@@ -3,6 +3,8 @@
 
 /// A connection is judged so long after it was added, in milliseconds: its slow start is over.
 const SETTLED_MS: u64 = 1500;
+/// And after so long another one is tried whatever was seen: links change.
+const AGAIN_MS: u64 = 30_000;
 /// Looks that make up one measurement.
 const LOOKS: usize = 3;
 
@@ -26,7 +28,8 @@ impl Growth {
     /// Whether another one beside `links` is worth it: the last one brought at least half a share.
     pub(super) fn wants_more(&self, now_ms: u64, links: u64) -> bool {
         let needed = self.before + self.before / (2 * links.max(1));
-        now_ms >= self.added_ms + SETTLED_MS && self.rate().is_some_and(|rate| rate >= needed)
+        let since = now_ms - self.added_ms;
+        since >= AGAIN_MS || since >= SETTLED_MS && self.rate().is_some_and(|rate| rate >= needed)
     }
 
     /// Another one was added.
@@ -62,8 +65,9 @@ mod tests {
     #[test]
     fn there_are_more_as_long_as_each_brings_its_own() {
         assert_eq!(links(10_000, u64::MAX, 15), 10, "each its own");
-        assert_eq!(links(32_000, 32_000, 60), 2, "one fills the link, and the second shows it");
-        assert_eq!(links(32_000, 64_000, 60), 3);
+        assert_eq!(links(32_000, 32_000, 30), 2, "one fills the link, and the second shows it");
+        assert_eq!(links(32_000, 64_000, 30), 3);
+        assert_eq!(links(32_000, 32_000, 70), 4, "another try every half minute");
         assert_eq!(links(0, 0, 4), 3, "what brings nothing may hang");
     }
 }

@@ -7,40 +7,54 @@ use waystation_proto::known::{CapabilityName, Known};
 
 use crate::token::Token;
 
-/// Empty until the relay says that it knows any.
+/// None until the relay says that it knows any, and for good once it did not know one: then
+/// something on the way gives one connection's requests to several.
 #[derive(Default)]
-pub(in crate::capture) struct Names(Mutex<Option<Known<()>>>);
+pub(in crate::capture) struct Names(Mutex<State>);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Unsaid,
+    On(Known<()>),
+    Off,
+}
 
 impl Names {
-    /// The relay knows these, and says so.
+    /// The relay knows names, and took at least one of these.
     pub(in crate::capture) fn welcome(&self, tokens: &[Token]) {
-        let mut known = self.lock();
-        let known = known.get_or_insert_default();
-        tokens.iter().for_each(|token| known.learn(CapabilityName::of(token.as_str()), ()));
+        let mut state = self.lock();
+        if let State::Unsaid = *state {
+            *state = State::On(Known::default());
+        }
+        if let (State::On(known), [token]) = (&mut *state, tokens) {
+            known.learn(CapabilityName::of(token.as_str()), ());
+        }
     }
 
     /// The relay answered a request with this capability.
     pub(in crate::capture) fn learn(&self, token: &Token, status: StatusCode) {
-        if let Some(known) = self.lock().as_mut()
-            && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && !status.is_server_error()
+        if let State::On(known) = &mut *self.lock()
+            && status.is_success()
         {
             known.learn(CapabilityName::of(token.as_str()), ());
         }
     }
 
-    pub(in crate::capture) fn forget(&self, token: &Token) {
-        if let Some(known) = self.lock().as_mut() {
-            known.forget(CapabilityName::of(token.as_str()));
-        }
+    /// The relay did not know a name.
+    pub(in crate::capture) fn end(&self) {
+        *self.lock() = State::Off;
     }
 
     /// Whether the next request may name it.
     pub(in crate::capture) fn has(&self, token: &Token) -> bool {
-        self.lock().as_mut().is_some_and(|known| known.get(CapabilityName::of(token.as_str())).is_some())
+        match &mut *self.lock() {
+            State::On(known) => known.get(CapabilityName::of(token.as_str())).is_some(),
+            State::Unsaid | State::Off => false,
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Known<()>>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -59,11 +73,17 @@ mod tests {
         assert!(!names.has(&token));
         names.welcome(std::slice::from_ref(&token));
         assert!(names.has(&token) && !names.has(&other));
-        names.learn(&other, StatusCode::UNAUTHORIZED);
+        names.learn(&other, StatusCode::TOO_MANY_REQUESTS);
         assert!(!names.has(&other));
         names.learn(&other, StatusCode::CREATED);
         assert!(names.has(&other));
-        names.forget(&other);
-        assert!(!names.has(&other) && names.has(&token));
+        names.end();
+        assert!(!names.has(&other) && !names.has(&token), "something on the way mixes connections");
+        names.welcome(std::slice::from_ref(&token));
+        names.learn(&token, StatusCode::CREATED);
+        assert!(!names.has(&token));
+        let names = Names::default();
+        names.welcome(&[token.clone(), other.clone()]);
+        assert!(!names.has(&token) && !names.has(&other), "which of them was taken is not said");
     }
 }

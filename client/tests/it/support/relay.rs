@@ -41,6 +41,10 @@ pub struct Knobs {
     pub credit: u64,
     /// Time before a `CREDIT`.
     pub credit_after: Duration,
+    /// Bytes that may come before their `SEND`.
+    pub early: u64,
+    /// `SEND` is not said.
+    pub quiet: bool,
 }
 
 /// One chunk.

@@ -11,7 +11,9 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use waystation_proto::frame::{self, Frame, Piece, kind};
-use waystation_proto::message::{CaptureState, Credit, Hello, Limits, OfferBody, Send, Watch, Watching, Welcome};
+use waystation_proto::message::{
+    CaptureState, Credit, EARLY_BYTES, Hello, Limits, OfferBody, Send, Watch, Watching, Welcome,
+};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkRef, ChunkState, Code, PROTOCOL, WATCH_SUBPROTOCOL};
 
 use super::relay::Shared;
@@ -42,10 +44,13 @@ pub async fn is_upgrade(stream: &TcpStream) -> bool {
 }
 
 #[expect(clippy::result_large_err, reason = "the handshake's own type")]
-async fn upgrade(stream: impl Stream + 'static, subprotocol: &'static str) -> Option<Socket> {
+async fn upgrade(stream: impl Stream + 'static, subprotocol: &'static str, early: u64) -> Option<Socket> {
     let answer = |request: &Request, mut response: Response| {
         assert_eq!(request.headers()["sec-websocket-protocol"], subprotocol);
         response.headers_mut().insert("sec-websocket-protocol", subprotocol.parse().unwrap());
+        if early > 0 {
+            response.headers_mut().insert(EARLY_BYTES, early.into());
+        }
         Ok(response)
     };
     tokio_tungstenite::accept_hdr_async(Box::new(stream) as Box<dyn Stream>, answer).await.ok()
@@ -73,7 +78,9 @@ struct Session {
 }
 
 pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
-    let Some(mut socket) = upgrade(stream, CAPTURE_SUBPROTOCOL).await else { return };
+    let Some(mut socket) = upgrade(stream, CAPTURE_SUBPROTOCOL, shared.with(|state| state.knobs.early)).await else {
+        return;
+    };
     let Some(first) = next(&mut socket).await else { return };
     let hello: Hello = frame::control(&first[0]).unwrap();
     assert_eq!((first[0].kind, hello.protocol), (kind::HELLO, PROTOCOL));
@@ -137,6 +144,9 @@ impl Session {
             Ok((offset, ChunkState::Receiving, credit)) => {
                 self.handles.insert(handle, name);
                 self.credit.insert(handle, credit);
+                if shared.with(|state| state.knobs.quiet) {
+                    return Some(());
+                }
                 send(socket, frame::encode_json(kind::SEND, &Send { handle, offset, credit })).await
             }
             Ok(_) => {
@@ -149,7 +159,9 @@ impl Session {
     async fn piece(&mut self, piece: Piece, socket: &mut Socket, shared: &Shared) -> Option<()> {
         let name = self.handles[&piece.handle];
         let length = piece.bytes.len() as u64;
-        assert!(length <= 8 * 1024, "max_piece is kept");
+        // Before WELCOME nobody knows of a smaller one.
+        let most = if shared.with(|state| state.knobs.early) > 0 { 16 * 1024 } else { 8 * 1024 };
+        assert!(length <= most, "max_piece is kept");
         let left = self.credit.get_mut(&piece.handle).unwrap();
         *left = left.checked_sub(length).expect("credit is kept");
         let exhausted = *left == 0;
@@ -200,7 +212,7 @@ impl super::relay::State {
 }
 
 pub async fn watch(stream: TcpStream, shared: &Arc<Shared>) {
-    let Some(mut socket) = upgrade(stream, WATCH_SUBPROTOCOL).await else { return };
+    let Some(mut socket) = upgrade(stream, WATCH_SUBPROTOCOL, 0).await else { return };
     let Some(first) = next(&mut socket).await else { return };
     let wish: Watch = frame::control(&first[0]).unwrap();
     assert_eq!(first[0].kind, kind::WATCH);
