@@ -376,7 +376,7 @@ fn bodies() -> Vec<(&'static str, u64, Value)> {
         (
             "WELCOME",
             kind::WELCOME,
-            json!({"protocol": 1, "node": "n", "limits": {"max_chunk": 262_144_000, "max_piece": 262_144, "offers": 64, "in_flight": 16}}),
+            json!({"protocol": 1, "node": "n", "limits": {"max_chunk": 262_144_000, "max_piece": 262_144, "offers": 64, "in_flight": 16, "known": 4}}),
         ),
         ("SEND", kind::SEND, json!({"handle": 7, "offset": 0, "credit": 1_048_576})),
         (
