@@ -33,8 +33,10 @@ export function openSocket(url: string, listener: Listener): Connection {
     if (over) return;
     over = true;
     clearTimeout(late);
-    socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
-    socket.close();
+    socket.onmessage = socket.onclose = socket.onerror = null;
+    // A browser writes the relay's address to its console for one that is closed before it is open.
+    socket.onopen = () => socket.close();
+    if (socket.readyState !== WebSocket.CONNECTING) socket.close();
     listener.closed();
   };
   const late = setTimeout(end, PATIENCE_MS);
