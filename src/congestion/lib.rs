@@ -29,11 +29,16 @@ pub struct Factory(
     pub Arc<Gauge>,
 );
 
+impl Factory {
+    fn make(&self, now: Instant, model: Model, mtu: u16) -> Box<dyn Controller> {
+        self.0.started(model.window(), mtu.into());
+        Box::new(PathController { born: now, model, gauge: Arc::clone(&self.0) })
+    }
+}
+
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let model = Model::new(current_mtu.into());
-        self.0.started(model.window(), current_mtu.into());
-        Box::new(PathController { born: now, model, gauge: Arc::clone(&self.0) })
+        self.make(now, Model::new(current_mtu.into()), current_mtu)
     }
 }
 
@@ -43,7 +48,7 @@ pub struct Alone;
 
 impl ControllerFactory for Alone {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Arc::new(Factory(Arc::new(Gauge::new()))).build(now, current_mtu)
+        Factory(Arc::new(Gauge::new())).make(now, Model::unmetered(current_mtu.into()), current_mtu)
     }
 }
 

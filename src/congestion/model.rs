@@ -30,6 +30,10 @@ const RECENT_ROUNDS: usize = 3;
 const INITIAL_PACKETS: u64 = 16;
 /// Fewest packets in flight: two for the peer's delayed acknowledgement, two under way.
 const LEAST_PACKETS: u64 = 4;
+/// A path of a shorter round trip is limited by when its peer acknowledges, not by what it carries.
+const NEAR: Micros = 25_000;
+/// Bytes in flight at least on such a path, where nobody meters what is written.
+const NEAR_WINDOW: u64 = 64 * 1024;
 /// Bytes in flight for each byte of rate × round trip while starting: a doubling every round.
 const STARTUP_GAIN: f64 = 2.0;
 /// The same when the rate is known: a little more than the path, so that a faster one is noticed.
@@ -85,6 +89,8 @@ pub(super) struct Model {
     mtu: u64,
     phase: Phase,
     window: u64,
+    /// Fewest bytes in flight on a near path.
+    near_window: u64,
     delivered: u64,
     marks: VecDeque<Mark>,
     batch: Batch,
@@ -121,6 +127,7 @@ impl Model {
             mtu,
             phase: Phase::Startup,
             window: INITIAL_PACKETS * mtu,
+            near_window: 0,
             delivered: 0,
             marks: VecDeque::new(),
             batch: Batch::default(),
@@ -132,6 +139,12 @@ impl Model {
             acked_share: 0.0,
             lost_share: 0.0,
         }
+    }
+
+    /// The same for an end that writes whatever its streams take: chunks come to it whole, and a path
+    /// that is [`NEAR`] takes them at once.
+    pub(super) fn unmetered(mtu: u64) -> Self {
+        Self { near_window: NEAR_WINDOW, ..Self::new(mtu) }
     }
 
     /// Bytes that may be in flight.
@@ -275,7 +288,7 @@ impl Model {
         match self.phase {
             Phase::Startup => {
                 let cap = (STARTUP_GAIN * needed) as u64 + LEAST_PACKETS * self.mtu;
-                self.window = self.window.min(cap.max(self.initial_window()));
+                self.window = self.at_least(self.window.min(cap.max(self.initial_window())));
             }
             Phase::Steady => {
                 let share = FAIR_SHARE * self.rate() * self.recent_rtt() as f64 / 1e6;
@@ -298,7 +311,8 @@ impl Model {
     }
 
     fn at_least(&self, window: u64) -> u64 {
-        window.max(LEAST_PACKETS * self.mtu)
+        let near = self.least_rtt().is_some_and(|rtt| rtt < NEAR);
+        window.max(if near { self.near_window } else { 0 }).max(LEAST_PACKETS * self.mtu)
     }
 
     /// The least round trip of the last few rounds, queues included; 0 before the first.

@@ -123,3 +123,23 @@ proptest! {
         }
     }
 }
+
+/// What an unmetered end and a client may have in flight after a round trip of `rtt` microseconds.
+fn after(rtt: u64) -> (u64, u64) {
+    let window = |mut model: Model| {
+        for packet in 1..40 {
+            let sent = packet * rtt;
+            model.handle_acked(sent, PACKET);
+            model.handle_batch_end(sent + rtt, false);
+        }
+        model.window()
+    };
+    (window(Model::unmetered(PACKET)), window(Model::new(PACKET)))
+}
+
+#[test]
+fn a_near_path_is_not_held_up_by_its_acknowledgements() {
+    assert!(matches!(after(1_000), (64_000.., ..60_000)), "{:?}", after(1_000));
+    let (unmetered, client) = after(100_000);
+    assert_eq!(unmetered, client, "a far path is what it is to both");
+}
