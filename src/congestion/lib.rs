@@ -1,4 +1,4 @@
-//! Congestion control of QUIC connections, of the client's and of the relay's: [`model`] says how many bytes may
+//! Congestion control of QUIC connections, of the client's and of the relay's: `model` says how many bytes may
 //! be in flight, this module is its place in quinn. quinn paces at 1.25 × window / round trip by
 //! itself. `docs/congestion.md` has the model in words.
 
