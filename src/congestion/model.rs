@@ -32,7 +32,8 @@ const INITIAL_PACKETS: u64 = 16;
 const LEAST_PACKETS: u64 = 4;
 /// A path of a shorter round trip is limited by when its peer acknowledges, not by what it carries.
 const NEAR: Micros = 25_000;
-/// Bytes in flight at least on such a path, where nobody meters what is written.
+/// Bytes in flight on such a path, where nobody meters what is written, however little it seemed to carry: at
+/// most so many, and never more than it carries in twice [`NEAR`].
 const NEAR_WINDOW: u64 = 64 * 1024;
 /// Bytes in flight for each byte of rate × round trip while starting: a doubling every round.
 const STARTUP_GAIN: f64 = 2.0;
@@ -89,7 +90,7 @@ pub(super) struct Model {
     mtu: u64,
     phase: Phase,
     window: u64,
-    /// Fewest bytes in flight on a near path.
+    /// What is allowed a near path beyond rate × round trip, at most.
     near_window: u64,
     delivered: u64,
     marks: VecDeque<Mark>,
@@ -288,11 +289,12 @@ impl Model {
         match self.phase {
             Phase::Startup => {
                 let cap = (STARTUP_GAIN * needed) as u64 + LEAST_PACKETS * self.mtu;
-                self.window = self.at_least(self.window.min(cap.max(self.initial_window())));
+                self.window = self.at_least(self.window.min(cap.max(self.initial_window())).max(self.near()));
             }
             Phase::Steady => {
                 let share = FAIR_SHARE * self.rate() * self.recent_rtt() as f64 / 1e6;
-                self.window = self.at_least((STEADY_GAIN * needed).max(share) as u64 + 2 * self.mtu);
+                let window = (STEADY_GAIN * needed).max(share) as u64 + 2 * self.mtu;
+                self.window = self.at_least(window.max(self.near()));
                 self.look_for_least_rtt(now);
             }
             Phase::Drain { until } => {
@@ -311,8 +313,17 @@ impl Model {
     }
 
     fn at_least(&self, window: u64) -> u64 {
-        let near = self.least_rtt().is_some_and(|rtt| rtt < NEAR);
-        window.max(if near { self.near_window } else { 0 }).max(LEAST_PACKETS * self.mtu)
+        window.max(LEAST_PACKETS * self.mtu)
+    }
+
+    /// What a near path may have in flight whatever its round trip. The rate seen there is that of its peer's
+    /// acknowledgements, which come up to [`NEAR`] late: twice that lets it grow. A thin link that is near has
+    /// a low rate however it acknowledges, and 50 ms of queue from this at most; a full queue ends it.
+    fn near(&self) -> u64 {
+        if self.overloaded() || self.least_rtt().is_none_or(|rtt| rtt >= NEAR) {
+            return 0;
+        }
+        self.near_window.min((2.0 * self.rate() * NEAR as f64 / 1e6) as u64)
     }
 
     /// The least round trip of the last few rounds, queues included; 0 before the first.

@@ -124,6 +124,27 @@ proptest! {
     }
 }
 
+/// The longest queue between 5 and 30 seconds of a near link, in microseconds, and the share of it that was used.
+fn near_queue(rate: f64, model: Model) -> (Micros, f64) {
+    let link = Link { rate, rtt: 0.004, loss: 0.0, burst: 1.0, jitter: 0.0, queue: 2.0 };
+    let flow = Flow::new(Control::Ours(Box::new(model)), u64::MAX / 2, 0);
+    let mut world = World::new(link, 1, vec![flow]);
+    world.run(30_000_000);
+    let worst = world.queued.iter().filter(|(at, _)| *at > 5_000_000).map(|(_, queued)| *queued).max().unwrap();
+    (worst, world.flows[0].acked as f64 * 8.0 / 30.0 / rate)
+}
+
+#[test]
+fn a_thin_link_that_is_near_has_a_short_queue() {
+    for rate in [256e3, 1e6, 2e6, 8e6] {
+        let (unmetered, used) = near_queue(rate, Model::unmetered(PACKET));
+        let (client, _) = near_queue(rate, Model::new(PACKET));
+        println!("{rate} bit/s: {unmetered} µs of queue (a client's {client}), {used:.2} used");
+        assert!(unmetered < client + 50_000, "{rate} bit/s: {unmetered} µs of queue");
+        assert!(used > 0.95, "{rate} bit/s: the link is not filled");
+    }
+}
+
 /// What an unmetered end and a client may have in flight after a round trip of `rtt` microseconds.
 fn after(rtt: u64) -> (u64, u64) {
     let window = |mut model: Model| {

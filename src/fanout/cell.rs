@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -19,6 +20,9 @@ use crate::proto::window::{Place, Window};
 /// One capability has this many seats of a group at least: its holder's devices and pages, and what
 /// an earlier connection left for a while. More would let one contact take the others' seats.
 const LEAST_SEATS: usize = 64;
+/// Chunks that may be asked for by themselves for each seat of a contact: one who watches over plain HTTP/3
+/// requests asks for the next of each lane ahead, and for sound more than once.
+const READERS_PER_SEAT: usize = 8;
 
 /// How long a change waits for others, for each contact that is to be told and at most: about what it
 /// takes to serve one, and what nobody who watches notices.
@@ -54,6 +58,24 @@ pub(super) enum Wake {
     All,
 }
 
+/// Who has a seat.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sits {
+    /// A contact.
+    Contact,
+    /// A chunk that is asked for by itself.
+    Reader,
+}
+
+impl Sits {
+    fn gauge(self, hub: &Inner) -> &Gauge {
+        match self {
+            Self::Contact => &hub.metrics.fanout.contacts,
+            Self::Reader => &hub.metrics.fanout.readers,
+        }
+    }
+}
+
 /// What a contact listens to.
 #[derive(Clone, Copy)]
 pub(super) enum Channel {
@@ -66,9 +88,10 @@ pub(super) enum Channel {
 pub(super) struct Cell {
     pub(super) key: GroupKey,
     window: Mutex<State>,
-    contacts: AtomicUsize,
-    /// Seats of each capability, by its keyed hash.
-    seats: Mutex<HashMap<u64, usize>>,
+    /// Seats taken by each of [`Sits`].
+    taken: [AtomicUsize; 2],
+    /// The same of each capability, by its keyed hash.
+    seats: Mutex<HashMap<u64, [usize; 2]>>,
     hasher: RandomState,
     bells: Arc<Bells>,
     gather: Mutex<Gather>,
@@ -93,7 +116,7 @@ impl Cell {
         Self {
             key,
             window: Mutex::new(State { window, closed: false }),
-            contacts: AtomicUsize::new(0),
+            taken: Default::default(),
             seats: Mutex::default(),
             hasher: RandomState::new(),
             bells: Arc::default(),
@@ -149,8 +172,7 @@ impl Cell {
     }
 
     fn gathering(&self, (each, most): (Duration, Duration)) -> Duration {
-        let contacts = u32::try_from(self.contacts.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        each.saturating_mul(contacts).min(most)
+        each.saturating_mul(u32::try_from(self.watching()).unwrap_or(u32::MAX)).min(most)
     }
 
     /// Whether so many watch that they are woken for several changes together.
@@ -196,10 +218,10 @@ impl Cell {
     }
 
     /// One more seat for a capability, if fewer than `limit` have it.
-    fn seat_for(&self, grant: &Grant, limit: usize) -> Option<u64> {
+    fn seat_for(&self, grant: &Grant, sits: Sits, limit: usize) -> Option<u64> {
         let capability = self.hasher.hash_one((&grant.jti, grant.session.as_str(), grant.exp));
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.entry(capability).or_default();
+        let taken = &mut seats.entry(capability).or_default()[sits as usize];
         if *taken >= limit {
             return None;
         }
@@ -207,18 +229,22 @@ impl Cell {
         Some(capability)
     }
 
-    fn leave(&self, capability: u64) {
+    fn leave(&self, capability: u64, sits: Sits) {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = seats.get_mut(&capability) {
-            *taken -= 1;
-            if *taken == 0 {
+            taken[sits as usize] -= 1;
+            if *taken == [0; 2] {
                 seats.remove(&capability);
             }
         }
     }
 
+    fn watching(&self) -> usize {
+        self.taken.iter().map(|taken| taken.load(Ordering::Acquire)).sum()
+    }
+
     pub(super) fn watched(&self) -> bool {
-        self.contacts.load(Ordering::Acquire) > 0
+        self.watching() > 0
     }
 }
 
@@ -226,36 +252,44 @@ fn lane(this: usize) -> [bool; 2] {
     [0, 1].map(|lane| lane == this)
 }
 
-/// A contact's seat in a group. Dropping it frees the seat.
+/// A seat in a group. Dropping it frees the seat.
 pub(super) struct Seat {
     pub(super) hub: Arc<Inner>,
     pub(super) cell: Arc<Cell>,
     capability: u64,
+    sits: Sits,
 }
 
 impl Seat {
     /// Takes one of `limit` seats, of which one capability has a sixteenth, and no fewer than
-    /// [`LEAST_SEATS`].
-    pub(super) fn take(hub: &Arc<Inner>, cell: Arc<Cell>, grant: &Grant, limit: usize) -> Result<Self, Code> {
-        let share = (limit / 16).max(LEAST_SEATS);
-        let capability = cell.seat_for(grant, share).ok_or(Code::TooManyContacts)?;
-        let taken = cell
-            .contacts
+    /// [`LEAST_SEATS`]; chunks asked for by themselves have [`READERS_PER_SEAT`] times as many of their own.
+    pub(super) fn take(
+        hub: &Arc<Inner>,
+        cell: Arc<Cell>,
+        grant: &Grant,
+        sits: Sits,
+        limit: usize,
+    ) -> Result<Self, Code> {
+        let each = if sits == Sits::Reader { READERS_PER_SEAT } else { 1 };
+        let (limit, share) = (each * limit, each * (limit / 16).max(LEAST_SEATS));
+        let capability = cell.seat_for(grant, sits, share).ok_or(Code::TooManyContacts)?;
+        let taken = cell.taken[sits as usize]
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < limit).then_some(taken + 1));
         if taken.is_err() {
-            cell.leave(capability);
+            cell.leave(capability, sits);
             return Err(Code::TooManyContacts);
         }
-        hub.metrics.fanout.contacts.inc();
-        Ok(Self { hub: hub.clone(), cell, capability })
+        sits.gauge(hub).inc();
+        Ok(Self { hub: hub.clone(), cell, capability, sits })
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.hub.metrics.fanout.contacts.dec();
-        self.cell.leave(self.capability);
-        if self.cell.contacts.fetch_sub(1, Ordering::AcqRel) == 1 {
+        self.sits.gauge(&self.hub).dec();
+        self.cell.leave(self.capability, self.sits);
+        self.cell.taken[self.sits as usize].fetch_sub(1, Ordering::AcqRel);
+        if !self.cell.watched() {
             self.hub.let_go_if_unused(&self.cell);
         }
     }

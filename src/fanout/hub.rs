@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dashmap::DashMap;
 
-use super::cell::{Address, Cell, Seat, State, Wake};
+use super::cell::{Address, Cell, Seat, Sits, State, Wake};
 use super::group::GroupKey;
 use super::publication::Publication;
 use super::{ChunkMeta, ChunkReader, Subscription, Wanted, WholeSubscription};
@@ -163,14 +163,14 @@ impl Hub {
 
 impl Inner {
     /// Takes a seat in the group that a fan-out grant reaches.
-    pub(super) fn seat(self: &Arc<Self>, grant: &Grant) -> Result<Seat, Code> {
+    pub(super) fn seat(self: &Arc<Self>, grant: &Grant, sits: Sits) -> Result<Seat, Code> {
         self.may_watch(grant)?;
         let key = GroupKey::of_contact(grant)?;
         self.sweep();
         let mut groups = self.groups();
         let cell = self.find_or_add(&mut groups, &key).ok_or(Code::TooManyContacts)?;
         // Inside the groups' lock, so that a group is not let go between finding and sitting.
-        let seat = Seat::take(self, cell, grant, self.contacts_per_group);
+        let seat = Seat::take(self, cell, grant, sits, self.contacts_per_group);
         drop(groups);
         seat
     }

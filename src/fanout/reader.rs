@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::ChunkMeta;
 use super::bells::Listener;
-use super::cell::{Channel, Seat};
+use super::cell::{Channel, Seat, Sits};
 use super::hub::Inner;
 use super::timer::Timer;
 use crate::proto::claims::Grant;
@@ -30,7 +30,7 @@ impl ChunkReader {
         if !LANES.into_iter().any(|variant| hub.reaches(grant, variant)) {
             return Err(Code::NotWatchable);
         }
-        let seat = hub.seat(grant)?;
+        let seat = hub.seat(grant, Sits::Reader)?;
         let wake = seat.cell.listen(Channel::Any);
         let mut pieces = Pieces::new(chunk);
         seat.cell.tick(hub);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::bells::Listener;
-use super::cell::{Channel, Seat, Wake};
+use super::cell::{Channel, Seat, Sits, Wake};
 use super::group::GroupKey;
 use super::hub::Inner;
 use super::timer::Timer;
@@ -89,7 +89,7 @@ impl Subscription {
         if view.lanes == [false; 2] {
             return Err(Code::NotWatchable);
         }
-        let seat = hub.seat(grant)?;
+        let seat = hub.seat(grant, Sits::Contact)?;
         let now = hub.clock.now_ms();
         let wake = seat.cell.listen(channel(&view));
         seat.cell.tick(hub);
@@ -162,7 +162,12 @@ impl Subscription {
     }
 
     /// How long the link took for what it was given last: from that it is known to be thin.
+    ///
+    /// One that asks for the bytes of each chunk by itself is never thin here: it asks for less.
     pub fn took(&mut self, ms: u64) {
+        if self.bare {
+            return;
+        }
         if ms >= THIN_MS {
             (self.thin, self.quick) = (true, 0);
         } else if std::mem::take(&mut self.ample) {
@@ -221,7 +226,8 @@ impl Subscription {
         let mut out = match self.ending {
             Some(_) => Out::control_only(),
             None if self.thin => Out::thin().holding(self.held),
-            None => Out::default().holding(self.held).barely(self.bare),
+            None if self.bare => Out::bare().holding(self.held),
+            None => Out::default().holding(self.held),
         };
         self.contact.poll(&mut state.window, now, &mut out);
         let settled = self.contact.settled(&state.window, now);

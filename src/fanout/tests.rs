@@ -585,6 +585,37 @@ async fn one_capability_does_not_take_every_seat() {
 }
 
 #[tokio::test]
+async fn who_asks_for_each_chunk_has_seats_for_those_beside_the_contacts() {
+    let world = World::new();
+    world.whole(audio(1, 10));
+    let contacts: Vec<_> = (0..64).map(|_| world.subscribe(Wanted::default())).collect();
+    let chunk = |index| ChunkRef::of(&incident(), &stream("audio"), index);
+    let readers: Vec<_> = (0..1024).map_while(|_| world.hub.read(&grant(600), chunk(1)).ok()).collect();
+    assert_eq!(readers.len(), 512, "eight for each seat");
+    assert_eq!(world.hub.read(&grant(600), chunk(1)).err(), Some(Code::TooManyContacts));
+    assert_eq!((world.metric("fanout_contacts"), world.metric("fanout_readers")), (64, 512));
+    drop(readers);
+    assert!(world.hub.read(&grant(600), chunk(1)).is_ok());
+    drop(contacts);
+    assert_eq!((world.metric("fanout_contacts"), world.metric("fanout_readers")), (0, 0));
+}
+
+#[tokio::test]
+async fn who_asks_for_each_chunk_is_sent_none_beside_however_slow_the_link() {
+    let world = World::new();
+    let mut contact = world.subscribe(Wanted { bare: true, ..from(StartWord::Oldest) });
+    for _ in 0..3 {
+        contact.took(60_000);
+        world.whole(meta("video", Variant::LivePreview, 1, 100_000));
+        world.whole(audio(1, 100_000));
+        let got = drain(&mut contact).await;
+        assert!(got.iter().all(|frame| frame.kind != kind::PIECE));
+    }
+    let got = world.metric("fanout_delivered_bytes_total{lane=\"live_preview\"}");
+    assert_eq!(got, 0);
+}
+
+#[tokio::test]
 async fn who_asks_on_and_reads_nothing_is_let_go() {
     let world = World::new();
     let mut contact = world.subscribe(Wanted::default());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::ChunkMeta;
 use super::bells::Listener;
-use super::cell::{Channel, Seat};
+use super::cell::{Channel, Seat, Sits};
 use super::group::GroupKey;
 use super::hub::Inner;
 use super::timer::Timer;
@@ -43,7 +43,7 @@ impl WholeSubscription {
         {
             return Err(Code::NotWatchable);
         }
-        let seat = hub.seat(grant)?;
+        let seat = hub.seat(grant, Sits::Contact)?;
         let wake = seat.cell.listen(Channel::Any);
         let whole = Whole::new(&seat.cell.lock().window, stream.clone());
         Ok(Self { seat, whole, grant: grant.clone(), wake, timer: Timer::default(), ended: None })

@@ -12,6 +12,7 @@ use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
 use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
+use super::loss::Loss;
 use super::pour;
 use super::respond::{self, Reply};
 use super::route;
@@ -19,9 +20,6 @@ use super::urgency::Urgency;
 use super::webtransport::{self, Streams};
 use crate::proto::Code;
 use crate::telemetry::names::{RefusedConnection, Transport};
-
-/// Packets it takes to say what share of them is lost.
-const KNOWN_PACKETS: u64 = 40;
 
 /// The body of a request on HTTP/3.
 pub(super) struct Incoming(RequestStream<RecvStream, Bytes>);
@@ -52,6 +50,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
         .max_webtransport_sessions(webtransport::MAX_SESSIONS);
     let (streams, of_sessions, orders) = Connection::with_sessions(quic.clone());
     let of_sessions = Arc::new(Mutex::new(Some(of_sessions)));
+    let loss = Arc::new(Loss::default());
     let Ok(mut serving) = builder.build::<_, Bytes>(streams).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
     let mut draining = false;
@@ -61,7 +60,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
                 // Resolved in its own task: one slow head must not hold up the connection.
                 Ok(Some(resolver)) => {
                     let (conn, quic) = (Arc::clone(&conn), quic.clone());
-                    let beside = (Arc::clone(&of_sessions), orders.clone());
+                    let beside = (Arc::clone(&of_sessions), orders.clone(), Arc::clone(&loss));
                     conn.service.tasks.clone().spawn(Box::pin(request((conn, quic), resolver, beside)));
                 }
                 Ok(None) => return,
@@ -89,7 +88,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
 async fn request(
     (conn, quic): (Arc<Conn>, quinn::Connection),
     resolver: RequestResolver<Connection, Bytes>,
-    (of_sessions, orders): (Streams, Orders),
+    (of_sessions, orders, loss): (Streams, Orders, Arc<Loss>),
 ) {
     let service = Arc::clone(&conn.service);
     let head = tokio::select! {
@@ -130,7 +129,7 @@ async fn request(
         drop(handling);
         let of_chunk = reply.extensions().get::<Urgency>().copied();
         if of_chunk.is_some() {
-            tell_loss(&quic, &mut reply);
+            tell_loss(&quic, &loss, &mut reply);
         }
         if let Some(urgency) = asked.or(of_chunk) {
             orders.set(id, urgency.priority(id.into_inner()));
@@ -188,11 +187,11 @@ impl pour::Sink for Stream<'_> {
     }
 }
 
-/// How many of a thousand packets to this contact were lost: one who knows asks for sound twice.
-fn tell_loss(quic: &quinn::Connection, reply: &mut Reply) {
+/// How many of a thousand packets to this contact were lost of late: one who knows asks for sound twice.
+fn tell_loss(quic: &quinn::Connection, loss: &Loss, reply: &mut Reply) {
     let path = quic.stats().path;
-    if path.sent_packets >= KNOWN_PACKETS {
-        reply.headers_mut().insert(respond::LOSS, (path.lost_packets * 1000 / path.sent_packets).into());
+    if let Some(permille) = loss.permille(path.sent_packets, path.lost_packets) {
+        reply.headers_mut().insert(respond::LOSS, permille.into());
     }
 }
 

@@ -38,6 +38,7 @@ mod gate;
 mod h3;
 mod health;
 mod io;
+mod loss;
 mod multipart;
 mod native;
 mod pour;

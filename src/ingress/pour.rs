@@ -1,9 +1,12 @@
 //! What a contact sees as the body of an answer, which is no messages: frames as they come.
 
+use std::pin::pin;
+
 use bytes::{Bytes, BytesMut};
 
 use super::body::Stopped;
 use super::conn::Ctx;
+use super::frames::LINGER;
 use super::watch::Watching;
 use crate::fanout::Step;
 use crate::proto::Code;
@@ -66,18 +69,54 @@ pub(super) async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
             Step::End(frames) => (frames, true),
         };
         let began = ctx.shared.clock.now_ms();
-        for bytes in gathered(frames) {
-            match out.send(&ctx, bytes).await {
-                Ok(()) => {}
-                Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
-                Err(Stopped::Gone) => return,
+        let ended = async {
+            tokio::select! {
+                code = revocation.heard() => code,
+                () = ctx.drain.cancelled() => Code::Draining,
             }
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = all(&ctx, &mut out, frames, ended, &mut ending) => sent,
+            () = ctx.cut.cancelled() => return,
+        };
+        match sent {
+            Ok(()) => {}
+            Err(Stopped::TooSlow) => return ctx.ticket.ended(ending.or(Some(Code::ContactTooSlow))),
+            Err(Stopped::Gone) => return,
+        }
+        if let Some(code) = ending {
+            subscription.end(code);
+            ctx.ticket.ended(Some(code));
         }
         subscription.took(ctx.shared.clock.now_ms().saturating_sub(began));
         if last {
             return out.finish(&ctx).await;
         }
     }
+}
+
+/// Sends all of it. When the subscription `ended` meanwhile, what is left of it must be taken within
+/// [`LINGER`]: it may be all that a slow contact is still to see.
+async fn all(
+    ctx: &Ctx,
+    out: &mut impl Sink,
+    frames: Vec<Bytes>,
+    ended: impl Future<Output = Code>,
+    ending: &mut Option<Code>,
+) -> Result<(), Stopped> {
+    let mut sending = pin!(async {
+        for bytes in gathered(frames) {
+            out.send(ctx, bytes).await?;
+        }
+        Ok(())
+    });
+    tokio::select! {
+        biased;
+        sent = &mut sending => return sent,
+        code = ended, if ending.is_none() => *ending = Some(code),
+    }
+    ctx.within(LINGER, sending).await.unwrap_or(Err(Stopped::TooSlow))
 }
 
 /// For a body, which is no messages: small frames joined to one buffer, large ones as they are.

@@ -197,8 +197,9 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
             }
             tokio::select! {
                 biased;
-                step = subscription.next() => Some(Some(step)),
+                // A ping too: as long as there is more than the link takes, nothing else says that the contact lives.
                 () = out.chores() => Some(None),
+                step = subscription.next() => Some(Some(step)),
             }
         };
         tokio::select! {
@@ -227,6 +228,10 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                 Some(Command::End(code)) => {
                     subscription.end(code);
                     ending = Some(code);
+                    if !last {
+                        // Whole messages all of them: what did not go yet is not seen any more.
+                        waiting.clear();
+                    }
                 }
             },
         }

@@ -13,8 +13,10 @@ use crate::proto::window::Cause;
 
 /// Contacts and windows.
 pub struct Fanout {
-    /// Open subscriptions and readers.
+    /// Open subscriptions.
     pub contacts: Gauge,
+    /// Chunks that are asked for by themselves.
+    pub readers: Gauge,
     /// Memory charged for all windows, in bytes.
     pub window_bytes: Gauge,
     /// Capture groups with a window or a contact.
@@ -74,6 +76,7 @@ impl Fanout {
         let (frames, bytes) = (Family::default(), Family::default());
         let new = Self {
             contacts: Gauge::default(),
+            readers: Gauge::default(),
             window_bytes: Gauge::default(),
             groups: Gauge::default(),
             frames: by_lane(&frames),
@@ -87,7 +90,8 @@ impl Fanout {
             proofline: Gauge::default(),
             overdue: Gauge::default(),
         };
-        registry.register(names::FANOUT_CONTACTS, "Open subscriptions and readers", new.contacts.clone());
+        registry.register(names::FANOUT_CONTACTS, "Open subscriptions", new.contacts.clone());
+        registry.register(names::FANOUT_READERS, "Requests for single chunks that are open", new.readers.clone());
         registry.register(names::FANOUT_GROUPS, "Capture groups with a window or a contact", new.groups.clone());
         registry.register_with_unit(
             names::FANOUT_WINDOW,

@@ -111,6 +111,7 @@ names! {
 // Contacts and windows.
 names! {
     FANOUT_CONTACTS = "fanout_contacts",
+    FANOUT_READERS = "fanout_readers",
     FANOUT_GROUPS = "fanout_groups",
     FANOUT_WINDOW = "fanout_window",
     FANOUT_DELIVERED_FRAMES = "fanout_delivered_frames",

@@ -14,6 +14,7 @@ mod reauthorized;
 mod reset;
 mod rivals;
 mod signs;
+mod slow;
 mod upload;
 mod watch;
 mod webtransport;

@@ -30,6 +30,7 @@ use crate::proto::message::EARLY_BYTES;
 use crate::proto::message::{self, Hello, Hint, OfferBody, Welcome};
 use crate::proto::offer::Timestamp;
 use crate::proto::{CAPTURE_SUBPROTOCOL, Code, Digest, IncidentId, Media, Offer, PROTOCOL, StreamId};
+use crate::telemetry::names::Transport;
 
 /// Chunks of one connection that are received or followed, at about 2 KiB each; their bytes are
 /// bounded by `limits.receiving_total`. A core that is away for an hour
@@ -43,18 +44,20 @@ const ROOM: Room = Room { read_buffer: 64 * 1024, messages: 64 };
 
 /// The upgrade of `/capture`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
-    early(ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, hold))
+    early(ctx, ws::start(ctx, parts, CAPTURE_SUBPROTOCOL, ROOM, hold))
 }
 
 /// `POST /capture`: the same frames in the request's body and the answer's.
 pub(super) fn post(ctx: &Ctx, parts: &Parts, body: &mut RequestBody) -> Reply {
-    early(duplex::start(ctx, parts, body, ROOM, hold))
+    early(ctx, duplex::start(ctx, parts, body, ROOM, hold))
 }
 
 /// Says that bytes may come before they are asked for: the head is there a round trip before any
-/// frame.
-fn early(mut reply: Reply) -> Reply {
-    if reply.status().is_informational() || reply.status().is_success() {
+/// frame. A proxy may bring several clients on one HTTP/2 connection: those are not told, since they would
+/// share the room.
+fn early(ctx: &Ctx, mut reply: Reply) -> Reply {
+    let own = ctx.conn.listener != Listener::Plain || ctx.transport == Transport::H1;
+    if own && (reply.status().is_informational() || reply.status().is_success()) {
         reply.headers_mut().insert(HeaderName::from_static(EARLY_BYTES), EARLY.into());
     }
     reply

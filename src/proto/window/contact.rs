@@ -54,6 +54,8 @@ pub struct Contact {
     /// How long the device was quiet when this contact last heard of it, in steps.
     pub(super) quiet: u64,
     pub(super) fetches: VecDeque<Open>,
+    /// What was asked for again and comes with its lane, as long as that is shown.
+    pub(super) promised: Vec<Open>,
     /// Answers that wait for the next poll.
     pub(super) pending: Vec<Bytes>,
     /// Chunks left out that are still to be counted.
@@ -109,6 +111,12 @@ pub(super) struct Open {
     pub(super) begun: bool,
 }
 
+impl Open {
+    pub(super) fn new(place: Place, meta: &Arc<ChunkMeta>) -> Self {
+        Self { place, meta: Arc::clone(meta), frame: 0, at: 0, begun: false }
+    }
+}
+
 impl Contact {
     /// Hands out what is next: control, then `audio_priority`, then `live_preview`, then what was
     /// asked for again.
@@ -150,9 +158,12 @@ impl Contact {
     }
 
     /// Another view from now on. A lane that joins begins with its newest chunk, or where the
-    /// contact left it if that is later.
+    /// contact left it if that is later. What was asked for again comes whether its lane is shown or not.
     pub fn look(&mut self, view: View, window: &Window) {
         for lane in 0..LANES.len() {
+            if self.view.lanes[lane] && !view.lanes[lane] {
+                self.keep_promises(lane);
+            }
             let here = &mut self.lanes[lane];
             here.open.retain(|open| view.allows(&open.meta.stream));
             if view.lanes[lane] && !self.view.lanes[lane] {
@@ -180,10 +191,15 @@ impl Contact {
             None => OmittedReason::Evicted,
             Some((place, entry)) => match entry.gone {
                 Some(reason) => reason,
-                None if self.fetches.len() >= MAX_FETCHES => OmittedReason::Slow,
-                None if self.will_get(place) => return Ok(()),
+                None if self.is_fetched(place) => return Ok(()),
+                None if self.asked() >= MAX_FETCHES => OmittedReason::Slow,
                 None => {
-                    self.fetches.push_back(Open { place, meta: entry.meta.clone(), frame: 0, at: 0, begun: false });
+                    let open = Open::new(place, &entry.meta);
+                    if self.comes_with_its_lane(place) {
+                        self.promised.push(open);
+                    } else {
+                        self.fetches.push_back(open);
+                    }
                     return Ok(());
                 }
             },
@@ -215,13 +231,37 @@ impl Contact {
         Cursor { instance: window.instance, event: self.event, lanes: [lane(0), lane(1)] }.encode()
     }
 
+    fn is_fetched(&self, place: Place) -> bool {
+        self.fetches.iter().any(|open| open.place == place)
+    }
+
     /// Whether a chunk will come without being fetched.
-    fn will_get(&self, place: Place) -> bool {
+    fn comes_with_its_lane(&self, place: Place) -> bool {
         let here = &self.lanes[place.lane];
         let coming = |open: &Open| open.place == place;
-        self.fetches.iter().any(coming)
-            || self.view.lanes[place.lane]
-                && (place.seq >= here.next || here.redo.contains(&place.seq) || here.open.iter().any(coming))
+        self.view.lanes[place.lane]
+            && (place.seq >= here.next || here.redo.contains(&place.seq) || here.open.iter().any(coming))
+    }
+
+    /// How many chunks were asked for again and did not come yet.
+    fn asked(&mut self) -> usize {
+        let mut promised = std::mem::take(&mut self.promised);
+        promised.retain(|open| self.comes_with_its_lane(open.place));
+        self.promised = promised;
+        self.fetches.len() + self.promised.len()
+    }
+
+    /// A lane is not shown any more: what was asked for of it goes on by itself, from where it is.
+    fn keep_promises(&mut self, lane: usize) {
+        for promised in std::mem::take(&mut self.promised) {
+            if promised.place.lane != lane {
+                self.promised.push(promised);
+            } else if self.comes_with_its_lane(promised.place) {
+                let open = &mut self.lanes[lane].open;
+                let begun = open.iter().position(|open| open.place == promised.place).map(|at| open.remove(at));
+                self.fetches.push_back(begun.unwrap_or(promised));
+            }
+        }
     }
 
     /// Whether it was told of a chunk's beginning, or that it is left out.

@@ -97,9 +97,13 @@ impl Contact {
     /// nothing of it went yet.
     fn takes_over(&mut self, place: Place) -> bool {
         let Some(at) = self.fetches.iter().position(|open| open.place == place) else { return false };
-        let Some(open) = self.fetches.remove(at).filter(|open| open.begun) else { return false };
-        self.lanes[place.lane].open.push(open);
-        true
+        let Some(open) = self.fetches.remove(at) else { return false };
+        self.promised.push(Open::new(place, &open.meta));
+        if open.begun {
+            self.lanes[place.lane].open.push(open);
+            return true;
+        }
+        false
     }
 
     /// Whether this picture is left out for a newer one. Sound is kept as long as the window holds it,
@@ -210,7 +214,7 @@ impl Contact {
         out.frames.push(entry.begins(replay));
         out.frames.extend(entry.states_beside());
         let meta = entry.meta.clone();
-        self.lanes[lane].open.push(Open { place: Place { lane, seq }, meta, frame: 0, at: 0, begun: true });
+        self.lanes[lane].open.push(Open { begun: true, ..Open::new(Place { lane, seq }, &meta) });
     }
 
     pub(super) fn refetch(&mut self, window: &mut Window, out: &mut Out) {

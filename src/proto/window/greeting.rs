@@ -30,6 +30,7 @@ impl Contact {
             event: window.events.end(),
             quiet: 0,
             fetches: std::collections::VecDeque::new(),
+            promised: Vec::new(),
             pending: Vec::new(),
             left_out: Vec::new(),
             view,

@@ -70,11 +70,10 @@ impl Out {
         !self.thin && self.media + FRAME_PAYLOAD + HEAD_ROOM <= STEP_MEDIA
     }
 
-    /// For a contact that asks for the bytes of each chunk by itself, or not.
+    /// For a contact that asks for the bytes of each chunk by itself.
     #[must_use]
-    pub const fn barely(mut self, bare: bool) -> Self {
-        self.bare = bare;
-        self
+    pub fn bare() -> Self {
+        Self { bare: true, ..Self::default() }
     }
 
     /// Whether this is about what a thin link is given in one step, or more.

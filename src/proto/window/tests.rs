@@ -215,13 +215,13 @@ struct Seen {
     /// Everything it was told to exist.
     named: HashSet<(String, u64)>,
     fetched: HashSet<(String, u64)>,
+    /// Asked for on this connection while it was there.
+    owed: HashSet<(String, u64)>,
     cursor: Option<String>,
     /// The chunk of each lane that began last on this connection.
     newest: [u64; 2],
     /// It left a lane and may come back: of what passed meanwhile it may hear states.
     left: bool,
-    /// It changed its lanes.
-    looked: bool,
 }
 
 #[derive(Debug)]
@@ -245,10 +245,10 @@ impl Seen {
             slow: HashSet::new(),
             named: HashSet::new(),
             fetched: HashSet::new(),
+            owed: HashSet::new(),
             cursor: None,
             newest: [0; 2],
             left: false,
-            looked: false,
         }
     }
 
@@ -332,6 +332,7 @@ impl Seen {
         let Some(cursor) = self.cursor.clone() else { return };
         self.chunks.retain(|_, told| told.end.is_some());
         self.newest = [0; 2];
+        self.owed.clear();
         let cursor = Cursor::decode(&cursor).unwrap();
         let start = Start::Cursor(cursor.clone());
         self.contact = Contact::new(&world.window, View { lanes: self.lanes, streams: None }, start, world.now);
@@ -341,14 +342,27 @@ impl Seen {
         }
     }
 
-    /// It asks for other lanes. What it leaves in the middle ends without a word; a lane that joins
-    /// begins where the window says.
+    /// Asks for one chunk.
+    fn fetch(&mut self, world: &World, name: (String, u64)) {
+        let had = self.chunks.values().any(|told| told.name == name && told.end == Some("complete"));
+        let chunk = ChunkRef::of(&world.window.incident, &StreamId::new(&name.0).unwrap(), name.1);
+        let place = world.window.place(chunk);
+        let here = place.and_then(|place| world.window.lanes[place.lane].entry(place.seq)).is_some_and(Entry::held);
+        let asked = self.contact.fetch(&world.window, &StreamId::new(&name.0).unwrap(), name.1);
+        if asked.is_ok() && here && !had {
+            self.owed.insert(name.clone());
+        }
+        self.fetched.insert(name);
+    }
+
+    /// It asks for other lanes. What it leaves in the middle ends without a word, unless it asked for it; a lane
+    /// that joins begins where the window says.
     fn look(&mut self, world: &World, lanes: [bool; 2]) {
         self.contact.look(View { lanes, streams: None }, &world.window);
-        let (before, fetched) = (std::mem::replace(&mut self.lanes, lanes), &self.fetched);
+        let (before, owed) = (std::mem::replace(&mut self.lanes, lanes), &self.owed);
         self.left |= (0..2).any(|lane| before[lane] && !lanes[lane]);
         let lane = |name: &(String, u64)| usize::from(name.0 == "v1");
-        self.chunks.retain(|_, told| told.end.is_some() || lanes[lane(&told.name)] || fetched.contains(&told.name));
+        self.chunks.retain(|_, told| told.end.is_some() || lanes[lane(&told.name)] || owed.contains(&told.name));
         for lane in 0..2 {
             if lanes[lane] && !before[lane] {
                 self.from[lane] = self.contact.lanes[lane].next;
@@ -376,6 +390,10 @@ impl Seen {
                 Some(entry) => told.is_some_and(|told| Some(told.have) == entry.body.as_ref().map(|body| body.have())),
             };
             assert!(fine, "{name:?} {place:?} told {told:?} omitted {:?}", self.omitted);
+        }
+        for name in &self.owed {
+            let came = self.chunks.values().any(|told| told.name == *name);
+            assert!(came || self.omitted.contains(name), "{name:?} was asked for: {:?}", self.chunks);
         }
         for told in self.chunks.values() {
             let open = told.end.is_none();
@@ -469,17 +487,13 @@ fn run(ops: Vec<Op>) {
                 }
             }
             Op::Look(contact, lanes) => {
-                // Which of both brings a chunk that is fetched and of a lane that comes or goes is not told here.
-                if let Some(contact) = pick(contacts.len(), contact).filter(|at| contacts[*at].fetched.is_empty()) {
-                    contacts[contact].looked = true;
+                if let Some(contact) = pick(contacts.len(), contact) {
                     contacts[contact].look(&world, lanes);
                 }
             }
             Op::Fetch(contact, stream, index) => {
-                if let Some(contact) = pick(contacts.len(), contact).filter(|at| !contacts[*at].looked) {
-                    let name = ["a1", "a2", "v1"][stream];
-                    contacts[contact].fetched.insert((name.to_owned(), index));
-                    let _ = contacts[contact].contact.fetch(&world.window, &StreamId::new(name).unwrap(), index);
+                if let Some(contact) = pick(contacts.len(), contact) {
+                    contacts[contact].fetch(&world, (["a1", "a2", "v1"][stream].to_owned(), index));
                 }
             }
             Op::Wait(ms) => {

@@ -1,0 +1,80 @@
+//! Contacts whose link takes less than there is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use waystation_proto::frame::{self, kind};
+use waystation_proto::message::{StartAt, StartWord, Watch};
+use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
+use waystation_tests::contact::{Contact, Eye};
+use waystation_tests::peer::{Way, bring};
+use waystation_tests::wire::{Ws, soon, tls_config};
+use waystation_tests::{Chunk, Setup, World};
+
+/// What the contact's kernel takes before it reads, in bytes.
+const BUFFER: u32 = 16 * 1024;
+const CHUNKS: u64 = 24;
+const LENGTH: usize = 128 * 1024;
+
+/// A contact that watches from the oldest chunk on, and has read nothing yet.
+async fn open(world: &World, capability: &str) -> WebSocketStream<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(BUFFER).unwrap();
+    let tcp = socket.connect(world.public()).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(tls_config(world, b"http/1.1")));
+    let tls = tls.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+    let mut request = "wss://localhost/watch".into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", WATCH_SUBPROTOCOL.parse().unwrap());
+    let (mut socket, _) = tokio_tungstenite::client_async(request, tls).await.unwrap();
+    let (lanes, from) = (Some(vec![Variant::AudioPriority]), Some(StartAt::Word(StartWord::Oldest)));
+    let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor: None };
+    socket.send(Message::Binary(frame::encode_json(kind::WATCH, &watch))).await.unwrap();
+    socket
+}
+
+async fn recorded() -> (World, String) {
+    let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
+    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let session = world.session().await;
+    let capability = session.upload_capability.clone().unwrap();
+    for index in 1..=CHUNKS {
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, LENGTH);
+        assert_eq!(bring(&world, Way::Ws(Ws::H1), &chunk, &capability).await.code, "");
+    }
+    (world, session.fanout_capability.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_always_has_more_to_read_than_it_can_is_not_cut() {
+    let (world, capability) = recorded().await;
+    let mut contact = open(&world, &capability).await;
+    let mut complete = 0;
+    while complete < CHUNKS {
+        let message = soon("a message", contact.next()).await.expect("it is not cut").unwrap();
+        if let Message::Binary(bytes) = message {
+            let frames = frame::split_message(bytes).unwrap();
+            assert!(frames.iter().all(|frame| frame.kind != kind::ENDING), "after {complete} chunks");
+            complete += frames.iter().filter(|frame| frame.kind == kind::COMPLETE).count() as u64;
+            // In all four times as long as a dead one would be given.
+            tokio::time::sleep(Duration::from_millis(80)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_reads_nothing_is_let_go_and_others_do_not_notice() {
+    let (world, capability) = recorded().await;
+    let _contact = open(&world, &capability).await;
+    let mut other = Contact::open(&world, Eye::Ws(Ws::H1), &capability).await;
+    for _ in 0..CHUNKS {
+        other.until(kind::COMPLETE).await;
+    }
+    let told = "waystation_websocket_sessions_ended_total{route=\"watch\",code=\"contact_too_slow\"}";
+    world.until_metric(told, |times| times == 1.0).await;
+}
