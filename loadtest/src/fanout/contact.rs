@@ -17,7 +17,7 @@ use super::Transport;
 use super::follower::{Follower, Published};
 use super::wire::{Came, Frames, Messages};
 use crate::Failure;
-use crate::link::{self, H3Connection, ReceiveHalf, Tls};
+use crate::link::{self, H3Connection, Reading, ReceiveHalf, Tls};
 use crate::rig::Rig;
 
 /// Bytes read at once.
@@ -43,16 +43,16 @@ struct Streaming {
 }
 
 impl Contact {
-    /// `compares`: it looks at every byte.
+    /// `compares`: it looks at every byte. `reading` concerns a WebSocket.
     pub(super) async fn connect(
         rig: &Rig,
-        transport: Transport,
+        (transport, reading): (Transport, Reading),
         token: &str,
         published: Arc<Published>,
         compares: bool,
     ) -> Result<Self, Failure> {
         let source = match transport {
-            Transport::Wss => wss(rig, token).await?,
+            Transport::Wss => wss(rig, token, reading).await?,
             Transport::H3 => h3(rig, token).await?,
         };
         let mut contact = Self { source, follower: Follower::new(published, compares) };
@@ -135,8 +135,8 @@ fn masked(mut frame: Frame) -> Result<Vec<u8>, Failure> {
     Ok(out)
 }
 
-async fn wss(rig: &Rig, token: &str) -> Result<Source, Failure> {
-    let mut socket = link::open_ws(rig, "/watch", WATCH_SUBPROTOCOL).await?;
+async fn wss(rig: &Rig, token: &str, reading: Reading) -> Result<Source, Failure> {
+    let mut socket = link::open_ws(rig, "/watch", WATCH_SUBPROTOCOL, reading).await?;
     let watch = Watch {
         protocol: PROTOCOL,
         capability: token.to_owned(),

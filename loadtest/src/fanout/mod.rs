@@ -21,6 +21,7 @@ use waystation_client::session::Session;
 use waystation_proto::{Media, Variant};
 
 use crate::Failure;
+use crate::link::Reading;
 use crate::report::{Counted, Report};
 use crate::rig::{Cores, Rig, Setup, Usage};
 use crate::upload::bytes;
@@ -191,9 +192,8 @@ async fn connect(
     published: &Arc<Published>,
 ) -> Result<Vec<Contact>, Failure> {
     let watch = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
-    let one = |number: u16| {
-        Contact::connect(rig, args.transport, &watch, Arc::clone(published), number.is_multiple_of(COMPARING))
-    };
+    let way = (args.transport, Reading::Ahead);
+    let one = |number: u16| Contact::connect(rig, way, &watch, Arc::clone(published), number.is_multiple_of(COMPARING));
     stream::iter(0..args.contacts).map(one).buffer_unordered(CONTACTS_AT_ONCE).try_collect().await
 }
 

@@ -19,6 +19,7 @@ use super::uploader::{Pace, Uploader};
 use super::{Args, connect, limits};
 use crate::Failure;
 use crate::chunks::Maker;
+use crate::link::Reading;
 use crate::rig::{Cores, Rig, Setup};
 
 /// Bytes of two seconds of sound and of a picture.
@@ -35,6 +36,8 @@ const AFTER: Duration = Duration::from_secs(15);
 /// The worst delays of the healthy may differ by this much, or by this factor, and it is none: in
 /// milliseconds. A timer is no finer.
 const ALIKE: (f64, f64) = (5.0, 1.5);
+/// What those in trouble may cost the relay in memory, in megabytes.
+const MEMORY: f64 = 4.0;
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -70,7 +73,8 @@ impl Found {
     fn good(&self) -> bool {
         let [alone, beside] = self.p99_ms;
         let alike = beside <= (alone * ALIKE.1).max(alone + ALIKE.0);
-        alike && self.lost == 0 && self.thin.audio_whole == self.thin.audio_sent && self.thin.video_untold <= 1
+        let heard = self.thin.audio_whole == self.thin.audio_sent && self.thin.video_untold <= 1;
+        alike && self.lost == 0 && heard && self.rss_mb[1] <= self.rss_mb[0] + MEMORY
     }
 }
 
@@ -100,15 +104,15 @@ async fn run(args: &Args) -> Result<Found, Failure> {
     let first = recording.run(time).await?;
     let before = rig.usage()?;
     let token = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
-    let one = || Contact::connect(&rig, args.transport, &token, Arc::clone(&published), true);
-    let thin = tokio::spawn(one().await?.run_slowly(THIN, stop.clone()));
-    let still = tokio::spawn(one().await?.stand_still(stop.clone()));
+    let one = |reading| Contact::connect(&rig, (args.transport, reading), &token, Arc::clone(&published), true);
+    let thin = tokio::spawn(one(Reading::Late).await?.run_slowly(THIN, stop.clone()));
+    let still = tokio::spawn(one(Reading::Late).await?.stand_still(stop.clone()));
     let ended = CancellationToken::new();
     let restless = async {
         let mut times = 0;
         while !ended.is_cancelled() {
             // Who is refused comes again.
-            if let Ok(contact) = one().await {
+            if let Ok(contact) = one(Reading::Ahead).await {
                 times += 1;
                 let left = CancellationToken::new();
                 let _ = tokio::time::timeout(RESTLESS, contact.run(left)).await;

@@ -14,7 +14,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use tokio::io::BufReader;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::{Sent, Verdict};
@@ -29,6 +29,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Bytes read from the kernel at once.
 const READ_BYTES: usize = 64 * 1024;
+/// The same of one who reads late.
+const LATE_BYTES: usize = 4 * 1024;
 
 const BROKEN: Failure = Failure::Wire("the connection broke");
 
@@ -119,10 +121,32 @@ pub type Tls = TlsStream<BufReader<TcpStream>>;
 
 /// Connects over TCP and TLS.
 pub(super) async fn tls(rig: &Rig, protocol: &[u8]) -> Result<Tls, Failure> {
-    let stream = TcpStream::connect(rig.public).await.map_err(Failure::io("the relay"))?;
+    tls_reading(rig, protocol, Reading::Ahead).await
+}
+
+/// How much of what comes may wait to be read.
+#[derive(Debug, Clone, Copy)]
+pub enum Reading {
+    /// As much as is quick.
+    Ahead,
+    /// Little, so that reading slowly is a slow link and no long queue.
+    Late,
+}
+
+pub(super) async fn tls_reading(rig: &Rig, protocol: &[u8], reading: Reading) -> Result<Tls, Failure> {
+    let (ahead, kernel) = match reading {
+        Reading::Ahead => (READ_BYTES, None),
+        Reading::Late => (LATE_BYTES, Some(LATE_BYTES as u32)),
+    };
+    let socket = if rig.public.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(Failure::io("a socket"))?;
+    if let Some(bytes) = kernel {
+        socket.set_recv_buffer_size(bytes).map_err(Failure::io("a socket"))?;
+    }
+    let stream = socket.connect(rig.public).await.map_err(Failure::io("the relay"))?;
     stream.set_nodelay(true).map_err(Failure::io("the relay"))?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(rig.trust.tls(&[protocol])));
-    let stream = BufReader::with_capacity(READ_BYTES, stream);
+    let stream = BufReader::with_capacity(ahead, stream);
     connector.connect(ServerName::from(rig.public.ip()), stream).await.map_err(Failure::io("TLS with the relay"))
 }
 

@@ -14,6 +14,7 @@ use waystation_proto::dictionary;
 use waystation_proto::message::Answer;
 
 pub use h3::{Connection as H3Connection, ReceiveHalf};
+pub use http::Reading;
 pub use http::{Tls, get_over, plain_get};
 pub use ws::{Socket, binary, open as open_ws};
 

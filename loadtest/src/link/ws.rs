@@ -14,6 +14,7 @@ use waystation_proto::message::{CaptureState, Credit, Hello, OfferBody, Send, We
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::Verdict;
+use super::http::{Reading, tls_reading};
 use crate::Failure;
 use crate::chunks::Chunk;
 use crate::rig::Rig;
@@ -32,8 +33,8 @@ pub type Socket = WebSocketStream<super::http::Tls>;
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn open(rig: &Rig, path: &str, subprotocol: &'static str) -> Result<Socket, Failure> {
-    let stream = super::http::tls(rig, b"http/1.1").await?;
+pub async fn open(rig: &Rig, path: &str, subprotocol: &'static str, reading: Reading) -> Result<Socket, Failure> {
+    let stream = tls_reading(rig, b"http/1.1", reading).await?;
     let request = Request::builder()
         .uri(format!("wss://{}{path}", rig.public))
         .header(header::HOST, rig.public.to_string())
@@ -68,7 +69,7 @@ pub struct Capture {
 
 impl Capture {
     pub(super) async fn connect(rig: &Rig, token: &str) -> Result<Self, Failure> {
-        let socket = open(rig, "/capture", CAPTURE_SUBPROTOCOL).await?;
+        let socket = open(rig, "/capture", CAPTURE_SUBPROTOCOL, Reading::Ahead).await?;
         let mut this = Self { socket, frames: VecDeque::new(), handle: 0, max_piece: PIECE_BYTES };
         let hello = Hello { protocol: PROTOCOL, capabilities: vec![token.to_owned()], network: None };
         this.send(frame::encode_json(kind::HELLO, &hello)).await?;
