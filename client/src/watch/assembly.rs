@@ -18,9 +18,9 @@ use crate::keys::GroupKey;
 use crate::receipt::{Jwks, Keys, Proof};
 
 /// Chunks that may be arriving at once.
-const MAX_ARRIVING: usize = 64;
+pub(super) const MAX_ARRIVING: usize = 64;
 /// Bytes that may be arriving at once.
-const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 /// Chunks and streams remembered, to label states that come late and to tell repetitions.
 const MAX_KNOWN: usize = 8192;
 /// Receipts that wait for the core's keys; about 1 KiB each.
@@ -267,7 +267,10 @@ impl Assembly {
         Some(Event::State { label, state, code, receipt })
     }
 
-    fn omitted(&self, told: &Omitted) -> Event {
+    fn omitted(&mut self, told: &Omitted) -> Event {
+        // Nothing more comes of one that had begun: its room is another's.
+        let gone = |(stream, index): &Name| *stream == told.stream && (told.from..=told.to).contains(index);
+        self.arriving.retain(|_, arriving| !gone(&arriving.name));
         let variant = self.streams.get(&told.stream).map(|(variant, _)| *variant);
         let count = told.to.saturating_sub(told.from).saturating_add(1);
         Event::Omitted { variant, count, reason: told.reason }
