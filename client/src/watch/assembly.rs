@@ -326,6 +326,7 @@ mod tests {
     use proptest::prelude::*;
     use waystation_proto::Media;
     use waystation_proto::frame::Decoder;
+    use waystation_proto::message::OmittedReason;
     use waystation_proto::offer::Timestamp;
 
     fn key() -> GroupKey {
@@ -423,6 +424,25 @@ mod tests {
             refused += usize::from(matches!(event, Some(Event::Bad { why: Bad::TooMuch, .. })));
         }
         assert_eq!((assembly.arriving.len(), refused), (MAX_ARRIVING, 5));
+    }
+
+    #[test]
+    fn what_is_left_out_after_it_began_takes_no_room() {
+        let mut assembly = Assembly::new(key(), incident(), 1 << 20);
+        let mut take = |wire: Bytes| assembly.frame(&frame::split_message(wire).unwrap().remove(0), 0).unwrap();
+        let (begins, bytes) = sealed(1, b"x");
+        let (other, other_bytes) = sealed(9, b"x");
+        for begins in [&begins, &other] {
+            take(frame::encode_json(kind::CHUNK, begins));
+        }
+        let omitted = Omitted { stream: begins.stream.clone(), from: 1, to: 8, reason: OmittedReason::Slow };
+        take(frame::encode_json(kind::OMITTED, &omitted));
+        for (handle, bytes) in [(1, bytes), (9, other_bytes)] {
+            take(Piece::encode(kind::PIECE, handle, 0, &bytes));
+            let event = take(frame::encode_json(kind::COMPLETE, &Complete { handle }));
+            assert_eq!(matches!(event, Some(Event::Complete(_))), handle == 9);
+        }
+        assert!(assembly.arriving.is_empty());
     }
 
     #[test]
