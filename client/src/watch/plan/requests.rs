@@ -81,8 +81,7 @@ impl Plan {
     }
 
     fn answered(&mut self, handle: u64, request: u64, offer: Offer, now: Instant) {
-        let Some(chunk) = self.table.get_mut(handle) else { return };
-        chunk.refused = 0;
+        let Some(chunk) = self.table.get(handle) else { return };
         match &chunk.told {
             Some(told) if told.sha256 == offer.sha256 => {}
             // Which of the two is newer is not known: the answer to a request that is made now is.
