@@ -9,7 +9,10 @@ mod ahead;
 mod asker;
 pub mod assembly;
 mod event;
+mod plan;
 mod source;
+mod speech;
+mod table;
 mod task;
 
 use std::sync::Arc;

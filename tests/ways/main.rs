@@ -1,6 +1,7 @@
 //! Every transport, end to end: upload and watch.
 
 mod abandoned;
+mod ahead;
 mod bad;
 mod capability;
 mod dialects;

@@ -1,31 +1,21 @@
 //! The requests for chunks: each in a task of its own, which tells what comes of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, header};
-use tokio::sync::mpsc;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use tokio::sync::mpsc::{self, error::SendError};
 use tokio_util::task::AbortOnDropHandle;
-use waystation_proto::id::{ChunkRef, Digest, IncidentId, StreamId};
+use waystation_proto::id::{ChunkRef, Digest, IncidentId};
 use waystation_proto::{Offer, dictionary};
 
+use super::plan::{Failure, News};
+use super::table::Name;
 use crate::h3link::H3;
 use crate::http::Broken;
 
 /// How long the relay shall wait for a chunk to begin, in seconds: the most it grants.
 const WAIT: &str = "wait=120";
-/// A chunk's name.
-pub(super) type Name = (StreamId, u64);
-
-/// What happened to a request.
-pub(super) enum News {
-    /// What its answer says of it, and how many of a thousand packets are lost, where that is known.
-    Begins(Box<Offer>, Option<u64>),
-    Bytes(u64, Bytes),
-    Whole,
-    /// `true`: there is no such chunk now.
-    Failed(bool),
-}
 
 /// Makes requests.
 pub(super) struct Asker {
@@ -36,9 +26,9 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// One request, which tells what comes of it.
-    pub(super) fn ask(&self, handle: u64, (stream, index): &Name) -> AbortOnDropHandle<()> {
-        let chunk = ChunkRef::of(&self.incident, stream, *index);
+    /// One request, which tells what comes of it under its number. Dropping it ends it at the relay too.
+    pub(super) fn ask(&self, number: u64, name: Name) -> AbortOnDropHandle<()> {
+        let chunk = ChunkRef::of(&self.incident, &name.0, name.1);
         let request = Request::get(format!("/chunks/{chunk}"))
             .header(header::AUTHORIZATION, self.bearer.clone())
             .header("prefer", WAIT)
@@ -46,39 +36,52 @@ impl Asker {
         let (connection, tell, incident) = (Arc::clone(&self.connection), self.tell.clone(), self.incident.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
             let fetched = match request {
-                Ok(request) => fetch(&connection, request, &incident, handle, &tell).await,
-                Err(_) => Err(false),
+                Ok(request) => fetch(&connection, request, (incident, name), |news| tell.send((number, news))).await,
+                Err(_) => Err(Failure::Lost),
             };
-            let _ = tell.send((handle, fetched.map_or_else(News::Failed, |()| News::Whole))).await;
+            let _ = tell.send((number, fetched.map_or_else(News::Failed, |()| News::Whole))).await;
         }))
     }
 }
 
-/// Brings one chunk; an error says whether there is none.
-async fn fetch(
+/// Brings one chunk.
+async fn fetch<T: Future<Output = Result<(), SendError<(u64, News)>>>>(
     connection: &H3,
     request: Request<()>,
-    incident: &IncidentId,
-    handle: u64,
-    tell: &mpsc::Sender<(u64, News)>,
-) -> Result<(), bool> {
-    let (answer, mut body) = connection.open(request).await.map_err(|Broken| false)?;
+    (incident, (stream, index)): (IncidentId, Name),
+    tell: impl Fn(News) -> T,
+) -> Result<(), Failure> {
+    let (answer, mut body) = connection.open(request).await.map_err(|Broken| Failure::Lost)?;
     if !answer.status().is_success() {
-        return Err(answer.status() == http::StatusCode::NOT_FOUND);
+        return Err(refusal(answer.status(), answer.headers()));
     }
     let of = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
     let digest: Option<Digest> = of("repr-digest").and_then(|text| dictionary::parse_digest(text).ok());
     let offer =
         of("waystation-chunk").zip(digest).and_then(|(text, sha)| dictionary::parse_offer(text, sha, None).ok());
-    let offer = offer.filter(|offer| offer.incident == *incident).ok_or(false)?;
+    let named = |offer: &Offer| (&offer.incident, &offer.stream, offer.index) == (&incident, &stream, index);
+    let offer = offer.filter(named).ok_or(Failure::Lost)?;
     let loss = of("waystation-loss").and_then(|text| text.parse().ok());
     let length = offer.length;
-    tell.send((handle, News::Begins(Box::new(offer), loss))).await.map_err(|_| false)?;
+    tell(News::Begins(Box::new(offer), loss)).await.map_err(|_| Failure::Lost)?;
     let mut offset = 0;
-    while let Some(bytes) = body.data().await.map_err(|Broken| false)? {
+    while let Some(bytes) = body.data().await.map_err(|Broken| Failure::Lost)? {
         let came = bytes.len() as u64;
-        tell.send((handle, News::Bytes(offset, bytes))).await.map_err(|_| false)?;
+        if came > length - offset {
+            return Err(Failure::Lost);
+        }
+        tell(News::Bytes(offset, bytes)).await.map_err(|_| Failure::Lost)?;
         offset += came;
     }
-    if offset == length { Ok(()) } else { Err(false) }
+    if offset == length { Ok(()) } else { Err(Failure::Lost) }
+}
+
+fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
+    match status {
+        StatusCode::NOT_FOUND => Failure::Absent,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            Failure::Busy(crate::http::retry_after(headers).map(Duration::from_secs))
+        }
+        _ => Failure::Lost,
+    }
 }

@@ -18,9 +18,9 @@ use crate::keys::GroupKey;
 use crate::receipt::{Jwks, Keys, Proof};
 
 /// Chunks that may be arriving at once.
-const MAX_ARRIVING: usize = 64;
+pub(super) const MAX_ARRIVING: usize = 64;
 /// Bytes that may be arriving at once.
-const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 /// Chunks and streams remembered, to label states that come late and to tell repetitions.
 const MAX_KNOWN: usize = 8192;
 /// Receipts that wait for the core's keys; about 1 KiB each.
@@ -267,7 +267,10 @@ impl Assembly {
         Some(Event::State { label, state, code, receipt })
     }
 
-    fn omitted(&self, told: &Omitted) -> Event {
+    fn omitted(&mut self, told: &Omitted) -> Event {
+        // Nothing more comes of one that had begun: its room is another's.
+        let gone = |(stream, index): &Name| *stream == told.stream && (told.from..=told.to).contains(index);
+        self.arriving.retain(|_, arriving| !gone(&arriving.name));
         let variant = self.streams.get(&told.stream).map(|(variant, _)| *variant);
         let count = told.to.saturating_sub(told.from).saturating_add(1);
         Event::Omitted { variant, count, reason: told.reason }
@@ -323,6 +326,7 @@ mod tests {
     use proptest::prelude::*;
     use waystation_proto::Media;
     use waystation_proto::frame::Decoder;
+    use waystation_proto::message::OmittedReason;
     use waystation_proto::offer::Timestamp;
 
     fn key() -> GroupKey {
@@ -420,6 +424,25 @@ mod tests {
             refused += usize::from(matches!(event, Some(Event::Bad { why: Bad::TooMuch, .. })));
         }
         assert_eq!((assembly.arriving.len(), refused), (MAX_ARRIVING, 5));
+    }
+
+    #[test]
+    fn what_is_left_out_after_it_began_takes_no_room() {
+        let mut assembly = Assembly::new(key(), incident(), 1 << 20);
+        let mut take = |wire: Bytes| assembly.frame(&frame::split_message(wire).unwrap().remove(0), 0).unwrap();
+        let (begins, bytes) = sealed(1, b"x");
+        let (other, other_bytes) = sealed(9, b"x");
+        for begins in [&begins, &other] {
+            take(frame::encode_json(kind::CHUNK, begins));
+        }
+        let omitted = Omitted { stream: begins.stream.clone(), from: 1, to: 8, reason: OmittedReason::Slow };
+        take(frame::encode_json(kind::OMITTED, &omitted));
+        for (handle, bytes) in [(1, bytes), (9, other_bytes)] {
+            take(Piece::encode(kind::PIECE, handle, 0, &bytes));
+            let event = take(frame::encode_json(kind::COMPLETE, &Complete { handle }));
+            assert_eq!(matches!(event, Some(Event::Complete(_))), handle == 9);
+        }
+        assert!(assembly.arriving.is_empty());
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) lanes: Option<&'a [Variant]>,
     pub(crate) from: StartWord,
     pub(crate) cursor: Option<&'a str>,
+    /// Largest chunk taken, in bytes.
+    pub(crate) max_chunk: u64,
 }
 
 /// One connection.
@@ -132,7 +134,8 @@ async fn open_h3(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectErr
     if !answer.status().is_success() {
         return Err(refusal(answer.status(), answer.headers(), streaming.rest(h3_data).await));
     }
-    Ok(Source::H3(Box::new(Ahead::new(connection, streaming, bearer, wish.incident.clone()))))
+    let ahead = Ahead::new(connection, streaming, bearer, wish.incident.clone(), wish.max_chunk);
+    Ok(Source::H3(Box::new(ahead)))
 }
 
 fn refusal(status: http::StatusCode, headers: &http::HeaderMap, body: Vec<u8>) -> ConnectError {

@@ -245,8 +245,8 @@ impl Task {
         let Some(token) = &self.token else { return Err(ConnectError::Unreachable) };
         // Without a cursor a second try asks for the whole window: what was seen is told apart.
         let from = if self.watched { StartWord::Oldest } else { self.config.from };
-        let incident = &self.config.incident;
-        let wish = Wish { token, incident, lanes: self.config.lanes.as_deref(), from, cursor: self.cursor.as_deref() };
+        let (incident, lanes, max_chunk) = (&self.config.incident, self.config.lanes.as_deref(), self.config.max_chunk);
+        let wish = Wish { token, incident, lanes, from, cursor: self.cursor.as_deref(), max_chunk };
         Source::open(self.config.transport, &self.config.relay, &wish).await
     }
 

@@ -1,7 +1,7 @@
 //! The contact over each transport: cut-through, checks, breaks, renewal.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use waystation_client::connect::Transport;
 use waystation_client::receipt::Proof;
@@ -9,7 +9,9 @@ use waystation_client::watch::{Bad, Config, Event, MAX_CHUNK, Watch};
 use waystation_client::{Capture, GroupKey};
 use waystation_proto::frame::{Piece, kind};
 use waystation_proto::id::StreamId;
-use waystation_proto::message::{Complete, ContactChunkState, Cursor, Ending, StartWord, Withdrawn, WithdrawnReason};
+use waystation_proto::message::{
+    Complete, ContactChunkState, Cursor, Ending, Omitted, OmittedReason, StartWord, Withdrawn, WithdrawnReason,
+};
 use waystation_proto::offer::Timestamp;
 use waystation_proto::{Code, ContactState, Media, Offer, Variant};
 
@@ -214,6 +216,53 @@ async fn a_break_goes_on_at_the_cursor_and_shows_nothing_twice() {
         assert_eq!(whole.label.index, 3, "chunk 2 came again and was told apart over {transport:?}");
         assert_eq!(relay.with(|state| state.watches.clone()), ["", "4"]);
     }
+}
+
+#[tokio::test]
+async fn a_relay_without_a_seat_is_asked_again_when_it_says_and_not_left() {
+    let relay = Relay::start().await;
+    let (offer, bytes) = sealed(1, &[1; 1000]);
+    relay.with(|state| {
+        state.knobs.crowded_until = Some(Instant::now() + Duration::from_millis(1500));
+        state.publish(kind::CHUNK, &begins(&offer, 1));
+        state.log.push(Piece::encode(kind::PIECE, 1, 0, &bytes));
+        state.publish(kind::COMPLETE, &Complete { handle: 1 });
+    });
+    let mut watch = Watch::start(config(&relay, Transport::H3, group_key()), authority());
+    let or_gone = |event: &Event| matches!(event, Event::Complete(_) | Event::Disconnected { .. });
+    let event = until(&mut watch, or_gone).await;
+    assert!(matches!(event, Event::Complete(_)), "{event:?}");
+    let (watches, unseated) = relay.with(|state| (state.watches.len(), state.unseated));
+    // Two copies of this chunk and the next one, and each of them a second later.
+    assert!(watches == 1 && (1..=8).contains(&unseated), "{watches} subscriptions, {unseated} refusals");
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_not_wanted_any_more_is_stopped_at_the_relay() {
+    let relay = Relay::start().await;
+    let (offer, bytes) = sealed(1, &[1; 100_000]);
+    let mut at = 20_000;
+    relay.with(|state| {
+        state.publish(kind::CHUNK, &begins(&offer, 1));
+        state.log.push(Piece::encode(kind::PIECE, 1, 0, &bytes[..at]));
+    });
+    let mut watch = Watch::start(config(&relay, Transport::H3, group_key()), authority());
+    until(&mut watch, |event| matches!(event, Event::Progress { received: 20_000, .. })).await;
+    relay.with(|state| {
+        let reason = OmittedReason::Evicted;
+        state.publish(kind::OMITTED, &Omitted { stream: offer.stream.clone(), from: 1, to: 1, reason });
+    });
+    until(&mut watch, |event| matches!(event, Event::Omitted { .. })).await;
+    // The relay finds it out when it goes on, on the stream of each of two copies.
+    let mut every = tokio::time::interval(Duration::from_millis(50));
+    let going_on = async {
+        while relay.with(|state| state.stopped) < 2 {
+            relay.with(|state| state.log.push(Piece::encode(kind::PIECE, 1, at as u64, &bytes[at..at + 100])));
+            at += 100;
+            every.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, going_on).await.expect("the relay goes on bringing it");
 }
 
 #[tokio::test]

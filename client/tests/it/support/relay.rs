@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -45,6 +45,8 @@ pub struct Knobs {
     pub early: u64,
     /// `SEND` is not said.
     pub quiet: bool,
+    /// No chunk is read until then: there is no seat.
+    pub crowded_until: Option<Instant>,
 }
 
 /// One chunk.
@@ -76,6 +78,10 @@ pub struct State {
     pub log: Vec<Bytes>,
     pub watches: Vec<String>,
     pub renewals: usize,
+    /// Chunks that were not read for want of a seat.
+    pub unseated: usize,
+    /// Answers with a chunk that the contact did not take to the end.
+    pub stopped: usize,
     handles: HashMap<ChunkRef, u64>,
 }
 

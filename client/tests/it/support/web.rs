@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -189,6 +189,13 @@ fn logged(log: &[Bytes], name: ChunkRef) -> Option<(ChunkBegins, Vec<u8>, bool)>
 
 /// One chunk, which the answer waits for.
 async fn read(shared: Arc<Shared>, name: ChunkRef) -> Reply {
+    if shared.with(|state| {
+        let crowded = state.knobs.crowded_until.is_some_and(|until| Instant::now() < until);
+        state.unseated += usize::from(crowded);
+        crowded
+    }) {
+        return refusal(Code::TooManyContacts, None);
+    }
     let mut changed = shared.changed.subscribe();
     let begins = loop {
         let found = logged(&shared.state.lock().unwrap().log, name);
@@ -321,7 +328,8 @@ async fn requests(connection: quinn::Connection, shared: &Arc<Shared>) {
                 }
             };
             let (head, ()) = request.into_parts();
-            let (answer, ()) = tokio::join!(handle(shared, head, rx), feeding);
+            let reads = head.method == Method::GET && head.uri.path() != "/watch";
+            let (answer, ()) = tokio::join!(handle(Arc::clone(&shared), head, rx), feeding);
             let Ok(mut answer) = answer else { return connection.close(0u32.into(), b"") };
             let mut response = Response::new(());
             *response.status_mut() = answer.status;
@@ -331,6 +339,7 @@ async fn requests(connection: quinn::Connection, shared: &Arc<Shared>) {
             }
             while let Some(bytes) = answer.body.recv().await {
                 if send.send_data(bytes).await.is_err() {
+                    shared.with(|state| state.stopped += usize::from(reads));
                     return;
                 }
             }
