@@ -5,9 +5,10 @@
 //! chunks' files are random. Invariants of the stored bytes, after a kill or a power cut at any
 //! instant:
 //!
-//! 1. `upload_queue.enc` is there from the first opening on, whole up to its last record that was
-//!    synced: it is written under another name, synced, renamed, and the directory synced; from
-//!    then on it is only appended to. What follows its last whole record is left out.
+//! 1. `upload_queue.enc` is there from the first opening on (on a full disk, from the first change
+//!    that fits), whole up to its last record that was synced: it is written under another name,
+//!    synced, renamed, and the directory synced; from then on it is only appended to. What follows
+//!    its last whole record is left out.
 //! 2. A record is synced before anybody acts on it: before a chunk is called kept, before a byte
 //!    of an envelope goes to a network, before a file is taken away. Only notes of how far a chunk
 //!    is ([`record::Note`]) are not waited for; losing some costs a question to the relay.
@@ -22,7 +23,8 @@
 //!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
 //! 6. A file of noise holds room that no recording gets. Where the disk is full it is taken away for what
 //!    the queue needs to grow smaller: an envelope, which goes out, and the record of what is
-//!    confirmed, whose files go after it. Then it is made again.
+//!    confirmed, whose files go after it. Then it is made again. Where it can't be, then or at an
+//!    opening, it counts as taken: what is left of the disk is no recording's.
 //! 7. An append that fails may have written something: the whole queue is written anew before the
 //!    next change, under 1.
 
@@ -175,9 +177,11 @@ impl Store {
             // As long as the torn file is there: a crash between the two finds it torn again.
             store.leave_unnamed()?;
         }
-        store.in_room(Self::rewrite)?;
-        if !fresh && !torn {
-            store.tidy()?;
+        match store.in_room(Self::rewrite) {
+            Err(error) if room::is_full(&error) => store.open_full(!fresh && !torn),
+            Err(error) => return Err(error.into()),
+            Ok(()) if fresh || torn => {}
+            Ok(()) => store.tidy()?,
         }
         store.hold_room();
         Ok(store)
