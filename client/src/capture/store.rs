@@ -5,10 +5,9 @@
 //! chunks' files are random. Invariants of the stored bytes, after a kill or a power cut at any
 //! instant:
 //!
-//! 1. `upload_queue.enc` is there from the first opening on (on a full disk, from the first change
-//!    that fits), whole up to its last record that was synced: it is written under another name,
-//!    synced, renamed, and the directory synced; from then on it is only appended to. What follows
-//!    its last whole record is left out.
+//! 1. `upload_queue.enc` is there from the first opening that it fits on, whole up to its last record that was
+//!    synced: it is written under another name, synced, renamed, and the directory synced; from
+//!    then on it is only appended to. What follows its last whole record is left out.
 //! 2. A record is synced before anybody acts on it: before a chunk is called kept, before a byte
 //!    of an envelope goes to a network, before a file is taken away. Only notes of how far a chunk
 //!    is ([`record::Note`]) are not waited for; losing some costs a question to the relay.
@@ -23,8 +22,7 @@
 //!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
 //! 6. A file of noise holds room that no recording gets. Where the disk is full it is taken away for what
 //!    the queue needs to grow smaller: an envelope, which goes out, and the record of what is
-//!    confirmed, whose files go after it. Then it is made again. Where it can't be, then or at an
-//!    opening, it counts as taken: what is left of the disk is no recording's.
+//!    confirmed, whose files go after it. Then it is made again; until it is, nothing new is kept.
 //! 7. An append that fails may have written something: the whole queue is written anew before the
 //!    next change, under 1.
 
@@ -167,8 +165,8 @@ impl Store {
         }
         let epoch = if fresh { 0 } else { state.epoch + 1 };
         state.apply(Record::Opened { epoch, group_key: group_key.into() });
-        let (batch, doubtful, pending) = (Batch::default(), Vec::new(), 0);
-        let (writer, length, image, room) = (None, 0, 0, room::Room::default());
+        let (batch, doubtful, pending, room) = (Batch::default(), Vec::new(), 0, room::Room::default());
+        let (writer, length, image) = (None, 0, 0);
         let mut store =
             Self { disk, key, dice, max_bytes, state, writer, length, image, batch, doubtful, pending, room };
         store.find_room();
@@ -179,9 +177,7 @@ impl Store {
         }
         match store.in_room(Self::rewrite) {
             Err(error) if room::is_full(&error) => store.open_full(!fresh && !torn),
-            Err(error) => return Err(error.into()),
-            Ok(()) if fresh || torn => {}
-            Ok(()) => store.tidy()?,
+            written => written.and_then(|()| if fresh || torn { Ok(()) } else { store.tidy() })?,
         }
         store.hold_room();
         Ok(store)

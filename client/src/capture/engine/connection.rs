@@ -141,6 +141,8 @@ impl Engine {
                 self.disconnected(None, None);
                 self.connected(Ok(*link));
             }
+            // Whoever looks after several does not pass this on.
+            Some(FromLink::Stalls | FromLink::Flows) => {}
             Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
             None => self.disconnected(None, None),
         }
