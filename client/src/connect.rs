@@ -82,6 +82,16 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Seconds that the other end asks to wait.
+    pub(crate) const fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::Refused { retry_after_s, .. } => *retry_after_s,
+            _ => None,
+        }
+    }
+}
+
 impl Trust {
     /// The certificates that the system trusts.
     ///

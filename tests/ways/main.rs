@@ -13,6 +13,7 @@ mod named;
 mod post;
 mod reauthorized;
 mod reset;
+mod returns;
 mod rivals;
 mod signs;
 mod slow;

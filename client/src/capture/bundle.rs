@@ -4,8 +4,12 @@
 //! The first is there at once. While chunks wait another is added now and then, as long as the last
 //! one brought more ([`Growth`]): a link that is full gets no third. Each connection brings one chunk of
 //! a class at a time, and the next when its last byte went out.
+//!
+//! Where nothing is heard any more, or on another network, one connection is made for all of them,
+//! and they go when it is through: the link that comes back may be thinner than the one that went.
 
 mod growth;
+mod strand;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -15,23 +19,29 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::ChunkState;
 
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
+use super::ws::{self, Part};
 use crate::connect::ConnectError;
 use crate::token::Token;
-use growth::Growth;
+use growth::{Growth, Pause};
+use strand::{Given, Strand};
 
 /// Connections at once.
 const MAX_LINKS: usize = 10;
 /// It is looked so often whether another connection is wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// One that is not heard, in milliseconds, while another is: its chunks go over to that one.
+const SILENT_MS: u64 = 2500;
+/// Pause before one connection for all is tried again, and the longest: the link may come back at
+/// any time.
+const RACE_PAUSE_MS: (u64, u64) = (500, 4_000);
 
 /// One connection now, more when they are needed.
 pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
-    let first = super::ws::connect(dial.clone(), false).await?;
+    let first = ws::connect(dial.clone(), Part::Strand).await?;
     let mut link = Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs));
     link.carries(MAX_LINKS);
     Ok(link)
@@ -39,34 +49,13 @@ pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
 
 type News = (usize, Option<FromLink>);
 
-/// One of the connections.
-struct Strand {
-    jobs: mpsc::Sender<ToLink>,
-    given: HashMap<u64, Given>,
-    _task: AbortOnDropHandle<()>,
-}
-
-/// A chunk that a connection was given.
-struct Given {
-    attempt: u64,
-    /// As [`Rank::class`].
-    class: usize,
-    /// It has bytes to bring.
-    moves: bool,
-    /// All its bytes went out on this connection.
-    sent: bool,
-}
-
-impl Strand {
-    /// Whether it brings a chunk, of this class if one is named.
-    fn brings(&self, class: Option<usize>) -> bool {
-        self.given.values().any(|given| given.moves && class.is_none_or(|class| class == given.class))
-    }
-
-    /// What it was given, if it still is this attempt.
-    fn given(&mut self, id: u64, attempt: u64) -> Option<&mut Given> {
-        self.given.get_mut(&id).filter(|given| given.attempt == attempt)
-    }
+/// Why one connection is made for all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// One of them stalls, and none was heard since. What is heard first goes on.
+    Stalled,
+    /// The device is on another network: what still comes over the old one will not for long.
+    Moved,
 }
 
 struct Bundle {
@@ -78,6 +67,8 @@ struct Bundle {
     heard: SelectAll<BoxStream<'static, News>>,
     adding: Beside,
     growth: Growth,
+    doubt: Option<Doubt>,
+    pause: Pause,
     started: Instant,
     begun: usize,
     /// Capabilities that came while another connection was made.
@@ -97,6 +88,8 @@ impl Bundle {
             heard,
             adding: Beside::default(),
             growth: Growth::default(),
+            doubt: None,
+            pause: Pause::new(RACE_PAUSE_MS.0, RACE_PAUSE_MS.1),
             started: Instant::now(),
             begun: 0,
             later: Vec::new(),
@@ -114,23 +107,8 @@ impl Bundle {
                     None => false,
                 },
                 Some((strand, news)) = self.heard.next() => self.told(strand, news).await,
-                Some(link) = self.adding.ready() => {
-                    self.growth.added(self.now_ms());
-                    self.add(link);
-                    // What came while it was made, and is not in its HELLO.
-                    for token in std::mem::take(&mut self.later) {
-                        self.ask_newest(ToLink::Capability(token)).await;
-                    }
-                    true
-                }
-                _ = tick.tick() => {
-                    self.growth.look(self.now_ms(), self.dial.written.load(Ordering::Relaxed));
-                    if self.needs_another() {
-                        self.later.clear();
-                        self.adding.begin(super::ws::once(self.dial.clone(), false));
-                    }
-                    true
-                }
+                made = self.adding.made() => self.made(made).await,
+                _ = tick.tick() => self.look().await,
             };
             if !open {
                 return;
@@ -141,6 +119,98 @@ impl Bundle {
 
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// Looks whether a connection is to be made, or to go.
+    async fn look(&mut self) -> bool {
+        let now_ms = self.now_ms();
+        self.growth.look(now_ms, self.dial.written.load(Ordering::Relaxed));
+        if self.doubt.is_some() {
+            self.race();
+        } else if self.strands.values().all(Strand::is_silent) {
+            self.doubts(Doubt::Stalled).await;
+        } else {
+            let silent = |strand: &Strand| strand.silent_ms.is_some_and(|since| now_ms - since >= SILENT_MS);
+            let gone: Vec<usize> = self.strands.iter().filter(|(_, s)| silent(s)).map(|(at, _)| *at).collect();
+            for at in gone {
+                self.let_go(at).await;
+            }
+            if self.needs_another() {
+                self.later.clear();
+                self.adding.begin(ws::once(self.dial.clone()));
+            }
+        }
+        true
+    }
+
+    /// Nobody knows which of them still work: each is asked, and one is made for all.
+    async fn doubts(&mut self, why: Doubt) {
+        let now_ms = self.now_ms();
+        self.doubt = Some(why);
+        // One that is being added is lost as the others are.
+        self.adding.stop();
+        for strand in self.strands.values_mut() {
+            strand.silent_ms = Some(now_ms);
+            let _ = strand.jobs.send(ToLink::Moved).await;
+        }
+        // Where there are others they may be heard before it is looked again.
+        if why == Doubt::Moved || self.strands.len() == 1 {
+            self.race();
+        }
+    }
+
+    /// One is heard.
+    fn flows(&mut self, now_ms: u64) {
+        if self.doubt == Some(Doubt::Stalled) {
+            self.doubt = None;
+            self.adding.stop();
+            // The others have as long from now on.
+            let silent = self.strands.values_mut().filter_map(|strand| strand.silent_ms.as_mut());
+            silent.for_each(|since| *since = now_ms);
+        }
+    }
+
+    fn race(&mut self) {
+        if !self.ends && !self.adding.is_begun() && self.pause.is_over(self.now_ms()) {
+            self.later.clear();
+            self.adding.begin(ws::connect(self.dial.clone(), Part::Strand));
+        }
+    }
+
+    /// A connection was made, one more or one for all, or could not be.
+    async fn made(&mut self, made: Result<Link, ConnectError>) -> bool {
+        let (now_ms, doubt) = (self.now_ms(), self.doubt.take());
+        match (made, doubt) {
+            (Ok(link), None) => {
+                self.growth.added(now_ms);
+                self.adds(link).await;
+            }
+            (Ok(link), Some(_)) => {
+                self.growth.begins(now_ms);
+                self.pause.over();
+                let old: Vec<usize> = self.strands.keys().copied().collect();
+                self.adds(link).await;
+                for at in old {
+                    self.let_go(at).await;
+                }
+            }
+            (Err(error), None) => self.growth.failed(now_ms, error.retry_after_s()),
+            (Err(error), Some(doubt)) => {
+                self.pause.failed(now_ms, error.retry_after_s());
+                // One that is heard is good enough where no other comes to be.
+                self.doubt = Some(doubt).filter(|_| self.strands.values().all(Strand::is_silent));
+            }
+        }
+        true
+    }
+
+    /// Adds one that was made beside others.
+    async fn adds(&mut self, link: Link) {
+        self.add(link);
+        // What came while it was made, and is not in its HELLO.
+        for token in std::mem::take(&mut self.later) {
+            self.ask_newest(ToLink::Capability(token)).await;
+        }
     }
 
     fn add(&mut self, link: Link) {
@@ -154,7 +224,7 @@ impl Bundle {
             Some(((strand, told), rest))
         });
         self.heard.push(news.boxed());
-        self.strands.insert(strand, Strand { jobs, given: HashMap::new(), _task: task });
+        self.strands.insert(strand, Strand::new(jobs, task));
     }
 
     fn needs_another(&self) -> bool {
@@ -184,10 +254,9 @@ impl Bundle {
             ToLink::Moved => {
                 // What the old network took says nothing of this one.
                 self.growth = Growth::default();
-                self.growth.added(self.now_ms());
-                for strand in self.strands.values() {
-                    let _ = strand.jobs.send(ToLink::Moved).await;
-                }
+                self.growth.begins(self.now_ms());
+                self.pause.over();
+                self.doubts(Doubt::Moved).await;
                 true
             }
             ToLink::End(reason) => {
@@ -207,14 +276,16 @@ impl Bundle {
         }
     }
 
-    /// Gives chunks to the connections that may begin one: each brings one of a class at a time, and
-    /// its plan says which of them goes first. What the relay may hold is asked about at once.
+    /// Gives chunks to the connections that may begin one and are heard: each brings one of a class at
+    /// a time, and its plan says which of them goes first. What the relay may hold is asked about at
+    /// once.
     async fn hand_out(&mut self) {
         let turns: Vec<(Rank, u64)> = self.waiting.keys().copied().collect();
         for turn in turns {
             let Some(resume) = self.waiting.get(&turn).map(|job| job.resume) else { continue };
             let class = turn.0.class();
-            let free = self.strands.values_mut().filter(|strand| resume || !strand.brings(Some(class)));
+            let free = self.strands.values_mut().filter(|strand| !strand.is_silent());
+            let free = free.filter(|strand| resume || !strand.brings(Some(class)));
             let Some(strand) = free.min_by_key(|strand| (strand.brings(None), strand.given.len())) else { continue };
             let Some(job) = self.waiting.remove(&turn) else { continue };
             strand.given.insert(job.id, Given { attempt: job.offer.attempt, class, moves: !resume, sent: false });
@@ -224,13 +295,22 @@ impl Bundle {
     }
 
     async fn told(&mut self, at: usize, news: Option<FromLink>) -> bool {
+        let now_ms = self.now_ms();
         let Some(strand) = self.strands.get_mut(&at) else { return true };
         match news {
             None => return self.ended(at, None, None).await,
             Some(FromLink::Closed { code, retry_after_s }) => return self.ended(at, code, retry_after_s).await,
-            Some(FromLink::Better(link)) => {
-                self.add(*link);
-                return self.ended(at, None, None).await;
+            Some(FromLink::Stalls) => {
+                strand.silent_ms = Some(now_ms);
+                if self.doubt.is_none() {
+                    self.doubts(Doubt::Stalled).await;
+                }
+                true
+            }
+            Some(FromLink::Flows) => {
+                strand.silent_ms = None;
+                self.flows(now_ms);
+                true
             }
             Some(FromLink::Sent { id, attempt }) => {
                 if let Some(given) = strand.given(id, attempt) {
@@ -259,7 +339,7 @@ impl Bundle {
                 }
                 self.tell(FromLink::Offset { id, attempt, offset }).await
             }
-            Some(other @ (FromLink::Hint(_) | FromLink::Path(_) | FromLink::Bodies(_))) => self.tell(other).await,
+            Some(other) => self.tell(other).await,
         }
     }
 
@@ -267,18 +347,23 @@ impl Bundle {
         self.news.send(news).await.is_ok()
     }
 
-    /// A connection is gone: what it was to bring is to be brought by another. The last one takes
-    /// the bundle with it.
+    /// A connection broke off. The last one takes the bundle with it.
     async fn ended(&mut self, at: usize, code: Option<String>, retry_after_s: Option<u64>) -> bool {
-        let Some(strand) = self.strands.remove(&at) else { return true };
-        if self.strands.is_empty() {
+        if self.strands.len() == 1 {
             self.tell(FromLink::Closed { code, retry_after_s }).await;
             return false;
         }
+        self.growth.failed(self.now_ms(), retry_after_s);
+        self.let_go(at).await;
+        true
+    }
+
+    /// What a connection was to bring is to be brought by another, from where the relay says.
+    async fn let_go(&mut self, at: usize) {
+        let Some(strand) = self.strands.remove(&at) else { return };
         for (id, given) in strand.given {
             self.tell(FromLink::Broken { id, attempt: given.attempt }).await;
         }
-        true
     }
 }
 

@@ -104,6 +104,8 @@ pub(crate) struct Engine {
     link: Option<Link>,
     connecting: bool,
     failures: usize,
+    /// The next connection begins with requests, before its handshake is complete.
+    early: bool,
     relay: usize,
     connect_at: Instant,
     connected_at: Instant,
@@ -166,6 +168,7 @@ impl Engine {
             link: None,
             connecting: false,
             failures: 0,
+            early: false,
             relay: 0,
             connect_at: started,
             connected_at: started,

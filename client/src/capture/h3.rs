@@ -51,7 +51,7 @@ const SIGN_EVERY: Duration = Duration::from_millis(10);
 /// They come where at least this part is lost, in thousandths.
 const SIGNS_FROM: u64 = 20;
 /// A handshake that was begun together with the first requests must be done by then.
-const EARLY_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
 /// Makes the one connection that every request uses. `early`: requests may go before the
 /// handshake is complete.

@@ -15,6 +15,7 @@ use waystation_proto::message::Hint;
 
 use super::book::Verdict;
 use super::queue::{Rank, Room};
+use super::ws::Part;
 use crate::connect::{ConnectError, Endpoint, Transport};
 use crate::race;
 use crate::token::Token;
@@ -78,6 +79,10 @@ pub(crate) enum FromLink {
     /// Another connection, better than this one: it came through where this one stalls, or is
     /// QUIC where this one is not. The session takes it in this one's place.
     Better(Box<Link>),
+    /// One of several, to whoever looks after them: nothing comes back on it.
+    Stalls,
+    /// The same: it is heard again.
+    Flows,
     /// The connection is gone; nothing follows.
     Closed { code: Option<String>, retry_after_s: Option<u64> },
 }
@@ -184,7 +189,7 @@ impl Dial {
     pub(crate) async fn connect(self, early: bool) -> Result<Link, ConnectError> {
         match self.transport {
             Transport::Auto => self.race(early).await,
-            Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, true).await,
+            Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, Part::Alone).await,
             Transport::Ws | Transport::WsPlain => super::bundle::connect(self).await,
             Transport::H1 => super::put::connect(&self.relay, self.wait_s).await,
             Transport::H3 => super::h3::connect(self, early).await,
@@ -261,11 +266,16 @@ impl Beside {
     /// Waits for it; for ever while none is in the making. One that failed is none: the next is
     /// begun by whoever still needs it.
     pub(crate) async fn ready(&mut self) -> Option<Link> {
+        self.made().await.ok()
+    }
+
+    /// The same, with the reason why there is none.
+    pub(crate) async fn made(&mut self) -> Result<Link, ConnectError> {
         match &mut self.0 {
             Some(making) => {
                 let made = making.await;
                 self.0 = None;
-                made.ok()?.ok()
+                made.unwrap_or(Err(ConnectError::Unreachable))
             }
             None => std::future::pending().await,
         }

@@ -5,7 +5,7 @@
 //! chunks' files are random. Invariants of the stored bytes, after a kill or a power cut at any
 //! instant:
 //!
-//! 1. `upload_queue.enc` is there from the first opening on, whole up to its last record that was
+//! 1. `upload_queue.enc` is there from the first opening that it fits on, whole up to its last record that was
 //!    synced: it is written under another name, synced, renamed, and the directory synced; from
 //!    then on it is only appended to. What follows its last whole record is left out.
 //! 2. A record is synced before anybody acts on it: before a chunk is called kept, before a byte
@@ -22,7 +22,7 @@
 //!    open. Where there are [`MAX_LEFT`] of them already no further ones are made of what is torn.
 //! 6. A file of noise holds room that no recording gets. Where the disk is full it is taken away for what
 //!    the queue needs to grow smaller: an envelope, which goes out, and the record of what is
-//!    confirmed, whose files go after it. Then it is made again.
+//!    confirmed, whose files go after it. Then it is made again; until it is, nothing new is kept.
 //! 7. An append that fails may have written something: the whole queue is written anew before the
 //!    next change, under 1.
 
@@ -165,8 +165,8 @@ impl Store {
         }
         let epoch = if fresh { 0 } else { state.epoch + 1 };
         state.apply(Record::Opened { epoch, group_key: group_key.into() });
-        let (batch, doubtful, pending) = (Batch::default(), Vec::new(), 0);
-        let (writer, length, image, room) = (None, 0, 0, room::Room::default());
+        let (batch, doubtful, pending, room) = (Batch::default(), Vec::new(), 0, room::Room::default());
+        let (writer, length, image) = (None, 0, 0);
         let mut store =
             Self { disk, key, dice, max_bytes, state, writer, length, image, batch, doubtful, pending, room };
         store.find_room();
@@ -175,9 +175,9 @@ impl Store {
             // As long as the torn file is there: a crash between the two finds it torn again.
             store.leave_unnamed()?;
         }
-        store.in_room(Self::rewrite)?;
-        if !fresh && !torn {
-            store.tidy()?;
+        match store.in_room(Self::rewrite) {
+            Err(error) if room::is_full(&error) => store.open_full(!fresh && !torn),
+            written => written.and_then(|()| if fresh || torn { Ok(()) } else { store.tidy() })?,
         }
         store.hold_room();
         Ok(store)

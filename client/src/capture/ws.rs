@@ -1,6 +1,7 @@
 //! `/capture` over a WebSocket: one connection, chunks interleaved piece by piece.
 
-use std::collections::{HashMap, VecDeque};
+mod outbox;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,72 +11,56 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
-use waystation_proto::frame::{self, Frame, Piece, kind};
+use waystation_proto::frame::{self, Frame, kind};
 use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hint, OfferBody, Send, Welcome};
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::book::Verdict;
 use super::ear::Ear;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
-use super::plan::Plan;
 use crate::connect::ConnectError;
 use crate::race;
 use crate::token::Token;
 use crate::wsio::{self, Socket};
+use outbox::{Outbox, PIECE_BYTES, Write};
 
 /// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
 const ALIVE_AFTER: Duration = Duration::from_millis(4500);
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// Bytes of one piece: on a link of 500 kbit/s a chunk of sound waits a quarter of a second for it.
-const PIECE_BYTES: usize = 16 * 1024;
 
-/// Connects; tries again beside a try that hangs. `bbr`: ask the kernel for it.
+/// What a connection is to its session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The only one: the kernel is asked for BBR, and another is made beside it when it stalls.
+    Alone,
+    /// One of several: whoever looks after them is told that it stalls, and makes another for all.
+    Strand,
+}
+
+/// Connects; tries again beside a try that hangs.
 ///
 /// `WELCOME` is not waited for: the first offers go right behind `HELLO`, a round trip earlier. A
 /// relay that does not want them says `BYE`.
-pub(crate) fn connect(dial: Dial, bbr: bool) -> BoxFuture<'static, Result<Link, ConnectError>> {
+pub(crate) fn connect(dial: Dial, part: Part) -> BoxFuture<'static, Result<Link, ConnectError>> {
     Box::pin(async move {
-        let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, bbr);
+        let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, part == Part::Alone);
         let (socket, early) = race::staggered(race::TCP_EVERY, open).await?;
-        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, bbr, jobs, news)))
+        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, part, jobs, news)))
     })
 }
 
-/// The same with one try: what is there already need not wait for it.
-pub(crate) async fn once(dial: Dial, bbr: bool) -> Result<Link, ConnectError> {
-    let (socket, early) = wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, bbr).await?;
-    Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, bbr, jobs, news)))
+/// One more strand, with one try: what is there already need not wait for it.
+pub(crate) async fn once(dial: Dial) -> Result<Link, ConnectError> {
+    let (socket, early) = wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, false).await?;
+    Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, Part::Strand, jobs, news)))
 }
 
 fn hello(tokens: &[Token]) -> Bytes {
     let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
     frame::encode_json(kind::HELLO, &Hello { protocol: PROTOCOL, capabilities, network: None })
-}
-
-/// What waits to be written: control frames first, then the plan's next piece.
-struct Outbox {
-    control: VecDeque<Bytes>,
-    plan: Plan,
-    max_piece: usize,
-    /// Handles of this connection and the chunks they are.
-    chunks: HashMap<u64, (u64, u64)>,
-    /// Bytes that may still go before their `SEND`, and which chunks have some of them.
-    early: u64,
-    begun: HashMap<u64, u64>,
-    closing: bool,
-    pings: u32,
-    last_written: Instant,
-}
-
-enum Write {
-    Message(Message),
-    Piece { message: Message, last: Option<(u64, u64)> },
-    Close,
-    Nothing,
 }
 
 struct Shared {
@@ -96,66 +81,21 @@ impl Shared {
     }
 }
 
-impl Outbox {
-    /// A chunk's first bytes need not wait for `SEND`, as far as there is room and the relay can't
-    /// hold any.
-    fn begin(&mut self, handle: u64, length: u64) {
-        let bytes = self.early.min(length);
-        if bytes > 0 {
-            self.early -= bytes;
-            self.begun.insert(handle, bytes);
-            self.plan.early(handle, bytes);
-        }
-    }
-
-    /// The relay has spoken of a chunk.
-    fn answered(&mut self, handle: u64) {
-        self.early += self.begun.remove(&handle).unwrap_or_default();
-    }
-
-    fn next(&mut self) -> Write {
-        if let Some(frame) = self.control.pop_front() {
-            self.last_written = Instant::now();
-            return Write::Message(wsio::binary(frame));
-        }
-        if self.pings > 0 {
-            self.pings -= 1;
-            return Write::Message(Message::Ping(Bytes::new()));
-        }
-        if let Some(next) = self.plan.next_piece(self.max_piece) {
-            self.last_written = Instant::now();
-            let message = Piece::encode(kind::CAPTURE_PIECE, next.handle, next.offset, &next.bytes);
-            let last = if next.last { self.chunks.get(&next.handle).copied() } else { None };
-            return Write::Piece { message: wsio::binary(message), last };
-        }
-        if self.closing { Write::Close } else { Write::Nothing }
-    }
-}
-
 async fn run(
     socket: Socket,
     early: u64,
     mut dial: Dial,
-    bbr: bool,
+    part: Part,
     mut jobs: mpsc::Receiver<ToLink>,
     news: mpsc::Sender<FromLink>,
 ) {
     let (sink, mut stream) = socket.split();
-    let outbox = Outbox {
-        control: VecDeque::from([hello(&dial.tokens)]),
-        plan: Plan::new(),
-        max_piece: PIECE_BYTES,
-        chunks: HashMap::new(),
-        early,
-        begun: HashMap::new(),
-        closing: false,
-        pings: 0,
-        last_written: Instant::now(),
-    };
+    let outbox = Outbox::new(hello(&dial.tokens), early);
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
-    let mut reader = Reader { shared, news, next_handle: 1, ear: Ear::default(), code: None, retry_after_s: None };
+    let mut reader =
+        Reader { shared, news, next_handle: 1, ear: Ear::default(), silent: false, code: None, retry_after_s: None };
     let mut beside = Beside::default();
     let mut tick = tokio::time::interval(TICK);
     let mut open = true;
@@ -166,7 +106,8 @@ async fn run(
                     match &job {
                         ToLink::Capability(token) => dial.add(token.clone()),
                         // Whichever is heard first goes on.
-                        ToLink::Moved => beside.begin(connect(dial.clone(), bbr)),
+                        ToLink::Moved if part == Part::Alone => beside.begin(connect(dial.clone(), part)),
+                        ToLink::Moved => reader.silent = true,
                         ToLink::Job(_) | ToLink::End(_) => {}
                     }
                     reader.asked(job)
@@ -176,12 +117,15 @@ async fn run(
             message = stream.next() => {
                 reader.ear.heard();
                 beside.stop();
+                reader.flows(&message).await;
                 reader.message(message).await
             }
             _ = tick.tick() => {
                 let alive = reader.tick();
-                if reader.ear.stalls() {
-                    beside.begin(connect(dial.clone(), bbr));
+                match part {
+                    Part::Alone if reader.ear.stalls() => beside.begin(connect(dial.clone(), part)),
+                    Part::Strand => reader.stalls().await,
+                    Part::Alone => {}
                 }
                 alive
             }
@@ -227,12 +171,17 @@ async fn write(
     }
 }
 
+/// What the relay said; none at its end.
+type Incoming = Option<Result<Message, tokio_tungstenite::tungstenite::Error>>;
+
 /// The half that listens to the relay and to the session.
 struct Reader {
     shared: Arc<Shared>,
     news: mpsc::Sender<FromLink>,
     next_handle: u64,
     ear: Ear,
+    /// Whoever looks after several takes it for silent until it is heard.
+    silent: bool,
     code: Option<String>,
     retry_after_s: Option<u64>,
 }
@@ -288,7 +237,21 @@ impl Reader {
         !self.ear.is_dead()
     }
 
-    async fn message(&mut self, message: Option<Result<Message, tokio_tungstenite::tungstenite::Error>>) -> bool {
+    /// One of several: says once that it stalls.
+    async fn stalls(&mut self) {
+        if self.ear.stalls() && !std::mem::replace(&mut self.silent, true) {
+            let _ = self.news.send(FromLink::Stalls).await;
+        }
+    }
+
+    /// The same for what is heard then.
+    async fn flows(&mut self, message: &Incoming) {
+        if matches!(message, Some(Ok(_))) && std::mem::take(&mut self.silent) {
+            let _ = self.news.send(FromLink::Flows).await;
+        }
+    }
+
+    async fn message(&mut self, message: Incoming) -> bool {
         match message {
             Some(Ok(Message::Binary(bytes))) => match frame::split_message(bytes) {
                 Ok(frames) => self.frames(frames).await,

@@ -3,6 +3,7 @@
 // Helpers of tests may unwrap: a panic here is a failed test.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod bundle;
 mod capture;
 mod cli;
 mod core;

@@ -9,14 +9,16 @@ use waystation_proto::ChunkState;
 use super::{Engine, Told};
 use crate::capture::book::Effect;
 use crate::capture::event::Event;
+use crate::capture::h3::EARLY_LIMIT;
 use crate::capture::link::{Dial, FromLink, Link};
 use crate::capture::policy::Change;
 use crate::capture::store::record::Record;
 use crate::clock;
 use crate::connect::ConnectError;
 
-/// A connection that lasted this long was a good one.
-const STEADY: Duration = Duration::from_secs(3);
+/// A connection that lasted this long was a good one: longer than one lasts whose handshake, begun
+/// together with the first requests, never ends.
+const STEADY: Duration = EARLY_LIMIT.saturating_add(Duration::from_secs(1));
 /// Delays before tries to connect: at once, then these, then every second.
 const RECONNECT_MS: [u64; 4] = [0, 250, 500, 1000];
 /// What a connection tells at once is written down together, so many things at most.
@@ -33,8 +35,7 @@ impl Engine {
         let Some(relay) = self.config.relays.get(self.relay).cloned() else { return };
         let (transport, wait_s) = (self.config.transport, self.config.wait_s);
         let dial = Dial { transport, relay, tokens, wait_s, written: Arc::default() };
-        // What is sent early may be lost as a whole: once, not with every try.
-        let early = self.connections > 0 && self.failures == 0;
+        let early = std::mem::take(&mut self.early);
         self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
     }
 
@@ -69,9 +70,10 @@ impl Engine {
         if about_capability {
             self.wallet.want();
         }
-        let was_connected = self.link.take().is_some();
+        let was_connected = self.link.is_some();
+        self.let_go();
         // A relay that accepts and closes again must not be called without a pause.
-        if was_connected && self.connected_at.elapsed() > STEADY {
+        if self.early {
             self.failures = 0;
         }
         // One that broke off holds parts of chunks and is called again first; one that can't be
@@ -87,6 +89,12 @@ impl Engine {
         let now_ms = self.now_ms();
         self.book.disconnected(now_ms);
         self.emit(Event::Disconnected { code });
+    }
+
+    /// Drops the connection. What is sent early may be lost as a whole, so only the first try after
+    /// a good one begins so.
+    pub(super) fn let_go(&mut self) {
+        self.early = self.link.take().is_some() && self.connected_at.elapsed() > STEADY;
     }
 
     /// Takes what the connection told, and what else it has to tell.
@@ -133,6 +141,8 @@ impl Engine {
                 self.disconnected(None, None);
                 self.connected(Ok(*link));
             }
+            // Whoever looks after several does not pass this on.
+            Some(FromLink::Stalls | FromLink::Flows) => {}
             Some(FromLink::Closed { code, retry_after_s }) => self.disconnected(code, retry_after_s),
             None => self.disconnected(None, None),
         }

@@ -56,7 +56,7 @@ impl Engine {
         self.records.push(Record::Session { state });
         self.emit(Event::Session(state));
         if state == SessionState::Paused {
-            self.link = None;
+            self.let_go();
             let now_ms = self.now_ms();
             self.book.disconnected(now_ms);
         }
@@ -74,6 +74,7 @@ impl Engine {
         let before = std::mem::replace(&mut self.network, network);
         if network != before && network.is_usable() {
             self.failures = 0;
+            self.early = self.connections > 0;
             self.retry_all();
         }
         if let Some(link) = self.link.as_ref().filter(|_| network.kind != before.kind && network.is_usable()) {

@@ -10,6 +10,7 @@ use waystation_proto::{Media, Offer, Variant};
 use super::*;
 use crate::authority::Answer;
 use crate::capture::local::LocalKey;
+use crate::capture::status::NetworkKind;
 use crate::capture::store::disk::{Disk, Memory};
 use crate::capture::{Cut, LaneSpec, Storage};
 use crate::connect::{Endpoint, Transport, Trust};
@@ -231,4 +232,39 @@ async fn a_relay_that_goes_away_for_ever_is_called_again_and_at_once_on_another_
     assert!(wait <= Duration::from_secs(600) && wait > Duration::from_secs(500), "{wait:?}");
     rig.engine.command(Command::Retry).await;
     assert!(rig.engine.connect_at <= Instant::now());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_first_try_after_a_good_connection_begins_with_requests() {
+    let mut rig = rig();
+    let lasts = async |engine: &mut Engine, ms: u64| {
+        engine.connecting = true;
+        engine.connected(Ok(Link::spawn(1, |_, _| std::future::pending())));
+        tokio::time::advance(Duration::from_millis(ms)).await;
+        engine.disconnected(None, None);
+        engine.early
+    };
+    assert!(!rig.engine.early, "nobody is known yet");
+    assert!(lasts(&mut rig.engine, 60_000).await);
+    assert!(!lasts(&mut rig.engine, 3_500).await, "this one may have been begun early in vain");
+    assert!(!lasts(&mut rig.engine, 10).await);
+    assert!(lasts(&mut rig.engine, 60_000).await, "another was good again");
+    assert_eq!(rig.engine.failures, 1, "and what was before it is forgotten");
+    rig.engine.disconnected(None, None);
+    assert!(!rig.engine.early, "a try that failed");
+    rig.engine.command(Command::Network(Network { kind: NetworkKind::Cellular, battery_low: false })).await;
+    assert!(rig.engine.early, "the relay is known on the other network too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_begins_with_requests_uses_that_up() {
+    let mut rig = rig();
+    rig.engine.early = true;
+    rig.engine.connect();
+    assert!(rig.engine.early, "without a capability nothing is tried");
+    let now_s = clock::unix_ms() / 1000;
+    let token = Token::parse(&crate::token::tests::forge(&[("stream_1", 64)], now_s, now_s + 900)).unwrap();
+    rig.engine.told(Told::Capability(Ok(vec![token])));
+    rig.engine.connect();
+    assert!(rig.engine.connecting && !rig.engine.early);
 }

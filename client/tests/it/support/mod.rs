@@ -1,6 +1,7 @@
 //! A relay and an authority made for these tests from the wire formats alone.
 
 pub mod authority;
+pub mod proxy;
 pub mod relay;
 mod web;
 mod ws;
