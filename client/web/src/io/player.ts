@@ -2,14 +2,12 @@
 
 import type { Lane } from "../rules/assembly";
 import { type Line, liveStart, step } from "../rules/place";
-import { type Output, MseOutput, mediaSource, type Shared } from "./lane";
+import { type Output, MseOutput, mediaSource, type Piece, type Shared } from "./lane";
 import { PlainPicture, PlainSound } from "./plain";
 
 const TICK_MS = 100;
 /** A hole this short in the picture is not spoken of. */
 const LINGER_MS = 400;
-/** What lies further back than this is freed; it is fetched again when it is wanted. */
-const BEHIND_MS = 10 * 60_000;
 
 export interface Told {
   /** The playhead went over a stretch. */
@@ -28,6 +26,8 @@ export class Player {
   heard = false;
   audioOnly = false;
   growing = true;
+  /** Whether the last piece of a lane was one that this browser can play. */
+  readonly playable: Record<Lane, boolean> = { audio: true, video: true };
   /** It waits for the next piece. */
   waiting = true;
   private rate = 1;
@@ -38,11 +38,12 @@ export class Player {
     this.outputs = mediaSource()
       ? { audio: new MseOutput(audio, shared), video: new MseOutput(video, shared) }
       : { audio: new PlainSound(), video: new PlainPicture(video) };
+    for (const lane of ["audio", "video"] as const) this.outputs[lane].played = (can) => (this.playable[lane] = can);
     setInterval(() => this.tick(performance.now()), TICK_MS);
   }
 
-  add(lane: Lane, started: number, ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
-    return this.outputs[lane].add(started, ended, bytes);
+  add(lane: Lane, piece: Piece): void {
+    this.outputs[lane].add(piece);
   }
 
   /** In a tap: from now on it is heard. */
@@ -92,6 +93,7 @@ export class Player {
   }
 
   private move(before: number, passed: number): void {
+    for (const output of Object.values(this.outputs)) output.near(before);
     if (this.paused) return this.hold();
     const leads = this.heard ? this.outputs.audio.clock() : null;
     let at = leads !== null && Math.abs(leads - before) < 1500 ? leads : before + (this.waiting ? 0 : passed * this.rate);
@@ -112,7 +114,6 @@ export class Player {
     this.at = at;
     this.drive("audio", at, this.heard);
     this.drive("video", at, !this.audioOnly);
-    for (const output of Object.values(this.outputs)) output.trim(at - BEHIND_MS);
   }
 
   private drive(lane: Lane, at: number, wanted: boolean): void {
