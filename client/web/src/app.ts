@@ -235,7 +235,9 @@ class Page {
       keep({ fragment: this.fragment, audioOnly: player.audioOnly });
     };
     // A switch answers Enter too; a checkbox of a browser does not.
-    view.audioOnly.onkeydown = ({ key }) => key === "Enter" && view.audioOnly.click();
+    view.audioOnly.addEventListener("keydown", ({ key }) => {
+      if (key === "Enter") view.audioOnly.click();
+    });
     view.save.onclick = () => void this.save();
     view.forget.onclick = () => {
       session.end();

@@ -101,6 +101,7 @@ test("lengths are said in whole units, in the first language there is", () => {
   assert.equal(lang, "en");
   assert.deepEqual([0, 14_400, 60_000, 125_000, 3_600_000, 5_400_000].map((ms) => length(text, ms)), ["0 s", "14 s", "1 min", "2 min 5 s", "1 h", "1 h 30 min"]);
   assert.equal(pick([]).lang, "en");
+  assert.deepEqual([pick(["ar-XB", "en"]).text.dir, pick(["ar-EG", "en"]).text.dir, pick(["ar-EG"]).lang], ["rtl", "ltr", "en"]);
 });
 
 test("a time of another day has its date, and no time breaks anything", () => {

@@ -134,14 +134,16 @@ const en = {
 
 export type Text = typeof en;
 
-const languages: Record<string, Text> = { en };
+/** `ar-XB` is the tag of a made-up language to try what goes from right to left: this one has English words. */
+const languages: Record<string, Text> = { en, "ar-XB": { ...en, dir: "rtl" } };
 
 /** The words of the first language that there are words for. */
 export function pick(wanted: readonly string[]): { lang: string; text: Text } {
   for (const tag of wanted) {
-    const lang = tag.split("-")[0] as string;
-    const text = languages[lang];
-    if (text) return { lang, text };
+    for (const lang of [tag, tag.split("-")[0] as string]) {
+      const text = languages[lang];
+      if (text) return { lang, text };
+    }
   }
   return { lang: "en", text: en };
 }
