@@ -114,7 +114,7 @@ async function save(person) {
 async function later(world) {
   const grant = await world.grant();
   await world.ask("record, kill the capture client, let ten minutes pass");
-  const person = await world.person();
+  const person = await world.person({ before: keepBuffers });
   await person.open(world.link(grant));
   const seen = await person.until("the window", ({ phone, marks, picture }) => phone === "silent" && picture > 1 && here(of(marks, "audio")).length >= 4 && here(of(marks, "video")).length >= 4);
   assert.match(seen.heard, /^Last heard from the phone 1\d min/);
@@ -131,6 +131,7 @@ async function later(world) {
   await person.until("with picture", ({ body }) => !body.includes("Sound only: no picture is being sent"));
   const [saved] = await Promise.all([person.page.waitForEvent("download"), person.enter("save")]);
   assert.match(saved.suggestedFilename(), /^recording-.*\.zip$/);
+  await evicted(person);
   await person.shot(world.params, "later");
 
   // Closed at the core, it is still there: the core has it all.
@@ -141,6 +142,34 @@ async function later(world) {
   await afterwards.until("what the core has", (now) => now.phone === "closed" && now.picture > 1 && every(now.marks, "confirmed") && here(now.marks).length >= 8);
   world.quiet(grant.secret);
   return { heard: seen.heard };
+}
+
+/** Runs in the page before its own scripts: its buffers are at hand. */
+function keepBuffers() {
+  const add = MediaSource.prototype.addSourceBuffer;
+  window.buffers = [];
+  MediaSource.prototype.addSourceBuffer = function (type) {
+    const buffer = add.call(this, type);
+    window.buffers.push(buffer);
+    return buffer;
+  };
+}
+
+/** A browser short of memory empties the buffers by itself: the page notices, and gives it again what plays. */
+async function evicted(person) {
+  const first = await person.page.evaluate(() => {
+    const starts = window.buffers.map((buffer) => buffer.buffered.start(0));
+    window.buffers.forEach((buffer, i) => buffer.remove(starts[i], starts[i] + 5));
+    return Math.max(...starts);
+  });
+  await person.page.waitForFunction((first) => window.buffers.every(({ updating, buffered }) => !updating && buffered.start(0) > first + 3), first);
+  await person.page.locator("#timeline").focus();
+  await person.page.keyboard.press("Home");
+  const plays = (first) => ["picture", "sound"].every((id) => {
+    const { currentTime, readyState, paused } = document.getElementById(id);
+    return !paused && readyState >= 3 && currentTime > first + 0.5 && currentTime < first + 4.5;
+  });
+  await person.page.waitForFunction(plays, first, { polling: 50, timeout: 60_000 });
 }
 
 /** The screens of their own, revoking and forgetting. */
