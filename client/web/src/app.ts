@@ -27,6 +27,9 @@ const AHEAD_MS = 12_000;
 /** What is not on the player's line is given to it again after this time, then after twice as long. */
 const REFILL_MS = 5000;
 
+/** What is not here where somebody goes to is waited for so long. */
+const PATIENCE_MS = 4000;
+
 class Page {
   private readonly view: View;
   private readonly timeline: Timeline;
@@ -206,7 +209,8 @@ class Page {
     this.ahead = false;
     this.session.want(at - 500, at + AHEAD_MS);
     this.player.paused = false;
-    this.player.seek(at);
+    const there = this.session.ledger.all().some((chunk) => chunk.started <= at && at < chunk.ended && (chunk.here || (chunk.gone && !chunk.refused && !chunk.spoiled)));
+    this.player.seek(at, there ? PATIENCE_MS : 0);
   }
 
   private goLive(): void {

@@ -31,6 +31,8 @@ export class Player {
   /** It waits for the next piece. */
   waiting = true;
   private rate = 1;
+  /** What somebody went to is waited for until then. */
+  private patientUntil = -Infinity;
   private ticked = 0;
 
   constructor(audio: HTMLAudioElement, video: HTMLVideoElement, private readonly told: Told) {
@@ -59,8 +61,10 @@ export class Player {
     }
   }
 
-  seek(at: number): void {
+  /** Goes there. `patienceMs`: what lies there is on its way, and is not skipped meanwhile. */
+  seek(at: number, patienceMs = 0): void {
     this.live = false;
+    this.patientUntil = performance.now() + patienceMs;
     this.at = at;
     this.tick(performance.now());
   }
@@ -68,6 +72,7 @@ export class Player {
   /** To the newest whole chunk, or the beginning if nothing more comes. */
   begin(live: boolean): void {
     this.live = live;
+    this.patientUntil = -Infinity;
     const starts = this.lines().map((line) => line.start).filter((start) => start !== Infinity);
     this.at = (live ? liveStart(this.lines()) : Math.min(...starts)) ?? this.at;
   }
@@ -95,6 +100,8 @@ export class Player {
   private move(before: number, passed: number): void {
     for (const output of Object.values(this.outputs)) output.near(before);
     if (this.paused) return this.hold();
+    if (this.lines().some((line) => line.at(before))) this.patientUntil = -Infinity;
+    else if (performance.now() < this.patientUntil) return this.hold();
     const leads = this.heard ? this.outputs.audio.clock() : null;
     let at = leads !== null && Math.abs(leads - before) < 1500 ? leads : before + (this.waiting ? 0 : passed * this.rate);
     const next = step({ at, lines: this.lines(), live: this.live, growing: this.growing });
