@@ -157,13 +157,15 @@ function keepBuffers() {
 
 /** A browser short of memory empties the buffers by itself: the page notices, and gives it again what plays. */
 async function evicted(person) {
+  await person.page.locator("#timeline").focus();
+  await person.page.keyboard.press("End");
+  await person.page.waitForFunction(() => document.getElementById("picture").currentTime - window.buffers[0].buffered.start(0) > 7);
   const first = await person.page.evaluate(() => {
     const starts = window.buffers.map((buffer) => buffer.buffered.start(0));
     window.buffers.forEach((buffer, i) => buffer.remove(starts[i], starts[i] + 5));
     return Math.max(...starts);
   });
   await person.page.waitForFunction((first) => window.buffers.every(({ updating, buffered }) => !updating && buffered.start(0) > first + 3), first);
-  await person.page.locator("#timeline").focus();
   await person.page.keyboard.press("Home");
   const plays = (first) => ["picture", "sound"].every((id) => {
     const { currentTime, readyState, paused } = document.getElementById(id);
