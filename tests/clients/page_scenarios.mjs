@@ -206,6 +206,11 @@ async function screens(world) {
   await away.until("the relay is away", words("relay_away"));
   await away.shot(world.params, "relay-away");
   await away.page.click("html");
+  // A browser that lacks something nobody thought of: no empty page.
+  const lacking = await world.person({ before: () => (window.setInterval = () => { throw new TypeError(); }) });
+  await lacking.open(world.link(other));
+  await lacking.until("it says that it can't", words("no_crypto"));
+  await lacking.context.close();
   const without = await world.person();
   await without.open(world.link(other, { core: "http://127.0.0.1:9" }));
   await without.until("the core is away", words("core_away"));
@@ -326,7 +331,12 @@ async function webtransport(world) {
 
 /** The link that `./demo --page` prints, opened by whoever started it. */
 async function demo(world) {
-  const person = await world.person();
+  // An old device: its worker takes a third of a second. Else a piece may come and be safe between two looks of the page, always.
+  const slow = () => {
+    const post = Worker.prototype.postMessage;
+    Worker.prototype.postMessage = function (...all) { setTimeout(() => post.apply(this, all), 300); };
+  };
+  const person = await world.person({ before: slow });
   await person.open(world.params.link);
   const first = await person.until("live", (seen) => seen.phone === "live" && seen.picture > 1 && here(seen.marks).length > 0);
   assert.equal(first.hash, "");

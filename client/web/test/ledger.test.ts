@@ -289,11 +289,28 @@ test("a stream that begins anew with a clock that was set back goes on after the
     const ledger = new Ledger(() => NOW);
     for (const index of [1, 2]) ledger.begins(begins(index, { replay }));
     ledger.stream("b", "audio", "a");
-    ledger.begins(begins(1, { stream: "b", started: 500, ended: 2500, replay }));
+    // The phone can't have recorded this while it recorded the other.
+    ledger.begins(begins(1, { stream: "b", started: 2500, ended: 4500, replay }));
     assert.deepEqual(places(ledger), [1, 2, 3], `replay ${replay}`);
-    const [old, fresh] = [ledger.get("a", 2), ledger.get("b", 1)];
-    assert.ok(old && fresh && ledger.later(fresh, old) && !ledger.later(old, fresh));
   }
+});
+
+test("of two streams the one that goes on is the newest, and what a phone brings of an older one meanwhile is not", () => {
+  const ledger = new Ledger(() => NOW);
+  const said = (stream: string, index: number, started: number, at: number) => {
+    ledger.begins(begins(index, { stream, started, ended: started + 2000 }), at);
+    const chunk = ledger.get(stream, index);
+    assert.ok(chunk);
+    return chunk;
+  };
+  const fresh = said("new", 1, 500_000, 0);
+  const kept = said("old", 7, 100_000, 1000);
+  assert.deepEqual([ledger.later(kept, fresh), ledger.later(fresh, kept), ledger.odd], [false, true, null]);
+  const next = said("new", 2, 502_000, 2000);
+  assert.equal(ledger.later(next, kept), true);
+  // Recorded with a clock that was set back by an hour, after the other one ended.
+  const back = said("back", 1, 300_000, 12_500);
+  assert.deepEqual([ledger.later(back, next), ledger.later(next, back), back.shift], [true, false, 0]);
 });
 
 test("what is not what the phone sealed is refused, whatever is signed for it", () => {

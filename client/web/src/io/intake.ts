@@ -117,7 +117,7 @@ export class Intake {
   private begins(chunk: Begins): void {
     this.facts.anyChunk = true;
     this.mediaAt = performance.now();
-    this.ledger.begins(chunk);
+    this.ledger.begins(chunk, performance.now());
     if (!chunk.replay) {
       this.caughtUp = true;
       if (chunk.lane === "audio") this.soundCaughtUp = true;

@@ -51,6 +51,8 @@ const MAX_STREAMS = 1_024;
 const MAX_TIME = 8.64e15;
 /** How far a chunk's neighbours are looked for. */
 const MAX_LOOK = 64;
+/** A stream of which nothing new came for so long, while it came of another, is over. */
+const OVER_MS = 10_000;
 
 export const keyOf = (stream: string, index: number): string => `${stream}/${index}`;
 
@@ -72,8 +74,8 @@ interface Stream {
   highest: number;
   /** The stream that it goes on from. */
   follows?: string;
-  /** The how many-th stream it was of which something new came; 0: nothing yet. */
-  since: number;
+  /** When something new last came of it. */
+  liveAt: number;
   /** The newest chunk that was really announced. */
   newest?: Chunk;
 }
@@ -86,7 +88,6 @@ export class Ledger {
   private guessed = 0;
   private readonly order = new Order();
   private readonly fronts: Partial<Record<Lane, Chunk>> = {};
-  private begun = 0;
   /** Grows with every change but progress. */
   version = 0;
   /** Chunks whose progress changed since this was emptied. */
@@ -102,11 +103,14 @@ export class Ledger {
     return this.order.odd;
   }
 
-  /** Whether one chunk of a lane was recorded after another: by order, not by what clocks say. */
+  /**
+   * Whether one chunk of a lane was recorded after another: by order, not by what clocks say. Of two streams the one that goes on
+   * is later; while both do, one of them brings what it kept from before.
+   */
   later(chunk: Chunk, than: Chunk): boolean {
     if (chunk.stream === than.stream) return chunk.index > than.index;
-    const [one, other] = [chunk, than].map(({ stream }) => this.streams.get(stream)?.since ?? 0) as [number, number];
-    return one === other ? chunk.started > than.started : one > other;
+    const [one, other] = [chunk, than].map(({ stream }) => this.streams.get(stream)?.liveAt ?? -Infinity) as [number, number];
+    return Math.abs(one - other) > OVER_MS ? one > other : chunk.started > than.started;
   }
 
   get(stream: string, index: number): Chunk | undefined {
@@ -127,7 +131,7 @@ export class Ledger {
   stream(stream: string, lane: Lane, follows?: string): boolean {
     const known = this.streams.get(stream);
     if (!known && this.streams.size >= MAX_STREAMS) return false;
-    const noted: Stream = known ?? { lane, highest: 0, since: 0 };
+    const noted: Stream = known ?? { lane, highest: 0, liveAt: -Infinity };
     noted.lane = lane;
     if (follows !== undefined) noted.follows = follows;
     this.streams.set(stream, noted);
@@ -140,10 +144,11 @@ export class Ledger {
     return !chunk || (chunk.sha256 === said.sha256 ? !chunk.here && !chunk.spoiled : !chunk.proof);
   }
 
-  begins(said: Begins): void {
+  /** `at`: now, of a clock that only goes on. */
+  begins(said: Begins, at = 0): void {
     const before = this.get(said.stream, said.index);
     if (!this.stream(said.stream, said.lane)) return;
-    const fresh = this.fresh(said);
+    if (!said.replay) (this.streams.get(said.stream) as Stream).liveAt = at;
     if (before && before.sha256 === said.sha256) {
       // The same once more: after a new connection, or because it was asked for.
       if (!before.here) Object.assign(before, { gone: false, progress: 0, refused: false });
@@ -152,7 +157,7 @@ export class Ledger {
     }
     // What is safe is not replaced by anything else, whoever says so.
     if (before?.proof) return;
-    const chunk = announced(said, "relay", this.shift(said, fresh));
+    const chunk = announced(said, "relay", this.shift(said));
     this.fillGap(chunk);
     this.put(chunk);
     this.comeEarly(chunk);
@@ -323,16 +328,15 @@ export class Ledger {
     if (!front || this.later(chunk, front)) this.fronts[chunk.lane] = chunk;
   }
 
-  /** Notes what is new; true: it is the first of its stream. */
-  private fresh({ stream, replay }: Begins): boolean {
-    const known = this.streams.get(stream) as Stream;
-    if (replay || known.since) return false;
-    known.since = ++this.begun;
-    return !known.newest;
+  /** What the first chunk of a stream goes after, if its time can't be: a phone records one thing at a time. */
+  private ended({ lane, stream, started, ended }: Item, follows: string | undefined): Chunk | undefined {
+    const half = (ended - started) / 2;
+    const taken = this.all().some((one) => one.lane === lane && one.stream !== stream && one.times !== "guessed" && one.started < ended - half && one.ended > started + half);
+    return taken ? this.streams.get(follows ?? "")?.newest ?? this.fronts[lane] : undefined;
   }
 
-  /** What is to be added to the times of a chunk. `fresh`: it is the first of a stream that has just begun. */
-  private shift(item: Item, fresh = false): number {
+  /** What is to be added to the times of a chunk. */
+  private shift(item: Item): number {
     const { newest, follows } = this.streams.get(item.stream) as Stream;
     const look = (by: number): Chunk | undefined => {
       for (let n = 1; n <= MAX_LOOK; n++) {
@@ -342,8 +346,7 @@ export class Ledger {
       return undefined;
     };
     const beyond = newest !== undefined && newest.index > item.index;
-    const ended = newest ? undefined : fresh ? this.fronts[item.lane] : this.streams.get(follows ?? "")?.newest;
-    const before = newest && newest.index < item.index ? newest : look(-1) ?? ended;
+    const before = newest ? (newest.index < item.index ? newest : look(-1)) : this.ended(item, follows);
     return this.order.shift(item, before, beyond ? look(1) : undefined, this.now());
   }
 

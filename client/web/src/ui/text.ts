@@ -129,6 +129,7 @@ const en = {
     "is stored in the archive, and the archive's signed receipt where there was one. A piece without \"state\": \"confirmed\" was",
     "not known to be safe. \"not_in_file\" says why a piece is in the list only. \"times\" says whose word the times are: the",
     "archive's (\"core\"), the relay's (\"relay, not proven\"), or a guess from the pieces beside it (\"guessed\").",
+    "Where the phone's clock could not be right, \"shown_later_by_ms\" says where the page put the piece instead.",
   ].join("\n"),
 };
 

@@ -172,7 +172,7 @@ export class View {
       say(this.chip, text.marks[shown.playing]);
       attribute(this.chip, "data-state", shown.playing);
     }
-    const overlay = !shown.playable ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.pictured ? "" : text.noPicture;
+    const overlay = !shown.playable && !shown.pictured ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.pictured ? "" : text.noPicture;
     say(this.overlay, overlay);
     show(this.overlay, overlay !== "");
     attribute(this.video, "data-shown", String(shown.pictured));
