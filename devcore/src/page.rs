@@ -41,7 +41,7 @@ const IDLE: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// What a browser lets the page do: its own script and style, media it made itself, calls to relay and core.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; child-src 'self'; \
      img-src 'self' blob:; media-src blob:; connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* \
      http://localhost:* ws://localhost:*; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// It watches and listens; it needs no sensor and no device.

@@ -2,7 +2,7 @@
 //
 // First prints {"event": "origins", "origin"}: where it serves the page. Then reads one line of parameters: scenario, core,
 // account_token, session_file (incident and group, as the capture client writes it) or session, relay (as the link has it), key
-// (the group key, base64url), shots (a directory, optional). {"event": "do", "what"} asks whoever started it for something and
+// (the group key, base64url), shots (a directory, optional), args (more of the browser's, optional). {"event": "do", "what"} asks whoever started it for something and
 // waits for a line. Last prints {"ok", …}; 0 if everything was as it must be.
 
 import assert from "node:assert/strict";
@@ -12,13 +12,14 @@ import { connect, createServer as createTcpServer } from "node:net";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { scenarios } from "./page_scenarios.mjs";
+import { thin } from "./page_thin.mjs";
 
 const emit = (value) => console.log(JSON.stringify(value));
 const dist = new URL("../../client/web/dist/", import.meta.url);
 const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "text/css", svg: "image/svg+xml" };
 /** What a host of the page says, as devcore does; the page's own meta element says the same but for the last one. */
 const policy =
-  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; img-src 'self'; media-src blob:; " +
+  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; child-src 'self'; img-src 'self'; media-src blob:; " +
   "connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*; base-uri 'none'; " +
   "form-action 'none'; frame-ancestors 'none'";
 /** How long anything may take that must come, on a busy machine. */
@@ -111,7 +112,29 @@ class Person {
       if (seen && is(seen)) return seen;
       await new Promise((go) => setTimeout(go, 100));
     } while (Date.now() < end);
-    throw new Error(`never: ${what}; ${JSON.stringify({ ...seen, body: undefined, marks: seen?.marks.map((m) => `${m.lane[0]}${m.index} ${m.state}`) })}`);
+    throw new Error(`never: ${what}; ${this.said.join("; ")} ${JSON.stringify({ ...seen, body: undefined, marks: seen?.marks.map((m) => `${m.lane[0]}${m.index} ${m.state}`) })}`);
+  }
+
+  /** Goes from the page's beginning with the Tab key; what it comes to, until `last`. */
+  async walk(last) {
+    await this.page.evaluate(() => (document.activeElement?.blur(), getSelection()?.removeAllRanges()));
+    const order = [];
+    while (order.length < 20 && order.at(-1) !== last) {
+      await this.page.keyboard.press("Tab");
+      order.push(await this.page.evaluate(() => document.activeElement.id));
+    }
+    return order;
+  }
+
+  async enter(id) {
+    await this.page.locator(`#${id}`).focus();
+    await this.page.keyboard.press("Enter");
+  }
+
+  /** What a checker of pages would say: names, headings, ids, and contrast of what is written. */
+  async accessible(what) {
+    const wrong = await this.page.evaluate(check);
+    assert.deepEqual(wrong, [], what);
   }
 
   async shot(params, name) {
@@ -124,10 +147,56 @@ class Person {
         await this.page.waitForTimeout(250);
         const wide = await this.page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
         assert.ok(!wide, `${name} is wider than ${width} pixels`);
+        await this.accessible(`${name}, ${width}, ${scheme}`);
         await this.page.screenshot({ path: `${params.shots}/${name}-${width}-${scheme}.png`, fullPage: true });
       }
     }
   }
+}
+
+/** Runs in the page. */
+function check() {
+  const wrong = [];
+  const seen = (element) => element.getClientRects().length > 0 && !element.closest(".unseen, [aria-hidden=true]");
+  const all = (what) => [...document.querySelectorAll(what)].filter(seen);
+  const named = (element) => (element.getAttribute("aria-label") ?? element.closest("label")?.textContent ?? element.textContent).trim();
+  for (const element of all("button, input, [tabindex='0'], a")) if (!named(element)) wrong.push(`${element.id} has no name`);
+  const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
+  if (new Set(ids).size !== ids.length) wrong.push("an id stands twice");
+  if (all("h1").length !== 1) wrong.push(`${all("h1").length} headings of the page`);
+  if (!document.documentElement.lang || !document.title || !document.querySelector("[role=status]") || !document.querySelector("main")) wrong.push("language, title, status or main");
+  const colour = (text) => (text.match(/[\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((part) => ((part /= 255) <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const over = ([r, g, b, a = 1], below) => [r, g, b].map((part, i) => part * a + below[i] * (1 - a));
+  const behind = (element) => {
+    if (!element) return colour(getComputedStyle(document.documentElement).backgroundColor).slice(0, 3);
+    const own = colour(getComputedStyle(element).backgroundColor);
+    return own[3] === 0 ? behind(element.parentElement) : over(own, own[3] === undefined ? own : behind(element.parentElement));
+  };
+  const blocks = all("h1, p, button, label, li, strong, .chip, time").filter((element) => !element.matches(".overlay") && element.textContent.trim());
+  for (const [i, one] of blocks.entries()) {
+    for (const other of blocks.slice(i + 1)) {
+      if (one.contains(other) || other.contains(one)) continue;
+      const [a, b] = [one, other].map((element) => element.getBoundingClientRect());
+      const over = [Math.min(a.right, b.right) - Math.max(a.left, b.left), Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)];
+      if (over.every((size) => size > 1)) wrong.push(`${one.textContent.slice(0, 30)} lies over ${other.textContent.slice(0, 30)}`);
+    }
+  }
+  for (const element of all("body *")) {
+    const words = [...element.childNodes].filter((node) => node.nodeType === 3 && node.data.trim()).map((node) => node.data.trim());
+    // What lies over the picture has any colour behind it; it has a ground of its own.
+    if (!words.length || element.matches(":disabled")) continue;
+    const style = getComputedStyle(element);
+    const ground = behind(element);
+    const [one, other] = [light(over(colour(style.color), ground)), light(ground)].sort((a, b) => b - a);
+    const big = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.6 && Number(style.fontWeight) >= 700);
+    const ratio = (one + 0.05) / (other + 0.05);
+    if (ratio < (big ? 3 : 4.5)) wrong.push(`contrast ${ratio.toFixed(2)}: ${words[0].slice(0, 30)} ${style.color} on ${ground.map(Math.round)}`);
+  }
+  return wrong;
 }
 
 /** A way to the relay that can be cut and mended. */
@@ -241,11 +310,11 @@ const params = JSON.parse((await lines.next()).value);
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
   headless: true,
-  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"],
+  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", ...(params.args ?? [])],
 });
 let result;
 try {
-  result = { ok: true, ...(await scenarios[params.scenario](new World(params, browser, origin, lines))) };
+  result = { ok: true, ...(await { ...scenarios, thin }[params.scenario](new World(params, browser, origin, lines))) };
 } catch (error) {
   result = { ok: false, error: String(error?.stack ?? error) };
 }

@@ -10,4 +10,5 @@ mod page;
 mod program;
 mod resumable;
 mod sse;
+mod thin;
 mod websockets;

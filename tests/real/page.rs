@@ -217,11 +217,11 @@ fn session_file(world: &World) -> PathBuf {
     world.dir.path().join("session.json")
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join(name);
     assert!(program.exists(), "build the programs first: cargo build --workspace --bins");

@@ -51,6 +51,12 @@ impl Program {
         Self::chromium("page.mjs")
     }
 
+    /// The same, where a command that ends with `node` runs: at a bad link's far end, for one.
+    pub(crate) fn page_by(node: std::process::Command) -> Self {
+        there(Path::new("/usr/bin/chromium"), "chromium");
+        Self::launch(node.into(), "page.mjs")
+    }
+
     fn chromium(script: &str) -> Self {
         there(Path::new("/usr/bin/chromium"), "chromium");
         there(&root().join("tests/clients/node_modules/playwright-core"), "playwright-core");
@@ -76,7 +82,11 @@ impl Program {
     }
 
     fn start(interpreter: &Path, script: &str) -> Self {
-        let mut child = Command::new(interpreter)
+        Self::launch(Command::new(interpreter), script)
+    }
+
+    fn launch(mut command: Command, script: &str) -> Self {
+        let mut child = command
             .arg(root().join("tests/clients").join(script))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -4,13 +4,16 @@ import { Player } from "./io/player";
 import { arrive, keep, replaced } from "./io/place";
 import { Session } from "./io/session";
 import { Wake } from "./io/wake";
-import { type Chunk, type Mark, markOf, type Summary, summary } from "./rules/ledger";
+import type { Lane } from "./rules/assembly";
+import { type Chunk, keyOf, type Mark, markOf } from "./rules/ledger";
 import { type Link, readLink } from "./rules/link";
+import { Pauses } from "./rules/pauses";
 import { type Facts, heardAgo, type Phone, phoneOf, screenOf, troubleOf } from "./rules/status";
+import { type Summary, summary } from "./rules/summary";
 import { download, save } from "./save";
 import { length, pick, type Text } from "./ui/text";
 import { Timeline } from "./ui/timeline";
-import { type Shown, View } from "./ui/view";
+import { aside, type Shown, View } from "./ui/view";
 
 /** What is still coming of the window is waited for so long before the first picture moves. */
 const GATHER_MS = 1200;
@@ -21,8 +24,11 @@ const HEARD_MS = 1000;
 const SPEAK_MS = 45_000;
 /** What is ahead of the playhead when it does not follow the recording. */
 const AHEAD_MS = 12_000;
-/** What says that it was recorded so far in the future is not played: its mark stands where it says. */
-const FUTURE_MS = 48 * 3600 * 1000;
+/** What is not on the player's line is given to it again after this time, then after twice as long. */
+const REFILL_MS = 5000;
+
+/** What is not here where somebody goes to is waited for so long. */
+const PATIENCE_MS = 4000;
 
 class Page {
   private readonly view: View;
@@ -31,7 +37,6 @@ class Page {
   private readonly session: Session;
   private readonly wake = new Wake();
   private started = false;
-  private playable = true;
   /** It plays what is here of the window until the rest came, and goes live then. */
   private ahead = false;
   private firstAt: number | null = null;
@@ -41,7 +46,9 @@ class Page {
   private spokenAt = 0;
   private spoken = "";
   private counted: { version: number; summary: Summary } | null = null;
-  private shelved = new Set<string>();
+  private readonly refills = new Pauses(REFILL_MS);
+  /** Of what was shown, the last one recorded. */
+  private readonly newest: Partial<Record<Lane, Chunk>> = {};
 
   constructor(link: Link, private readonly fragment: string, audioOnly: boolean, private readonly text: Text, lang: string) {
     this.session = new Session(link, audioOnly, {
@@ -55,7 +62,7 @@ class Page {
     this.timeline = new Timeline(text, lang, this.session.ledger, {
       seek: (at) => this.seek(at),
       live: () => this.goLive(),
-      fetch: (chunk) => this.session.want(chunk.started, chunk.ended),
+      fetch: (chunk) => this.session.want(chunk.started, chunk.ended, true),
     });
     this.view = new View(text, lang, this.timeline);
     this.view.enter();
@@ -76,9 +83,16 @@ class Page {
   private show(chunk: Chunk, bytes: Uint8Array<ArrayBuffer>): void {
     this.firstAt ??= performance.now();
     this.lastAt = performance.now();
-    // A time that can't be would be the newest for ever.
-    if (chunk.started > Date.now() + FUTURE_MS) return;
-    if (!this.player.add(chunk.lane, chunk.started, chunk.ended, bytes)) this.playable = false;
+    const before = this.newest[chunk.lane];
+    // By order: a recorder's clock may be set back.
+    const newest = !before || this.session.ledger.later(chunk, before);
+    if (newest) this.newest[chunk.lane] = chunk;
+    this.play(chunk, bytes, newest);
+  }
+
+  private play(chunk: Chunk, bytes: Uint8Array<ArrayBuffer>, newest = this.newest[chunk.lane] === chunk): void {
+    const { started, ended } = chunk;
+    this.player.add(chunk.lane, { key: keyOf(chunk.stream, chunk.index), started, ended, newest, bytes });
   }
 
   private tick(now: number): void {
@@ -121,13 +135,13 @@ class Page {
     this.session.want(at - 500, at + AHEAD_MS);
     for (const chunk of this.session.ledger.all()) {
       if (!chunk.here || chunk.ended <= at || chunk.started > at + AHEAD_MS) continue;
-      const key = `${chunk.stream}/${chunk.index}`;
-      const middle = (chunk.started + chunk.ended) / 2;
-      const bytes = this.player.outputs[chunk.lane].line.at(middle) || this.shelved.has(key) ? undefined : this.session.intake.shelf.get(chunk.stream, chunk.index);
-      if (!bytes) continue;
-      this.shelved.add(key);
-      setTimeout(() => this.shelved.delete(key), 5000);
-      this.player.add(chunk.lane, chunk.started, chunk.ended, bytes.slice());
+      const key = keyOf(chunk.stream, chunk.index);
+      if (this.player.outputs[chunk.lane].line.at((chunk.started + chunk.ended) / 2)) {
+        this.refills.clear(key);
+        continue;
+      }
+      const bytes = this.session.intake.shelf.get(chunk.stream, chunk.index);
+      if (bytes && this.refills.due(key, performance.now())) this.play(chunk, bytes.slice());
     }
   }
 
@@ -144,8 +158,15 @@ class Page {
       phone, heardAgo: heardAgo(facts, now), trouble: troubleOf(facts), screen: screenOf(facts), summary: this.summary(),
       signed: session.intake.signsReceipts, playing: this.playing(), at: player.at, live: player.live, canBeLive: player.growing,
       paused: player.paused, heard: player.heard, started: this.started, audioOnly: player.audioOnly, pictured: player.pictured,
-      waiting: player.waiting, playable: this.playable,
+      waiting: player.waiting, playable: player.playable[player.audioOnly ? "audio" : "video"], hints: this.hints(),
     };
+  }
+
+  /** What stays true for a while, and is to be known. */
+  private hints(): string[] {
+    const { player, text } = this;
+    const { odd } = this.session.ledger;
+    return [...(odd ? [text.oddClock[odd]] : []), ...(player.audioOnly || player.playable.audio ? [] : [text.cantHear])];
   }
 
   /** The least safe of what plays now. */
@@ -164,8 +185,9 @@ class Page {
     const screen = screenOf(this.session.facts);
     if (this.session.facts.stopped) void this.wake.want(false);
     if (screen) {
-      if (this.spoken !== screen) this.view.announce(text.screens[screen].join(". "));
-      this.spoken = screen;
+      const words = [...text.screens[screen], aside(text, screen, phone, null)].filter(Boolean).join(". ");
+      if (this.spoken !== words) this.view.announce(words);
+      this.spoken = words;
     } else if (trouble !== this.saidTrouble) {
       this.saidTrouble = trouble;
       if (trouble) this.view.announce(text.trouble[trouble]);
@@ -187,7 +209,8 @@ class Page {
     this.ahead = false;
     this.session.want(at - 500, at + AHEAD_MS);
     this.player.paused = false;
-    this.player.seek(at);
+    const there = this.session.ledger.all().some((chunk) => chunk.started <= at && at < chunk.ended && (chunk.here || (chunk.gone && !chunk.refused && !chunk.spoiled)));
+    this.player.seek(at, there ? PATIENCE_MS : 0);
   }
 
   private goLive(): void {
@@ -216,13 +239,16 @@ class Page {
       keep({ fragment: this.fragment, audioOnly: player.audioOnly });
     };
     // A switch answers Enter too; a checkbox of a browser does not.
-    view.audioOnly.onkeydown = ({ key }) => key === "Enter" && view.audioOnly.click();
+    view.audioOnly.addEventListener("keydown", ({ key }) => {
+      if (key === "Enter") view.audioOnly.click();
+    });
     view.save.onclick = () => void this.save();
     view.forget.onclick = () => {
       session.end();
       keep({ forgotten: true });
       location.reload();
     };
+    view.reload.onclick = () => location.reload();
     addEventListener("offline", () => session.offline());
     addEventListener("online", () => session.poke());
     addEventListener("pageshow", () => session.poke());
@@ -258,10 +284,16 @@ function begin(): void {
   addEventListener("hashchange", () => void replaced());
   const { lang, text } = pick(navigator.languages ?? [navigator.language]);
   const link = kept.fragment === undefined ? null : readLink(kept.fragment);
-  const usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
+  let usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
   if (link && usable) {
-    new Page(link, kept.fragment as string, kept.audioOnly === true, text, lang);
-    return;
+    try {
+      new Page(link, kept.fragment as string, kept.audioOnly === true, text, lang);
+      return;
+    } catch {
+      // Something that this browser does not have: better said than a page that stays empty.
+      usable = false;
+      document.body.textContent = "";
+    }
   }
   const view = new View(text, lang, new Timeline(text, lang, { version: 0 } as never, {} as never));
   view.enter();

@@ -25,7 +25,7 @@ export async function save(ledger: Ledger, shelf: Shelf, incident: string, readm
     const bytes = chunk.here ? shelf.get(chunk.stream, chunk.index) : undefined;
     const about: Record<string, unknown> = {
       stream: chunk.stream, index: chunk.index, lane: chunk.lane, media: chunk.media,
-      started: iso(chunk.started), ended: iso(chunk.ended), times: chunk.times === "relay" ? "relay, not proven" : chunk.times,
+      started: iso(chunk.started - chunk.shift), ended: iso(chunk.ended - chunk.shift), shown_later_by_ms: chunk.shift || undefined, times: chunk.times === "relay" ? "relay, not proven" : chunk.times,
       state: markOf(chunk), confirmed_by: chunk.proof, sealed_length: chunk.length || undefined, sealed_sha256: chunk.sha256 || undefined,
       receipt: chunk.receipt, why: chunk.why,
     };

@@ -11,7 +11,7 @@ import { kind } from "../src/rules/frames";
 class Slow {
   static last: Slow;
   onmessage: ((event: object) => void) | null = null;
-  onerror = null;
+  onerror: ((event: object) => void) | null = null;
   orders: number[] = [];
   constructor() {
     Slow.last = this;
@@ -19,6 +19,7 @@ class Slow {
   postMessage({ id }: { id: number }): void {
     this.orders.push(id);
   }
+  terminate(): void {}
   answer(): void {
     for (const id of this.orders.splice(0)) this.onmessage?.({ data: { id } });
   }
@@ -28,7 +29,10 @@ const turn = (): Promise<void> => new Promise((go) => setImmediate(go));
 const identity = { incident: "i", stream: "s", media: "audio", index: 1 };
 
 test("a worker that is slow is given so much, and no more", async () => {
-  const vault = new Vault("worker.js", () => assert.fail());
+  const vault = new Vault("worker.js", { lost: () => assert.fail(), back: () => assert.fail() });
+  const keyed = vault.setKey(new Uint8Array(32));
+  Slow.last.answer();
+  await keyed;
   const open = (length: number): ReturnType<Vault["open"]> => vault.open({ identity, sha256: "00", bytes: new Uint8Array(length) });
   const many = [open(MAX_WAITING_BYTES - 1), open(1)];
   assert.deepEqual(await open(1), { bad: "busy" });
@@ -44,6 +48,38 @@ test("a worker that is slow is given so much, and no more", async () => {
   await turn();
   Slow.last.answer();
   assert.equal((await last).bad, undefined, "what was answered counts no more");
+});
+
+const fails = (worker: Slow): void => worker.onerror?.({ preventDefault: () => undefined });
+
+test("a worker that does not load is made again, knows the key then, and is given up after a few times", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  let [lost, back] = [0, 0];
+  const vault = new Vault("worker.js", { lost: () => lost++, back: () => back++ });
+  let keyed = false;
+  void vault.setKey(new Uint8Array(32)).then(() => (keyed = true));
+  const first = Slow.last;
+  const waits = vault.open({ identity, sha256: "00", bytes: new Uint8Array(1) });
+  fails(first);
+  context.mock.timers.tick(400);
+  assert.equal(Slow.last, first, "not at once");
+  context.mock.timers.tick(200);
+  assert.notEqual(Slow.last, first);
+  Slow.last.answer();
+  await turn();
+  assert.deepEqual([keyed, back, lost, Slow.last.orders.length], [true, 1, 0, 1], "what waited for the key is given to it");
+  // It breaks with an order: that one can be asked for again.
+  fails(Slow.last);
+  assert.deepEqual((await waits).bad, "busy");
+  for (let i = 0; i < 3; i++) {
+    context.mock.timers.tick(20_000);
+    assert.equal(lost, 0);
+    fails(Slow.last);
+  }
+  assert.equal(lost, 1);
+  const last = Slow.last;
+  context.mock.timers.tick(60_000);
+  assert.equal(Slow.last, last, "no more");
 });
 
 /** A session whose streams the test opens. */

@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Begins } from "../src/rules/assembly";
-import { covered, Ledger, markOf, summary } from "../src/rules/ledger";
+import { Ledger, markOf } from "../src/rules/ledger";
 import { missed } from "../src/rules/missed";
+import { covered, summary } from "../src/rules/summary";
 import { forAll } from "./random";
 
 const begins = (index: number, more: Partial<Begins> = {}): Begins => ({
@@ -226,4 +227,101 @@ test("what was missed is what came meanwhile, here or not", () => {
   ledger.omitted("a", 4, 4, "slow");
   assert.deepEqual(missed(ledger.of("audio"), 4000), { caughtUpMs: 4000, missingMs: 2000 });
   assert.deepEqual(missed(ledger.of("audio"), 10_000), { caughtUpMs: 0, missingMs: 0 });
+});
+
+const places = (ledger: Ledger): number[] => ledger.all().map(({ started }) => started / 2000);
+const NOW = 1_800_000_000_000;
+
+test("a recorder's clock that is set back moves nothing back: sound and picture go on in step", () => {
+  const ledger = new Ledger();
+  const said = (index: number, lane: "audio" | "video", at: number): void => ledger.begins(begins(index, { lane, stream: lane, started: at, ended: at + 2000 }));
+  for (const index of [1, 2, 3, 4]) {
+    const back = index > 2 ? 600_000 : 0;
+    said(index, "audio", index * 2000 + 600_000 - back);
+    // An encoder cuts a little later.
+    said(index, "video", index * 2000 + 600_040 - back);
+  }
+  assert.deepEqual(ledger.of("audio").map(({ index, started }) => [index, started]), [[1, 602_000], [2, 604_000], [3, 606_000], [4, 608_000]]);
+  assert.deepEqual(ledger.of("video").map(({ index, started }) => [index, started]), [[1, 602_040], [2, 604_040], [3, 606_040], [4, 608_040]]);
+  assert.deepEqual([ledger.odd, ledger.get("audio", 4)?.shift], ["back", 600_000]);
+  // Set right again: no hole of ten minutes.
+  said(5, "audio", 5 * 2000 + 600_000);
+  assert.deepEqual([ledger.get("audio", 5)?.started, ledger.get("audio", 5)?.shift], [610_000, 0]);
+});
+
+test("chunks that come in any order lie in the order of their stream, wherever a clock jumped", () => {
+  forAll(200, (random) => {
+    const ledger = new Ledger(() => NOW);
+    const jump = 1 + random.below(10);
+    const times = Array.from({ length: 12 }, (_, i) => NOW - 500_000 + i * 2000 - (i + 1 > jump ? random.below(4) * 60_000 + 3000 : 0));
+    // As a relay sends them: what is new in order, what is fetched anywhere between.
+    const late = random.below(12);
+    const order = [...times.keys()].filter((i) => i !== late).concat(late);
+    for (const i of order) ledger.begins(begins(i + 1, { started: times[i] as number, ended: (times[i] as number) + 2000, replay: i === late }));
+    const all = [...ledger.all()];
+    if (late !== 11 && late !== jump) assert.deepEqual(all.map(({ index }) => index).filter((index) => index !== late + 1), order.slice(0, -1).map((i) => i + 1));
+    const newest = all.reduce((one, other) => (ledger.later(other, one) ? other : one));
+    assert.equal(newest.index, 12);
+  });
+});
+
+test("times that are far in the future are placed by order, by the clock that can be trusted", () => {
+  const [wrong, ledger] = [NOW + 72 * 3600_000, new Ledger(() => NOW)];
+  for (const index of [1, 2, 3]) ledger.begins(begins(index, { started: wrong + index * 2000, ended: wrong + index * 2000 + 2000 }));
+  assert.deepEqual([ledger.all().map(({ started }) => started - NOW), ledger.odd], [[-2000, 0, 2000], "ahead"]);
+  // A device that is itself days behind believes the core, and finds nothing wrong.
+  const other = new Ledger(() => wrong);
+  other.begins(begins(1, { started: wrong, ended: wrong + 2000 }));
+  assert.deepEqual([other.odd, other.get("a", 1)?.shift], [null, 0]);
+});
+
+test("one odd time among right ones takes its place between them", () => {
+  const ledger = new Ledger(() => NOW);
+  for (const index of [1, 2, 3, 4]) {
+    const at = NOW - 100_000 + index * 2000 + (index === 3 ? 40 * 3600_000 : 0);
+    ledger.begins(begins(index, { started: at, ended: at + 2000 }));
+  }
+  assert.deepEqual(ledger.all().map(({ index, started }) => [index, started - NOW]), [[1, -98_000], [2, -96_000], [3, -94_000], [4, -92_000]]);
+});
+
+test("a stream that begins anew with a clock that was set back goes on after the one before", () => {
+  for (const replay of [false, true]) {
+    const ledger = new Ledger(() => NOW);
+    for (const index of [1, 2]) ledger.begins(begins(index, { replay }));
+    ledger.stream("b", "audio", "a");
+    // The phone can't have recorded this while it recorded the other.
+    ledger.begins(begins(1, { stream: "b", started: 2500, ended: 4500, replay }));
+    assert.deepEqual(places(ledger), [1, 2, 3], `replay ${replay}`);
+  }
+});
+
+test("of two streams the one that goes on is the newest, and what a phone brings of an older one meanwhile is not", () => {
+  const ledger = new Ledger(() => NOW);
+  const said = (stream: string, index: number, started: number, at: number) => {
+    ledger.begins(begins(index, { stream, started, ended: started + 2000 }), at);
+    const chunk = ledger.get(stream, index);
+    assert.ok(chunk);
+    return chunk;
+  };
+  const fresh = said("new", 1, 500_000, 0);
+  const kept = said("old", 7, 100_000, 1000);
+  assert.deepEqual([ledger.later(kept, fresh), ledger.later(fresh, kept), ledger.odd], [false, true, null]);
+  const next = said("new", 2, 502_000, 2000);
+  assert.equal(ledger.later(next, kept), true);
+  // Recorded with a clock that was set back by an hour, after the other one ended.
+  const back = said("back", 1, 300_000, 12_500);
+  assert.deepEqual([ledger.later(back, next), ledger.later(next, back), back.shift], [true, false, 0]);
+});
+
+test("what is not what the phone sealed is refused, whatever is signed for it", () => {
+  const ledger = new Ledger();
+  for (const index of [1, 2]) ledger.begins(begins(index));
+  ledger.bad("a", 1, "sealed");
+  ledger.confirmed("a", 1, "receipt", "aa", "r");
+  ledger.confirmed("a", 2, "receipt", "aa", "r");
+  ledger.bad("a", 2, "sealed");
+  assert.deepEqual(marks(ledger), ["1 rejected", "2 rejected"]);
+  assert.deepEqual([summary(ledger.all()).safeUpTo, ledger.wants(begins(1))], [undefined, false]);
+  ledger.begins(begins(1));
+  assert.deepEqual(marks(ledger)[0], "1 rejected");
 });

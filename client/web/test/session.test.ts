@@ -5,6 +5,7 @@ import { joined, toBase64url, toVarint, utf8 } from "../src/rules/bytes";
 import { control, type Frame, kind, splitMessage } from "../src/rules/frames";
 import type { Missed } from "../src/rules/missed";
 import { writeLink, readLink } from "../src/rules/link";
+import { heardAgo, phoneOf, screenOf } from "../src/rules/status";
 
 // Time is the test's: nothing here waits.
 mock.timers.enable({ apis: ["setTimeout", "setInterval", "Date"], now: 1_800_000_000_000 });
@@ -50,8 +51,12 @@ class Socket {
 
 /** A worker for which everything opens. */
 class Thread {
+  static last: Thread;
   onmessage: ((event: object) => void) | null = null;
-  onerror = null;
+  onerror: ((event: object) => void) | null = null;
+  constructor() {
+    Thread.last = this;
+  }
   postMessage({ id, order, bytes }: { id: number; order: string; bytes?: Uint8Array }): void {
     const answer = order === "open" ? { plaintext: bytes } : order === "verify" ? { verified: "verified" } : {};
     void Promise.resolve().then(() => this.onmessage?.({ data: { id, ...answer } }));
@@ -211,4 +216,74 @@ test("a cut of which nobody noticed anything is no news", async () => {
   await pass(4000);
   assert.deepEqual(heard, { missed: [], catchingUp: 0 });
   session.end();
+});
+
+test("a device that slept asks at once, and its ages go on", async () => {
+  const { session } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, control(kind.SIGN, { last_sign: 5 }));
+  await pass(2000);
+  const steady = performance.now;
+  // The day went on for ten minutes, and the steady clock did not.
+  performance.now = () => steady() - 600_000;
+  mock.timers.setTime(Date.now() + 600_000);
+  for (let i = 0; i < 8; i++) await turn();
+  mock.timers.tick(1000);
+  assert.equal(heardAgo(session.facts, performance.now()), 608);
+  assert.equal(session.facts.checking, true);
+  for (let i = 0; i < 4; i++) await pass(250);
+  assert.deepEqual([Socket.all.length, Socket.all[0]?.readyState], [2, 3]);
+  session.end();
+  performance.now = steady;
+});
+
+test("what was refused is asked for only by somebody, and nothing is asked for without end", async () => {
+  const { session } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, sound(1, false), sound(2, true, { until: "begun" }), control(kind.WITHDRAWN, { handle: 2, reason: "stalled" }), sound(3, false, { until: "begun" }));
+  await pass(250);
+  session.ledger.bad("s", 3, "sealed");
+  const asked = (): number => last().asked().filter((name) => name === "FETCH").length;
+  for (let i = 0; i < 400; i++) {
+    session.want(0, Infinity);
+    // Something comes, so that the connection is not asked.
+    last().say(control(kind.SIGN, { last_sign: 0 }));
+    await pass(250);
+  }
+  assert.equal(asked(), 4, "after 8, 16, 32 seconds, of the second chunk alone");
+  session.want(0, Infinity, true);
+  await pass(250);
+  assert.equal(asked(), 6);
+  session.end();
+});
+
+test("a relay that says nothing of the phone for six seconds leaves nobody waiting", async () => {
+  const { session } = begin();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, sound(1, true));
+  await pass(5000);
+  assert.equal(phoneOf(session.facts), "unknown");
+  await pass(3000);
+  assert.equal(phoneOf(session.facts), "idle");
+  last().say(sound(2, false));
+  assert.equal(phoneOf(session.facts), "live");
+  session.end();
+});
+
+test("a page whose worker never loads says so and ends", async () => {
+  const { session } = begin();
+  void session.run();
+  const before = Thread.last;
+  for (let i = 0; i < 5; i++) {
+    Thread.last.onerror?.({ preventDefault: () => undefined });
+    await pass(16_000);
+  }
+  assert.notEqual(Thread.last, before);
+  assert.equal(screenOf(session.facts), "no_worker");
 });

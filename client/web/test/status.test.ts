@@ -6,6 +6,9 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { afterEnding, Ladder } from "../src/rules/ladder";
 import { doubt, type Facts, greeted, heardAgo, phoneOf, screenOf, troubleOf } from "../src/rules/status";
+import { Pauses } from "../src/rules/pauses";
+import { Sleep } from "../src/rules/sleep";
+import { aside } from "../src/ui/view";
 import { crc32, zip } from "../src/rules/zip";
 import { joined, utf8 } from "../src/rules/bytes";
 import { clock, length, pick } from "../src/ui/text";
@@ -98,6 +101,7 @@ test("lengths are said in whole units, in the first language there is", () => {
   assert.equal(lang, "en");
   assert.deepEqual([0, 14_400, 60_000, 125_000, 3_600_000, 5_400_000].map((ms) => length(text, ms)), ["0 s", "14 s", "1 min", "2 min 5 s", "1 h", "1 h 30 min"]);
   assert.equal(pick([]).lang, "en");
+  assert.deepEqual([pick(["ar-XB", "en"]).text.dir, pick(["ar-EG", "en"]).text.dir, pick(["ar-EG"]).lang], ["rtl", "ltr", "en"]);
 });
 
 test("a time of another day has its date, and no time breaks anything", () => {
@@ -118,4 +122,36 @@ test("no word suggests that help was called, and one sentence says that it was n
   assert.ok(!words.some((words) => /need not do|nothing to do/i.test(words)), "nobody is told to sit still");
   const about = words.filter((words) => /police|ambulance|help|emergency|rescue/i.test(words));
   assert.deepEqual(about, [text.nobodyCalled]);
+});
+
+test("while only what is not shown comes, the page neither catches up for ever nor says that the phone is live", () => {
+  assert.equal(phoneOf(facts({ idle: true })), "idle");
+  assert.equal(phoneOf(facts({ idle: true, lastSign: 0 })), "live");
+  assert.equal(phoneOf(facts({ idle: true, capture: "silent" })), "silent");
+  assert.equal(phoneOf(facts({ idle: true, checking: true })), "checking");
+});
+
+test("a phone that is quiet before anything came of it is said to be", () => {
+  const { text } = pick(["en"]);
+  assert.equal(aside(text, "nothing_yet", "silent", 75), "The phone has gone silent. Last heard from the phone 1 min 15 s ago");
+  assert.equal(aside(text, "nothing_yet", "live", 0), "");
+  assert.equal(aside(text, "revoked", "silent", 75), "");
+});
+
+test("what does not work is tried ever more seldom, unless it worked or somebody asks", () => {
+  const pauses = new Pauses(8000);
+  const tries = (until: number, from = 0): number[] => Array.from({ length: (until - from) / 1000 }, (_, i) => from + i * 1000).filter((at) => pauses.due("a", at));
+  assert.deepEqual(tries(100_000), [0, 8000, 24_000, 56_000]);
+  assert.equal(pauses.due("b", 100_000), true);
+  pauses.ease("a");
+  assert.equal(pauses.due("a", 100_000), true);
+  pauses.clear("a");
+  assert.equal(pauses.due("a", 100_001), true);
+  assert.ok(tries(100_000_000, 100_001).length < 200, "ten minutes at most");
+});
+
+test("a device that slept is noticed by its two clocks", () => {
+  const sleep = new Sleep();
+  const looks: [number, number][] = [[0, 0], [1000, 1000], [2000, 3500], [3000, 604_500], [4000, 605_500], [64_000, 665_500], [65_000, 0]];
+  assert.deepEqual(looks.map(([steady, day]) => sleep.slept(steady, day)), [0, 0, 0, 600_000, 0, 0, 0]);
 });

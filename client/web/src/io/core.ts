@@ -27,6 +27,8 @@ export interface Capability {
   signsReceipts: boolean;
   /** How long it is good from now on. */
   lifeMs: number;
+  /** When the core says that it gave it: a clock to go by. */
+  issuedAt?: number;
 }
 
 export interface Listed {
@@ -49,7 +51,8 @@ export class Core {
     const value = await this.json("/v1/contact/capability", { method: "POST", body: "{}" });
     const { capability, incident, signs_receipts } = value;
     if (typeof capability !== "string" || typeof incident !== "string") throw new CoreRefusal("away");
-    return { token: capability, incident, signsReceipts: signs_receipts === true, lifeMs: lifeOf(capability) ?? 60_000 };
+    const { lifeMs = 60_000, issuedAt } = lifeOf(capability);
+    return { token: capability, incident, signsReceipts: signs_receipts === true, lifeMs, ...(issuedAt === undefined ? {} : { issuedAt }) };
   }
 
   /** A page of what the core has, in the order it was stored. */

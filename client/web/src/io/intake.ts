@@ -2,6 +2,7 @@
 
 import type { Begins, Happening } from "../rules/assembly";
 import { type Chunk, type Item, keyOf, type Ledger } from "../rules/ledger";
+import { Pauses } from "../rules/pauses";
 import { type Facts, greeted } from "../rules/status";
 import type { CoreKey } from "../rules/receipt";
 import { type Core, type Listed } from "./core";
@@ -14,7 +15,7 @@ const MAX_EARLY = 1000;
 const MAX_UNPROVEN = 2000;
 /** Chunks fetched at once. */
 const MAX_FETCHES = 4;
-/** A chunk that was asked for is asked for again after this time. */
+/** A chunk that was asked for is asked for again after this time, then after twice as long. */
 const FETCH_PAUSE_MS = 8000;
 
 export interface Shown {
@@ -39,7 +40,7 @@ export class Intake {
   private keys: CoreKey[] = [];
   private keysAskedAt = -Infinity;
   private readonly early = new Map<string, string | undefined>();
-  private readonly asked = new Map<string, number>();
+  private readonly asked = new Pauses(FETCH_PAUSE_MS);
   private fetching = 0;
   /** What the core lists with receipts that could not be checked yet. */
   private readonly unproven = new Map<string, Listed>();
@@ -59,7 +60,7 @@ export class Intake {
       case "withdrawn": return ledger.withdrawn(news.stream, news.index, news.reason);
       case "state": return void this.state(news.stream, news.index, news.state, news.receipt);
       case "omitted": return ledger.omitted(news.stream, news.from, news.to, news.reason);
-      case "stream": return void ledger.stream(news.stream, news.lane);
+      case "stream": return void ledger.stream(news.stream, news.lane, news.follows);
       case "capture":
         facts.capture = news.event === "silent" || news.event === "ended" ? news.event : undefined;
         return this.sign(news.lastSign, true);
@@ -95,13 +96,9 @@ export class Intake {
     for (const listed of waiting) await this.listed(listed);
   }
 
-  /** Gets what is missing, from the core where it has it, else from the relay. */
+  /** Gets what is missing, from the core where it has it, else from the relay. What does not come, or does not open, is asked for ever more seldom. */
   async fetch(chunk: Chunk, askRelay: (stream: string, index: number) => void): Promise<void> {
-    const key = keyOf(chunk.stream, chunk.index);
-    const now = performance.now();
-    if (chunk.here || this.fetching >= MAX_FETCHES || now - (this.asked.get(key) ?? -Infinity) < FETCH_PAUSE_MS) return;
-    this.asked.set(key, now);
-    if (this.asked.size > MAX_EARLY) this.asked.delete(this.asked.keys().next().value as string);
+    if (chunk.here || this.fetching >= MAX_FETCHES || !this.asked.due(keyOf(chunk.stream, chunk.index), performance.now())) return;
     if (chunk.ref === undefined) return askRelay(chunk.stream, chunk.index);
     this.fetching++;
     try {
@@ -112,10 +109,15 @@ export class Intake {
     this.fetching--;
   }
 
+  /** Somebody wants this one: it is not too late. */
+  ease(chunk: Chunk): void {
+    this.asked.ease(keyOf(chunk.stream, chunk.index));
+  }
+
   private begins(chunk: Begins): void {
     this.facts.anyChunk = true;
     this.mediaAt = performance.now();
-    this.ledger.begins(chunk);
+    this.ledger.begins(chunk, performance.now());
     if (!chunk.replay) {
       this.caughtUp = true;
       if (chunk.lane === "audio") this.soundCaughtUp = true;
@@ -147,6 +149,7 @@ export class Intake {
     if (opened.bad === "busy") return this.ledger.withdrawn(stream, index, "busy");
     if (!opened.plaintext) return this.ledger.bad(stream, index, opened.bad ?? "sealed");
     this.ledger.opened(stream, index);
+    this.asked.clear(keyOf(stream, index));
     this.shelf.put(stream, index, chunk.lane, opened.plaintext);
     this.facts.anyChunk = true;
     this.shown.show(known, opened.plaintext.slice());

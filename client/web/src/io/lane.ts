@@ -1,13 +1,25 @@
 // What the conductor needs of a lane's output, and the one through Media Source Extensions.
 
-import { Line } from "../rules/place";
+import { farthest, Line, type Laid, type Span } from "../rules/place";
 import { readMedia } from "../rules/mp4";
+
+/** A chunk that is whole and open. */
+export interface Piece {
+  key: string;
+  /** Milliseconds since the Unix epoch, of the recording. */
+  started: number;
+  ended: number;
+  /** Of its lane it is the last one recorded so far. */
+  newest: boolean;
+  bytes: Uint8Array<ArrayBuffer>;
+}
 
 /** Plays the chunks of one lane where it is told to. Times are milliseconds since the Unix epoch, of the recording. */
 export interface Output {
   readonly line: Line;
-  /** Takes a chunk that is whole; false: this browser can't play it. */
-  add(started: number, ended: number, bytes: Uint8Array<ArrayBuffer>): boolean;
+  /** Hears for each piece, sooner or later, whether this browser can play it. */
+  played: (can: boolean) => void;
+  add(piece: Piece): void;
   /** Plays at this time; the one that `leads` is not hurried. */
   play(at: number, rate: number, leads: boolean): void;
   pause(): void;
@@ -15,8 +27,8 @@ export interface Output {
   clock(): number | null;
   /** May be heard from now on; called in a tap. */
   unlock(): Promise<void>;
-  /** Frees what lies before this time. */
-  trim(before: number): void;
+  /** The playhead is here: what lies far from it goes first. */
+  near(at: number): void;
 }
 
 type Source = MediaSource & { readonly handle?: never };
@@ -36,13 +48,14 @@ const NEAR = 0.04;
 /** The recording begins on the elements' line here, so that older chunks can still go before it. */
 const BEFORE_MS = 24 * 3600 * 1000;
 const MAX_QUEUE = 600;
+/** What lies further back than this is freed, a minute at a time; it is fetched again when it is wanted. */
+const BEHIND_MS = 10 * 60_000;
+const FREED_MS = 60_000;
 
-interface Append {
-  started: number;
+interface Append extends Piece {
   begins: number;
   duration: number;
   type: string;
-  bytes: Uint8Array<ArrayBuffer>;
 }
 
 /** What sound and picture have in common: where their elements' lines begin, and who is to hear that it moved. */
@@ -58,17 +71,20 @@ export class MseOutput implements Output {
   private buffer: SourceBuffer | null = null;
   private type = "";
   private queue: Append[] = [];
-  private adding: { start: number; end: number } | null = null;
-  private cutTo: number | null = null;
+  private adding: { place: Laid; newest: boolean } | null = null;
+  private freeing: Span | null = null;
+  private at: number | null = null;
+  played: (can: boolean) => void = () => undefined;
 
   constructor(private readonly element: HTMLMediaElement, private readonly shared: Shared) {
-    this.element.addEventListener("error", () => this.rebuild());
+    this.element.addEventListener("error", () => this.failed());
     shared.moved.push(() => this.rebuild());
   }
 
-  add(started: number, _ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
-    const media = readMedia(bytes);
-    if (!media || !mediaSource()?.isTypeSupported(media.type)) return false;
+  add(piece: Piece): void {
+    const media = readMedia(piece.bytes);
+    if (!media || !mediaSource()?.isTypeSupported(media.type)) return this.played(false);
+    const { started } = piece;
     this.shared.origin ??= started - BEFORE_MS;
     if (started < this.shared.origin) {
       // What came first said that it was much later: both elements begin anew from here.
@@ -76,10 +92,9 @@ export class MseOutput implements Output {
       for (const moved of this.shared.moved) moved();
     }
     this.origin = this.shared.origin;
-    if (this.queue.length < MAX_QUEUE) this.queue.push({ started, ...media, bytes });
+    if (this.queue.length < MAX_QUEUE) this.queue.push({ ...piece, ...media });
     if (!this.source) this.attach(media.type);
     this.next();
-    return true;
   }
 
   play(at: number, rate: number, leads: boolean): void {
@@ -110,8 +125,9 @@ export class MseOutput implements Output {
     await this.element.play();
   }
 
-  trim(before: number): void {
-    if (this.line.start < before - 60_000) this.cutTo = before;
+  near(at: number): void {
+    this.at = at;
+    if (this.line.start < at - BEHIND_MS - FREED_MS) this.freeing ??= { start: this.line.start, end: at - BEHIND_MS };
     this.next();
   }
 
@@ -127,54 +143,76 @@ export class MseOutput implements Output {
       if (this.source !== source || this.buffer) return;
       URL.revokeObjectURL(this.element.src);
       this.buffer = source.addSourceBuffer(type);
-      this.buffer.addEventListener("updateend", () => this.updated());
+      const { buffer } = this;
+      buffer.addEventListener("updateend", () => buffer === this.buffer && this.updated());
+      // A browser that manages its memory frees what it likes, and says so.
+      buffer.addEventListener("bufferedchange", () => buffer === this.buffer && this.compare());
       this.next();
     });
     this.element.src = URL.createObjectURL(source);
   }
 
   private updated(): void {
-    if (this.adding && this.source?.readyState === "open") this.line.add(this.adding);
+    const { adding } = this;
     this.adding = null;
+    if (adding && this.source?.readyState === "open") this.line.add(adding.place, adding.newest);
+    this.compare();
+    if (adding && this.line.spans.some(({ key }) => key === adding.place.key)) this.played(true);
     this.next();
   }
 
+  /** What the browser freed by itself is not on the line any more. */
+  private compare(): void {
+    const { buffer, origin } = this;
+    if (!buffer || origin === null || this.source?.readyState !== "open") return;
+    const there: Span[] = [];
+    const { buffered } = buffer;
+    for (let i = 0; i < buffered.length; i++) there.push({ start: buffered.start(i) * 1000 + origin, end: buffered.end(i) * 1000 + origin });
+    this.line.keep(there);
+  }
+
   private next(): void {
-    const { buffer, source, origin } = this;
+    const { buffer, source, origin, freeing } = this;
     if (!buffer || buffer.updating || source?.readyState !== "open" || origin === null) return;
-    if (this.cutTo !== null) {
-      const to = (this.cutTo - origin) / 1000;
-      this.line.cut(this.cutTo);
-      this.cutTo = null;
-      if (to > 0) return buffer.remove(0, to);
+    this.freeing = null;
+    if (freeing) {
+      this.line.cut(freeing);
+      const [from, to] = [Math.max(0, freeing.start - origin) / 1000, (freeing.end - origin) / 1000];
+      if (to > from) return buffer.remove(from, to);
     }
     const append = this.queue.shift();
     if (append) this.append(buffer, append, origin);
   }
 
   private append(buffer: SourceBuffer, append: Append, origin: number): void {
-    const place = this.line.place(append.started, append.duration * 1000);
+    const place = this.line.place(append.started, append.duration * 1000, append.key);
+    if (!place) return this.next();
     try {
       if (append.type !== this.type) buffer.changeType(append.type);
       this.type = append.type;
       buffer.appendWindowEnd = place.limit === Infinity ? Infinity : (place.limit - origin) / 1000;
       buffer.timestampOffset = (place.start - origin) / 1000 - append.begins;
-      this.adding = place;
+      this.adding = { place, newest: append.newest };
       buffer.appendBuffer(append.bytes);
     } catch (error) {
       this.adding = null;
-      if ((error as DOMException).name !== "QuotaExceededError" || !this.line.spans.length) return;
-      // Full: the older half goes.
-      this.queue.unshift(append);
-      this.cutTo = (this.line.start + this.line.end) / 2;
+      if ((error as DOMException).name !== "QuotaExceededError") return;
+      // Full: what is farthest from what plays goes. Where all is near to it, this piece does.
+      this.freeing = farthest(this.line, this.at ?? this.line.end);
+      if (this.freeing) this.queue.unshift(append);
       this.next();
     }
+  }
+
+  private failed(): void {
+    if (this.source) this.played(false);
+    this.rebuild();
   }
 
   /** The browser gave up on what it was given: it starts anew with what comes next. */
   private rebuild(): void {
     if (!this.source) return;
-    this.source = this.buffer = this.adding = null;
+    this.source = this.buffer = this.adding = this.freeing = null;
     this.line = new Line();
     this.origin = this.shared.origin;
     const next = this.queue[0];

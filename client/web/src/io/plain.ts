@@ -1,31 +1,47 @@
 // Output without Media Source Extensions: sound by Web Audio, picture by one blob per chunk.
 
 import { readMedia, rebased } from "../rules/mp4";
-import { Line, type Span } from "../rules/place";
-import type { Output } from "./lane";
+import { Line, type Laid } from "../rules/place";
+import type { Output, Piece } from "./lane";
 
 /** How far ahead sound is scheduled, milliseconds. */
 const AHEAD_MS = 3000;
 const KEPT = 90;
 
-interface Piece<T> extends Span {
+interface Kept<T> extends Laid {
   data: T;
 }
 
-/** The pieces of a lane, by time; the oldest go first. */
-class Pieces<T> {
-  list: Piece<T>[] = [];
+/** The pieces of a lane, by time; what is farthest from the playhead goes first. */
+export class Pieces<T> {
+  list: Kept<T>[] = [];
+  /** The playhead. */
+  at: number | null = null;
 
-  constructor(readonly line: Line, private readonly freed: (data: T) => void) {}
+  constructor(readonly line: Line, private readonly freed: (data: T) => void, private readonly most = KEPT) {}
 
-  add(started: number, length: number, data: T): void {
-    const { start, end } = this.line.place(started, length);
-    this.line.add({ start, end });
-    this.list = [...this.list.filter((piece) => piece.start !== start), { start, end, data }].sort((a, b) => a.start - b.start);
-    while (this.list.length > KEPT) {
-      this.freed((this.list.shift() as Piece<T>).data);
-      this.line.cut((this.list[0] as Piece<T>).start);
-    }
+  add({ started, key, newest }: Omit<Piece, "bytes" | "ended">, length: number, data: T): void {
+    const place = this.line.place(started, length, key);
+    if (!place) return this.freed(data);
+    const { start, end } = place;
+    this.drop(key);
+    this.line.add({ start, end, key }, newest);
+    this.list = [...this.list, { start, end, key, data }].sort((a, b) => a.start - b.start);
+    while (this.list.length > this.most) this.drop(this.farthest());
+  }
+
+  drop(key: string): void {
+    const gone = this.list.find((piece) => piece.key === key);
+    if (!gone) return;
+    this.list = this.list.filter((piece) => piece !== gone);
+    this.line.drop(key);
+    this.freed(gone.data);
+  }
+
+  private farthest(): string {
+    const [first, last] = [this.list[0], this.list[this.list.length - 1]] as [Kept<T>, Kept<T>];
+    const at = this.at ?? last.end;
+    return at - first.end >= last.start - at ? first.key : last.key;
   }
 }
 
@@ -33,7 +49,8 @@ export class PlainSound implements Output {
   readonly line = new Line();
   private readonly pieces = new Pieces<AudioBuffer>(this.line, () => undefined);
   private readonly context: AudioContext;
-  private readonly playing = new Map<Piece<AudioBuffer>, AudioBufferSourceNode>();
+  private readonly playing = new Map<Kept<AudioBuffer>, AudioBufferSourceNode>();
+  played: (can: boolean) => void = () => undefined;
   /** Recording time and the context's time that belong together. */
   private anchor: { at: number; time: number } | null = null;
 
@@ -42,10 +59,14 @@ export class PlainSound implements Output {
     this.context = new Context();
   }
 
-  add(started: number, _ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
-    if (!readMedia(bytes)) return false;
-    this.context.decodeAudioData(rebased(bytes).buffer, (sound) => this.pieces.add(started, sound.duration * 1000, sound), () => undefined);
-    return true;
+  add(piece: Piece): void {
+    if (!readMedia(piece.bytes)) return this.played(false);
+    const decoded = (sound: AudioBuffer): void => {
+      this.pieces.add(piece, sound.duration * 1000, sound);
+      this.played(true);
+    };
+    // Older browsers know no promise here; newer ones tell both ways.
+    void this.context.decodeAudioData(rebased(piece.bytes).buffer, decoded, () => this.played(false))?.catch(() => undefined);
   }
 
   play(at: number): void {
@@ -87,23 +108,31 @@ export class PlainSound implements Output {
     return this.context.resume();
   }
 
-  trim(): void {
-    // What is kept is bounded by number.
+  near(at: number): void {
+    this.pieces.at = at;
   }
 }
 
 export class PlainPicture implements Output {
   readonly line = new Line();
   private readonly pieces = new Pieces<string>(this.line, (url) => URL.revokeObjectURL(url));
-  private shown: Piece<string> | null = null;
+  private shown: Kept<string> | null = null;
+  played: (can: boolean) => void = () => undefined;
 
-  constructor(private readonly element: HTMLVideoElement) {}
+  constructor(private readonly element: HTMLVideoElement) {
+    element.addEventListener("loadeddata", () => this.played(true));
+    element.addEventListener("error", () => {
+      // It stays away from the line, so that nothing waits for it.
+      if (this.shown) this.pieces.drop(this.shown.key);
+      if (this.shown) this.played(false);
+      this.shown = null;
+    });
+  }
 
-  add(started: number, ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
-    const media = readMedia(bytes);
-    const length = media ? media.duration * 1000 : ended - started;
-    this.pieces.add(started, length, URL.createObjectURL(new Blob([rebased(bytes)], { type: "video/mp4" })));
-    return true;
+  add(piece: Piece): void {
+    const media = readMedia(piece.bytes);
+    const length = media ? media.duration * 1000 : piece.ended - piece.started;
+    this.pieces.add(piece, length, URL.createObjectURL(new Blob([rebased(piece.bytes)], { type: "video/mp4" })));
   }
 
   play(at: number): void {
@@ -131,7 +160,7 @@ export class PlainPicture implements Output {
     // The picture is silent.
   }
 
-  trim(): void {
-    // What is kept is bounded by number.
+  near(at: number): void {
+    this.pieces.at = at;
   }
 }

@@ -2,14 +2,12 @@
 
 import type { Lane } from "../rules/assembly";
 import { type Line, liveStart, step } from "../rules/place";
-import { type Output, MseOutput, mediaSource, type Shared } from "./lane";
+import { type Output, MseOutput, mediaSource, type Piece, type Shared } from "./lane";
 import { PlainPicture, PlainSound } from "./plain";
 
 const TICK_MS = 100;
 /** A hole this short in the picture is not spoken of. */
 const LINGER_MS = 400;
-/** What lies further back than this is freed; it is fetched again when it is wanted. */
-const BEHIND_MS = 10 * 60_000;
 
 export interface Told {
   /** The playhead went over a stretch. */
@@ -28,9 +26,13 @@ export class Player {
   heard = false;
   audioOnly = false;
   growing = true;
+  /** Whether the last piece of a lane was one that this browser can play. */
+  readonly playable: Record<Lane, boolean> = { audio: true, video: true };
   /** It waits for the next piece. */
   waiting = true;
   private rate = 1;
+  /** What somebody went to is waited for until then. */
+  private patientUntil = -Infinity;
   private ticked = 0;
 
   constructor(audio: HTMLAudioElement, video: HTMLVideoElement, private readonly told: Told) {
@@ -38,11 +40,12 @@ export class Player {
     this.outputs = mediaSource()
       ? { audio: new MseOutput(audio, shared), video: new MseOutput(video, shared) }
       : { audio: new PlainSound(), video: new PlainPicture(video) };
+    for (const lane of ["audio", "video"] as const) this.outputs[lane].played = (can) => (this.playable[lane] = can);
     setInterval(() => this.tick(performance.now()), TICK_MS);
   }
 
-  add(lane: Lane, started: number, ended: number, bytes: Uint8Array<ArrayBuffer>): boolean {
-    return this.outputs[lane].add(started, ended, bytes);
+  add(lane: Lane, piece: Piece): void {
+    this.outputs[lane].add(piece);
   }
 
   /** In a tap: from now on it is heard. */
@@ -58,8 +61,10 @@ export class Player {
     }
   }
 
-  seek(at: number): void {
+  /** Goes there. `patienceMs`: what lies there is on its way, and is not skipped meanwhile. */
+  seek(at: number, patienceMs = 0): void {
     this.live = false;
+    this.patientUntil = performance.now() + patienceMs;
     this.at = at;
     this.tick(performance.now());
   }
@@ -67,6 +72,7 @@ export class Player {
   /** To the newest whole chunk, or the beginning if nothing more comes. */
   begin(live: boolean): void {
     this.live = live;
+    this.patientUntil = -Infinity;
     const starts = this.lines().map((line) => line.start).filter((start) => start !== Infinity);
     this.at = (live ? liveStart(this.lines()) : Math.min(...starts)) ?? this.at;
   }
@@ -92,7 +98,10 @@ export class Player {
   }
 
   private move(before: number, passed: number): void {
+    for (const output of Object.values(this.outputs)) output.near(before);
     if (this.paused) return this.hold();
+    if (this.lines().some((line) => line.at(before))) this.patientUntil = -Infinity;
+    else if (performance.now() < this.patientUntil) return this.hold();
     const leads = this.heard ? this.outputs.audio.clock() : null;
     let at = leads !== null && Math.abs(leads - before) < 1500 ? leads : before + (this.waiting ? 0 : passed * this.rate);
     const next = step({ at, lines: this.lines(), live: this.live, growing: this.growing });
@@ -112,7 +121,6 @@ export class Player {
     this.at = at;
     this.drive("audio", at, this.heard);
     this.drive("video", at, !this.audioOnly);
-    for (const output of Object.values(this.outputs)) output.trim(at - BEHIND_MS);
   }
 
   private drive(lane: Lane, at: number, wanted: boolean): void {

@@ -2,11 +2,13 @@
 
 import { Assembly, type Lane } from "../rules/assembly";
 import { control, type Frame, kind } from "../rules/frames";
+import { LIST_PAUSE_MS, listPause, settled } from "../rules/cadence";
 import { afterEnding, Ladder } from "../rules/ladder";
 import { type Chunk, Ledger, markOf } from "../rules/ledger";
 import type { Link } from "../rules/link";
-import { missed, type Missed } from "../rules/missed";
-import { doubt, type Facts } from "../rules/status";
+import { cutOff, missed, type Missed } from "../rules/missed";
+import { Sleep } from "../rules/sleep";
+import { doubt, type Facts, IDLE_MS } from "../rules/status";
 import { type Capability, Core, CoreRefusal } from "./core";
 import { Intake, type Shown } from "./intake";
 import { type Connection, type Listener, Reach, Ways } from "./transport";
@@ -17,14 +19,6 @@ const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_p
 const GREETING_MS = 10_000;
 /** After the page comes back it trusts a connection that spoke within this time. */
 const TRUSTED_MS = 6_000;
-/** What was seen here and is not confirmed for so long is looked for in the core's own list. */
-const LATE_MS = 12_000;
-const LIST_PAUSE_MS = 15_000;
-/** It is looked at first when no bytes came for so long, and at the latest after */
-const LIST_AFTER_MS = 1_000;
-const LIST_MOST_MS = 8_000;
-/** The same for what is not here at all: it may never come. */
-const RARE_PAUSE_MS = 60_000;
 const AWAY_PAUSE_MS = 4_000;
 /** How long after a new connection it is told what was missed. */
 const SETTLE_MS = 2_500;
@@ -46,7 +40,7 @@ type Ended = { after: "again" | "renew" | "over"; livedMs: number };
 
 export class Session {
   readonly facts: Facts;
-  readonly ledger = new Ledger();
+  readonly ledger = new Ledger(() => Date.now() + this.clockMs);
   readonly intake: Intake;
   readonly ways: Ways;
   private readonly core: Core;
@@ -54,8 +48,12 @@ export class Session {
   private readonly ladder = new Ladder();
   private capability: Capability | null = null;
   private capabilityAt = 0;
+  /** What the core's clock is ahead of this device's, which may be wrong. */
+  private clockMs = 0;
+  private readonly sleep = new Sleep();
+  private slept = false;
   private connection: Connection | null = null;
-  /** Begun before the core answered, and not taken yet. */
+  /** Begun before the core answered. */
   private early: Reach | null = null;
   /** When the connection was opened, and when its subscription began. */
   private openedAt = 0;
@@ -83,15 +81,12 @@ export class Session {
     this.facts = { watching: false, watched: false, admitted: false, coreAway: false, relayAway: false, anyChunk: false };
     this.core = new Core(link.core, link.grant);
     this.ways = new Ways(link);
-    this.vault = new Vault("worker.js", () => (this.facts.stopped = "no_crypto"));
+    this.vault = new Vault("worker.js", { lost: () => this.stop("no_worker"), back: () => this.mend() });
     this.intake = new Intake(this.facts, this.ledger, this.vault, this.core, hooks);
   }
 
   async run(): Promise<void> {
-    this.vault.setKey(this.link.key).catch(() => {
-      this.facts.stopped = "no_crypto";
-      this.end();
-    });
+    this.vault.setKey(this.link.key).catch(() => this.stop("no_crypto"));
     const beat = setInterval(() => this.beat(performance.now()), 1000);
     // The relay is reached for while the core is asked: on a thin link each of the two takes a second.
     this.early = new Reach(this.ways);
@@ -105,6 +100,11 @@ export class Session {
     }
     this.early?.connection.close();
     if (this.over) clearInterval(beat);
+  }
+
+  private stop(why: "no_crypto" | "no_worker"): void {
+    this.facts.stopped = why;
+    this.end();
   }
 
   /** Ends everything; nothing is kept. */
@@ -136,10 +136,12 @@ export class Session {
     this.connection?.send(control(kind.LANES, { lanes: this.lanes() }));
   }
 
-  /** What a stretch needs that is not here is asked for. */
-  want(from: number, to: number): void {
+  /** What a stretch needs that is not here is asked for. What was refused only if somebody asks for it. */
+  want(from: number, to: number, asked = false): void {
     for (const chunk of this.ledger.all()) {
       if (chunk.ended <= from || chunk.started >= to || chunk.here || !chunk.gone || (this.audioOnly && chunk.lane === "video")) continue;
+      if (asked) this.intake.ease(chunk);
+      else if (chunk.refused || chunk.spoiled) continue;
       this.ask(chunk);
     }
   }
@@ -168,6 +170,7 @@ export class Session {
   private admitted(capability: Capability): void {
     this.capability = capability;
     this.capabilityAt = performance.now();
+    if (capability.issuedAt !== undefined) this.clockMs = capability.issuedAt - Date.now();
     this.intake.incident = capability.incident;
     this.intake.signsReceipts = capability.signsReceipts;
     Object.assign(this.facts, { admitted: true, coreAway: false });
@@ -285,8 +288,9 @@ export class Session {
     this.watchingAt = performance.now();
     const cutAt = this.cutAt;
     this.cutAt = null;
-    const long = this.awaySince !== null && performance.now() - this.awaySince > SPOKEN_OF_MS;
+    const long = this.slept || (this.awaySince !== null && performance.now() - this.awaySince > SPOKEN_OF_MS);
     this.awaySince = null;
+    this.slept = false;
     if (cutAt === null) return;
     this.back = { cutAt, long: long || this.back?.long === true, at: performance.now(), told: false };
     setTimeout(() => this.mend(), SETTLE_MS);
@@ -311,8 +315,7 @@ export class Session {
 
   /** What was cut off and did not come again is asked for by name: the browser may have had it, and this page not. */
   private mend(): void {
-    const cut = this.ledger.all().filter((chunk) => !chunk.here && chunk.gone && (chunk.why === "cut" || (chunk.why === "not_asked" && chunk.lane === "audio")));
-    for (const chunk of cut.slice(-MOST_MENDED)) this.ask(chunk);
+    for (const chunk of cutOff(this.ledger.all()).slice(-MOST_MENDED)) this.ask(chunk);
   }
 
   private ask(chunk: Chunk): void {
@@ -340,21 +343,31 @@ export class Session {
   }
 
   private beat(now: number): void {
-    const { capability, connection, facts } = this;
+    const { capability, facts } = this;
+    const slept = this.sleep.slept(now, Date.now());
+    if (slept) this.woke(slept);
+    const { connection } = this;
     // Only a relay that stays away is spoken of.
     facts.relayAway = this.awaySince !== null && now - this.awaySince > SPOKEN_OF_MS && !this.over && !facts.closed;
     if (connection && capability && now - this.capabilityAt > (capability.lifeMs / 3) * 2) void this.renew();
     if (connection) this.trust(connection, now);
     this.tellMissed(now);
-    const pause = facts.coreAway ? AWAY_PAUSE_MS : this.overdue();
-    const due = this.listedAt === -Infinity ? this.settled(now) : now - this.listedAt > pause;
+    facts.idle = facts.watching && now - Math.max(this.watchingAt ?? now, this.intake.mediaAt) > IDLE_MS;
+    const pause = facts.coreAway ? AWAY_PAUSE_MS : listPause(this.ledger.all(), this.intake.doubts, facts.capture !== undefined);
+    const due = this.listedAt === -Infinity ? facts.closed === true || this.intake.soundCaughtUp || settled(now, this.intake.mediaAt, this.watchingAt) : now - this.listedAt > pause;
     if ((facts.watched || facts.closed) && !facts.stopped && due && now >= this.coreAfter) void this.list();
   }
 
-  /** Sound is here, or nothing comes: the core's list, which is long, delays nobody any more. */
-  private settled(now: number): boolean {
-    const { intake, facts, watchingAt } = this;
-    return facts.closed === true || intake.soundCaughtUp || now - intake.mediaAt > LIST_AFTER_MS || (watchingAt !== null && now - watchingAt > LIST_MOST_MS);
+  /** The device slept, and its steady clock with it: ages are older than they seem, and the connection is most likely dead. */
+  private woke(sleptMs: number): void {
+    const { facts } = this;
+    if (facts.lastSign !== undefined) facts.lastSign -= sleptMs;
+    this.capabilityAt -= sleptMs;
+    this.coreAfter -= sleptMs;
+    this.slept = true;
+    facts.checking = true;
+    this.connection?.close();
+    this.wake?.();
   }
 
   /** Pings are not told to a page: a connection on which nothing comes is asked for something, and left if nothing is answered. */
@@ -374,16 +387,6 @@ export class Session {
       case "lost": return connection.close();
       case "none":
     }
-  }
-
-  /** How often the core's own list is looked at: whether something should be safe by now, as far as one can tell. */
-  private overdue(): number {
-    if (this.intake.doubts > 0) return LIST_PAUSE_MS;
-    const chunks = this.ledger.all();
-    const newest = chunks.reduce((end, chunk) => Math.max(end, chunk.ended), -Infinity);
-    const late = this.facts.capture ? Infinity : newest - LATE_MS;
-    const marks = new Set(chunks.filter((chunk) => chunk.ended < late).map(markOf));
-    return marks.has("unconfirmed") ? LIST_PAUSE_MS : marks.has("missing") ? RARE_PAUSE_MS : Infinity;
   }
 
   private pause(ms: number): Promise<void> {

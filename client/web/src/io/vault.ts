@@ -7,6 +7,11 @@ import type { CoreKey, ReceiptSays } from "../rules/receipt";
 export const MAX_ORDERS = 1_024;
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;
 
+/** A worker that does not load, or breaks, is made again after these pauses; then no more. */
+const PAUSES_MS = [500, 2000, 5000, 15_000];
+/** One that worked for so long was a good one. */
+const STEADY_MS = 60_000;
+
 interface Answer extends Opened {
   id: number;
   verified?: Verified;
@@ -14,31 +19,28 @@ interface Answer extends Opened {
 }
 
 export class Vault {
-  private readonly worker: Worker;
+  private worker: Worker | null = null;
   private readonly waiting = new Map<number, (answer: Answer) => void>();
   private last = 0;
   private waitingBytes = 0;
-  private keyed: Promise<unknown> = Promise.resolve();
+  private key: Uint8Array<ArrayBuffer> | null = null;
+  private keyed: Promise<void>;
+  private isKeyed: () => void = () => undefined;
+  private noKey: (why: Error) => void = () => undefined;
+  private failures = 0;
+  private over = false;
 
-  constructor(source: string, private readonly lost: () => void) {
-    this.worker = new Worker(source);
-    this.worker.onmessage = ({ data }: MessageEvent<Answer>) => {
-      this.waiting.get(data.id)?.(data);
-      this.waiting.delete(data.id);
-    };
-    this.worker.onerror = (event) => {
-      event.preventDefault();
-      this.lost();
-    };
+  /** `lost`: there will be none. `back`: there is one again, which knows the key. */
+  constructor(private readonly source: string, private readonly hooks: { lost(): void; back(): void }) {
+    this.keyed = this.unkeyed();
+    this.make();
   }
 
   /** What is to be opened waits for it. */
   setKey(key: Uint8Array<ArrayBuffer>): Promise<void> {
-    const answered = this.ask({ order: "key", key: key.slice() });
-    this.keyed = answered;
-    return answered.then(({ failed }) => {
-      if (failed) throw new Error("no key");
-    });
+    this.key = key.slice();
+    if (this.worker) this.giveKey(this.worker);
+    return this.keyed;
   }
 
   /** Gives the bytes away. */
@@ -46,10 +48,16 @@ export class Vault {
     const { length } = order.bytes;
     if (this.waiting.size >= MAX_ORDERS || this.waitingBytes + length > MAX_WAITING_BYTES) return { bad: "busy" };
     this.waitingBytes += length;
-    await this.keyed;
-    const answer = await this.ask({ order: "open", ...order }, [order.bytes.buffer]);
-    this.waitingBytes -= length;
-    return answer.failed ? { bad: "sealed" } : answer;
+    try {
+      await this.keyed;
+      const answer = await this.ask({ order: "open", ...order }, [order.bytes.buffer]);
+      // A worker that failed says nothing of the bytes: they can be fetched again.
+      return answer.failed ? { bad: "busy" } : answer;
+    } catch {
+      return { bad: "busy" };
+    } finally {
+      this.waitingBytes -= length;
+    }
   }
 
   /** What can't be checked now is not proven; the core's own list says it again. */
@@ -59,14 +67,79 @@ export class Vault {
   }
 
   end(): void {
-    this.worker.terminate();
+    this.over = true;
+    this.worker?.terminate();
+    this.worker = null;
+  }
+
+  private unkeyed(): Promise<void> {
+    const keyed = new Promise<void>((yes, no) => ([this.isKeyed, this.noKey] = [yes, no]));
+    keyed.catch(() => undefined);
+    return keyed;
+  }
+
+  private make(): void {
+    if (this.over) return;
+    let worker: Worker;
+    try {
+      worker = new Worker(this.source);
+    } catch {
+      return this.broke();
+    }
+    this.worker = worker;
+    const made = performance.now();
+    worker.onmessage = ({ data }: MessageEvent<Answer>) => {
+      this.waiting.get(data.id)?.(data);
+      this.waiting.delete(data.id);
+    };
+    worker.onerror = (event) => {
+      event.preventDefault();
+      if (worker !== this.worker) return;
+      if (performance.now() - made > STEADY_MS) this.failures = 0;
+      worker.terminate();
+      this.broke();
+    };
+    if (this.key) this.giveKey(worker);
+  }
+
+  /** The worker is gone, and what was given to it. */
+  private broke(): void {
+    this.worker = null;
+    const waiting = [...this.waiting.entries()];
+    this.waiting.clear();
+    // Whoever waits for the key goes on waiting for it.
+    this.noKeyYet();
+    for (const [id, answered] of waiting) answered({ id, bad: "busy" });
+    const pause = PAUSES_MS[this.failures++];
+    if (pause === undefined) this.hooks.lost();
+    else setTimeout(() => this.make(), pause);
+  }
+
+  private keyIsThere = false;
+
+  private noKeyYet(): void {
+    if (this.keyIsThere) this.keyed = this.unkeyed();
+    this.keyIsThere = false;
+  }
+
+  private giveKey(worker: Worker): void {
+    void this.ask({ order: "key", key: (this.key as Uint8Array<ArrayBuffer>).slice() }).then(({ failed, bad }) => {
+      // Another worker has it to be told.
+      if (worker !== this.worker || bad) return;
+      if (failed) return this.noKey(new Error("no key"));
+      this.keyIsThere = true;
+      this.isKeyed();
+      if (this.failures) this.hooks.back();
+    });
   }
 
   private ask(order: Order, transfer: Transferable[] = []): Promise<Answer> {
     const id = ++this.last;
+    const { worker } = this;
+    if (!worker) return Promise.resolve({ id, bad: "busy" });
     return new Promise((answered) => {
       this.waiting.set(id, answered);
-      this.worker.postMessage({ id, ...order }, transfer);
+      worker.postMessage({ id, ...order }, transfer);
     });
   }
 }

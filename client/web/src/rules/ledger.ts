@@ -5,12 +5,16 @@
 // Whatever a relay says costs a bounded time and room.
 
 import type { Begins, Lane } from "./assembly";
+import { type Odd, Order } from "./order";
 
 export type Mark = "receiving" | "unconfirmed" | "confirmed" | "rejected" | "missing";
 /** Why a chunk is taken for confirmed. */
 export type Proof = "receipt" | "core" | "relay";
 
+/** `started` and `ended` are where it goes in the recording's order. */
 export interface Chunk extends Item {
+  /** What was added to the times that the phone says, where those can't be. */
+  shift: number;
   /** Whose word its times are: they are guessed from its neighbours if it was never announced. */
   times: "core" | "relay" | "guessed";
   /** Share of its bytes that is here, 0 to 1, while they arrive. */
@@ -23,6 +27,8 @@ export interface Chunk extends Item {
   /** Why it is not here, or not safe. */
   why?: string;
   refused: boolean;
+  /** The bytes of its digest were here, and are not what the phone sealed: wherever they are stored, they are no recording. */
+  spoiled: boolean;
   gone: boolean;
   /** Where the core has it. */
   ref?: string;
@@ -43,10 +49,15 @@ const MAX_GUESSED = 8_000;
 const MAX_STREAMS = 1_024;
 /** Times that a date can hold. */
 const MAX_TIME = 8.64e15;
+/** How far a chunk's neighbours are looked for. */
+const MAX_LOOK = 64;
+/** A stream of which nothing new came for so long, while it came of another, is over. */
+const OVER_MS = 10_000;
 
 export const keyOf = (stream: string, index: number): string => `${stream}/${index}`;
 
 export function markOf(chunk: Chunk): Mark {
+  if (chunk.spoiled) return "rejected";
   if (chunk.proof) return "confirmed";
   if (chunk.refused) return "rejected";
   if (chunk.here) return "unconfirmed";
@@ -61,6 +72,10 @@ interface Early {
 interface Stream {
   lane: Lane;
   highest: number;
+  /** The stream that it goes on from. */
+  follows?: string;
+  /** When something new last came of it. */
+  liveAt: number;
   /** The newest chunk that was really announced. */
   newest?: Chunk;
 }
@@ -71,12 +86,32 @@ export class Ledger {
   private readonly early = new Map<string, Early>();
   private sorted: Chunk[] | null = null;
   private guessed = 0;
+  private readonly order = new Order();
+  private readonly fronts: Partial<Record<Lane, Chunk>> = {};
   /** Grows with every change but progress. */
   version = 0;
   /** Chunks whose progress changed since this was emptied. */
   readonly moving = new Set<Chunk>();
   /** Something was forgotten that was seen here and never called safe. */
   lostUnsafe = false;
+
+  /** `now`: a time that can be trusted. */
+  constructor(private readonly now: () => number = Date.now) {}
+
+  /** How the phone's clock is wrong, as far as one knows. */
+  get odd(): Odd | null {
+    return this.order.odd;
+  }
+
+  /**
+   * Whether one chunk of a lane was recorded after another: by order, not by what clocks say. Of two streams the one that goes on
+   * is later; while both do, one of them brings what it kept from before.
+   */
+  later(chunk: Chunk, than: Chunk): boolean {
+    if (chunk.stream === than.stream) return chunk.index > than.index;
+    const [one, other] = [chunk, than].map(({ stream }) => this.streams.get(stream)?.liveAt ?? -Infinity) as [number, number];
+    return Math.abs(one - other) > OVER_MS ? one > other : chunk.started > than.started;
+  }
 
   get(stream: string, index: number): Chunk | undefined {
     return this.chunks.get(keyOf(stream, index));
@@ -93,23 +128,27 @@ export class Ledger {
   }
 
   /** Notes a stream; false: there are too many. */
-  stream(stream: string, lane: Lane): boolean {
+  stream(stream: string, lane: Lane, follows?: string): boolean {
     const known = this.streams.get(stream);
-    if (known) known.lane = lane;
-    else if (this.streams.size >= MAX_STREAMS) return false;
-    else this.streams.set(stream, { lane, highest: 0 });
+    if (!known && this.streams.size >= MAX_STREAMS) return false;
+    const noted: Stream = known ?? { lane, highest: 0, liveAt: -Infinity };
+    noted.lane = lane;
+    if (follows !== undefined) noted.follows = follows;
+    this.streams.set(stream, noted);
     return true;
   }
 
   /** Whether the bytes of a chunk are still wanted. */
   wants(said: Begins): boolean {
     const chunk = this.get(said.stream, said.index);
-    return !chunk || (chunk.sha256 === said.sha256 ? !chunk.here : !chunk.proof);
+    return !chunk || (chunk.sha256 === said.sha256 ? !chunk.here && !chunk.spoiled : !chunk.proof);
   }
 
-  begins(said: Begins): void {
+  /** `at`: now, of a clock that only goes on. */
+  begins(said: Begins, at = 0): void {
     const before = this.get(said.stream, said.index);
     if (!this.stream(said.stream, said.lane)) return;
+    if (!said.replay) (this.streams.get(said.stream) as Stream).liveAt = at;
     if (before && before.sha256 === said.sha256) {
       // The same once more: after a new connection, or because it was asked for.
       if (!before.here) Object.assign(before, { gone: false, progress: 0, refused: false });
@@ -118,7 +157,7 @@ export class Ledger {
     }
     // What is safe is not replaced by anything else, whoever says so.
     if (before?.proof) return;
-    const chunk = announced(said, "relay");
+    const chunk = announced(said, "relay", this.shift(said));
     this.fillGap(chunk);
     this.put(chunk);
     this.comeEarly(chunk);
@@ -135,7 +174,7 @@ export class Ledger {
   opened(stream: string, index: number): void {
     const chunk = this.get(stream, index);
     if (!chunk) return;
-    Object.assign(chunk, { here: true, seen: true, progress: 1, gone: false });
+    Object.assign(chunk, { here: true, seen: true, progress: 1, gone: false, spoiled: false });
     delete chunk.why;
     this.changed();
   }
@@ -152,7 +191,7 @@ export class Ledger {
   bad(stream: string, index: number, why: string): void {
     const chunk = this.get(stream, index);
     if (!chunk || chunk.here) return;
-    Object.assign(chunk, { refused: why !== "torn", gone: true, progress: 0, why });
+    Object.assign(chunk, { refused: why !== "torn", spoiled: why === "sealed", gone: true, progress: 0, why });
     this.changed();
   }
 
@@ -215,11 +254,12 @@ export class Ledger {
       chunk = undefined;
     }
     if (!chunk || chunk.times === "guessed") {
-      this.put({ ...announced(item, "core"), gone: true, why: chunk?.why ?? "evicted" });
+      this.put({ ...announced(item, "core", this.shift(item)), gone: true, why: chunk?.why ?? "evicted" });
       chunk = this.get(item.stream, item.index) as Chunk;
     } else if (chunk.times === "relay") {
       // Until now its times were the relay's word.
-      Object.assign(chunk, { times: "core", started: item.started, ended: item.ended });
+      const shift = this.shift(item);
+      Object.assign(chunk, { times: "core", shift, started: item.started + shift, ended: item.ended + shift });
       this.sorted = null;
     }
     chunk.ref = ref;
@@ -259,7 +299,7 @@ export class Ledger {
     const started = near.started + (index - near.index) * length;
     if (!(Math.abs(started) + length < MAX_TIME)) return false;
     const item = { stream, index, lane, media, length: 0, sha256: "", started, ended: started + length };
-    this.put({ ...announced(item, "guessed"), gone: true, why });
+    this.put({ ...announced(item, "guessed"), shift: near.shift, gone: true, why });
     this.comeEarly(this.get(stream, index) as Chunk);
     return true;
   }
@@ -276,10 +316,38 @@ export class Ledger {
     this.chunks.set(key, chunk);
     stream.highest = Math.max(chunk.index, stream.highest);
     if (chunk.times === "guessed") this.guessed++;
-    else if (!stream.newest || stream.newest.index <= chunk.index) stream.newest = chunk;
+    else this.front(chunk, stream);
     if (this.chunks.size > MAX_CHUNKS) this.forget(this.chunks.keys().next().value as string);
     this.sorted = null;
     this.changed();
+  }
+
+  private front(chunk: Chunk, stream: Stream): void {
+    if (!stream.newest || stream.newest.index <= chunk.index) stream.newest = chunk;
+    const front = this.fronts[chunk.lane];
+    if (!front || this.later(chunk, front)) this.fronts[chunk.lane] = chunk;
+  }
+
+  /** What the first chunk of a stream goes after, if its time can't be: a phone records one thing at a time. */
+  private ended({ lane, stream, started, ended }: Item, follows: string | undefined): Chunk | undefined {
+    const half = (ended - started) / 2;
+    const taken = this.all().some((one) => one.lane === lane && one.stream !== stream && one.times !== "guessed" && one.started < ended - half && one.ended > started + half);
+    return taken ? this.streams.get(follows ?? "")?.newest ?? this.fronts[lane] : undefined;
+  }
+
+  /** What is to be added to the times of a chunk. */
+  private shift(item: Item): number {
+    const { newest, follows } = this.streams.get(item.stream) as Stream;
+    const look = (by: number): Chunk | undefined => {
+      for (let n = 1; n <= MAX_LOOK; n++) {
+        const chunk = this.get(item.stream, item.index + n * by);
+        if (chunk && chunk.times !== "guessed") return chunk;
+      }
+      return undefined;
+    };
+    const beyond = newest !== undefined && newest.index > item.index;
+    const before = newest ? (newest.index < item.index ? newest : look(-1)) : this.ended(item, follows);
+    return this.order.shift(item, before, beyond ? look(1) : undefined, this.now());
   }
 
   private forget(key: string): void {
@@ -299,63 +367,8 @@ export class Ledger {
 /** How much a proof is worth. */
 const rank: Record<Proof, number> = { relay: 1, core: 2, receipt: 3 };
 
-function announced(item: Item, times: Chunk["times"]): Chunk {
-  const { stream, index, lane, media, length, sha256, started, ended } = item;
-  return { stream, index, lane, media, length, sha256, started, ended, times, progress: 0, here: false, seen: false, refused: false, gone: false };
-}
-
-/** How the chunks of a lane, or of all, stand. */
-export interface Summary {
-  counts: Record<Mark, number>;
-  /** End of the recorded stretch from the beginning on that is safe without a hole, if any. */
-  safeUpTo?: number;
-  /** Milliseconds before that which are not safe: never seen here, or refused. */
-  holesMs: number;
-  /** Milliseconds of recording that came here, or are coming, and are not known to be safe yet. */
-  unsafeMs: number;
-  /** Milliseconds of recording that were seen here and that the core will not have. */
-  refusedMs: number;
-  /** Something is safe, and nothing was seen here that is not. */
-  allSafe: boolean;
-  newest?: number;
-}
-
-export function summary(chunks: readonly Chunk[], lostUnsafe = false): Summary {
-  const counts: Record<Mark, number> = { receiving: 0, unconfirmed: 0, confirmed: 0, rejected: 0, missing: 0 };
-  const unsafe: [number, number][] = [];
-  const refused: [number, number][] = [];
-  const holes: [number, number][] = [];
-  const out: Summary = { counts, unsafeMs: 0, refusedMs: 0, holesMs: 0, allSafe: !lostUnsafe };
-  for (const chunk of chunks) {
-    const mark = markOf(chunk);
-    counts[mark]++;
-    out.newest = Math.max(out.newest ?? chunk.ended, chunk.ended);
-    if (mark === "confirmed") {
-      out.safeUpTo = Math.max(out.safeUpTo ?? chunk.ended, chunk.ended);
-      continue;
-    }
-    if (chunk.seen) out.allSafe = false;
-    const stretch: [number, number] = [chunk.started, chunk.ended];
-    const pending = mark === "unconfirmed" || mark === "receiving" || (mark === "missing" && chunk.seen);
-    (pending ? unsafe : holes).push(stretch);
-    if (mark === "rejected" && chunk.seen) refused.push(stretch);
-  }
-  // "Safe up to" ends where the first stretch begins that is not.
-  for (const [start] of unsafe) if (out.safeUpTo !== undefined && start < out.safeUpTo) out.safeUpTo = start;
-  out.unsafeMs = covered(unsafe);
-  out.refusedMs = covered(refused);
-  out.allSafe &&= out.safeUpTo !== undefined && !unsafe.length;
-  const upTo = out.safeUpTo ?? -Infinity;
-  out.holesMs = covered(holes.filter(([start]) => start < upTo).map(([start, end]) => [start, Math.min(end, upTo)]));
-  return out;
-}
-
-/** Milliseconds that stretches cover together. */
-export function covered(stretches: [number, number][]): number {
-  let [sum, end] = [0, -Infinity];
-  for (const [from, to] of [...stretches].sort((a, b) => a[0] - b[0])) {
-    sum += Math.max(0, to - Math.max(from, end));
-    end = Math.max(end, to);
-  }
-  return sum;
+function announced(item: Item, times: Chunk["times"], shift = 0): Chunk {
+  const { stream, index, lane, media, length, sha256 } = item;
+  const [started, ended] = [item.started + shift, item.ended + shift];
+  return { stream, index, lane, media, length, sha256, started, ended, shift, times, progress: 0, here: false, seen: false, refused: false, spoiled: false, gone: false };
 }

@@ -8,34 +8,65 @@ export interface Span {
   end: number;
 }
 
+/** A chunk on the line. */
+export interface Laid extends Span {
+  key: string;
+}
+
+/** Room for less than this is none. */
+const LEAST_MS = 20;
+/** A browser's buffer may begin so much later and end so much earlier than what was put there. */
+const LOOSE_MS = 400;
+
 /** What lies on a lane's line, in order, without overlaps. */
 export class Line {
-  spans: Span[] = [];
+  spans: Laid[] = [];
+  private newest = "";
 
-  /** Where a chunk of this length goes that says it began at `started`, and where it must end at the latest. */
-  place(started: number, length: number): Span & { limit: number } {
-    const before = this.spans.filter((span) => span.start < started + SNAP_MS && Math.abs(span.start - started) > SNAP_MS).pop();
+  /** Where a chunk of this length goes that says it began at `started`, and where it must end at the latest; `null`: there is no room. Never over another one. */
+  place(started: number, length: number, key: string): (Laid & { limit: number }) | null {
+    const others = this.spans.filter((span) => span.key !== key);
+    const before = others.filter((span) => span.start < started + SNAP_MS).pop();
     const start = before && Math.abs(before.end - started) <= SNAP_MS ? before.end : Math.max(started, before?.end ?? started);
-    const after = this.spans.find((span) => span.start > start + SNAP_MS);
+    const after = others.find((span) => span.start > start - LEAST_MS);
     const limit = after && after.start < start + length ? after.start : Infinity;
-    return { start, end: Math.min(start + length, limit), limit };
+    return limit - start < LEAST_MS ? null : { start, end: Math.min(start + length, limit), limit, key };
   }
 
-  add(span: Span): void {
-    this.spans = [...this.spans.filter((other) => Math.abs(other.start - span.start) > SNAP_MS), { start: span.start, end: span.end }]
-      .sort((a, b) => a.start - b.start);
+  /** `newest`: it is the last one of the recording so far, whatever its time is. */
+  add({ start, end, key }: Laid, newest = false): void {
+    this.spans = [...this.spans.filter((other) => other.key !== key), { start, end, key }].sort((a, b) => a.start - b.start);
+    if (newest) this.newest = key;
   }
 
-  /** Forgets what ends before `at`. */
-  cut(at: number): void {
-    this.spans = this.spans.filter((span) => span.end > at);
+  /** Forgets what lies within. */
+  cut({ start, end }: Span): void {
+    this.spans = this.spans.filter((span) => span.end <= start || span.start >= end);
   }
 
-  at(time: number): Span | undefined {
+  drop(key: string): void {
+    this.spans = this.spans.filter((span) => span.key !== key);
+  }
+
+  /** The browser has these stretches and no others: what it freed by itself is not here any more. */
+  keep(there: readonly Span[]): void {
+    this.spans = this.spans.flatMap((span) => {
+      const parts = there.map(({ start, end }) => ({ start: Math.max(start, span.start), end: Math.min(end, span.end) })).filter(({ start, end }) => end - start > LEAST_MS);
+      const [first, last] = [parts[0], parts[parts.length - 1]];
+      if (!first || !last) return [];
+      const start = first.start - span.start > LOOSE_MS ? first.start : span.start;
+      const end = span.end - last.end > LOOSE_MS ? last.end : span.end;
+      // Of what has a hole in it the part before the hole counts.
+      const hole = parts.find((part, i) => (parts[i + 1]?.start ?? part.end) - part.end > LOOSE_MS);
+      return [{ start, end: hole ? hole.end : end, key: span.key }];
+    });
+  }
+
+  at(time: number): Laid | undefined {
     return this.spans.find((span) => span.start <= time && time < span.end);
   }
 
-  after(time: number): Span | undefined {
+  after(time: number): Laid | undefined {
     return this.spans.find((span) => span.start > time);
   }
 
@@ -47,9 +78,20 @@ export class Line {
     return this.spans[0]?.start ?? Infinity;
   }
 
-  get last(): Span | undefined {
-    return this.spans[this.spans.length - 1];
+  /** The newest: the one that came last in the recording's order, else the last by time. */
+  get last(): Laid | undefined {
+    return this.spans.find((span) => span.key === this.newest) ?? this.spans[this.spans.length - 1];
   }
+}
+
+/** What lies so near to the playhead stays. */
+const NEAR_MS = 10_000;
+
+/** What may go to make room: half of what lies on the side that reaches further from the playhead; `null`: nothing. */
+export function farthest(line: Line, at: number): Span | null {
+  const [behind, ahead] = [at - NEAR_MS - line.start, line.end - at - NEAR_MS];
+  if (Math.max(behind, ahead) <= 0) return null;
+  return behind >= ahead ? { start: line.start, end: line.start + Math.max(behind / 2, Math.min(behind, NEAR_MS)) } : { start: line.end - Math.max(ahead / 2, Math.min(ahead, NEAR_MS)), end: line.end };
 }
 
 /** Holes up to this long are played over without a word. */
@@ -80,11 +122,14 @@ export function step({ at, lines, live, growing }: Playing): Step {
   const main = lines.find((line) => line.spans.length);
   const last = main?.last;
   if (!last) return { what: "wait" };
-  if (live && growing) {
+  const following = live && growing;
+  const edge = Math.max(...lines.map((line) => line.last?.end ?? -Infinity));
+  if (following) {
     const chunk = last.end - last.start;
     const lag = last.end - at;
     const aim = last.end - AIM * chunk;
-    if (lag > MOST * chunk + 300) {
+    // Beyond all that is new lies what a wrong clock put there.
+    if (lag > MOST * chunk + 300 || at > edge + chunk + 1000) {
       // There may be a hole where it aims.
       const to = Math.max(aim, main.at(aim)?.start ?? main.after(aim)?.start ?? last.start);
       return { what: "jump", to, over: to - at, why: "live" };
@@ -94,7 +139,7 @@ export function step({ at, lines, live, growing }: Playing): Step {
     return { what: "go", rate: 1 };
   }
   const next = Math.min(...lines.map((line) => line.after(at)?.start ?? Infinity));
-  if (next === Infinity) return { what: "wait" };
+  if (next === Infinity || (following && next >= edge)) return { what: "wait" };
   return next - at <= HOLE_MS ? { what: "jump", to: next, over: 0, why: "gap" } : { what: "jump", to: next, over: next - at, why: "gap" };
 }
 

@@ -58,10 +58,14 @@ export function readKeys(jwks: unknown): CoreKey[] {
   });
 }
 
-/** How long a capability lives, in milliseconds, by its own claims; `null` if it says nothing. */
-export function lifeOf(capability: string): number | null {
+/** Before this there was no core: a clock that says so says nothing. */
+const FIRST_S = 1_500_000_000;
+
+/** How long a capability lives and when it was given, in milliseconds, by its own claims, as far as it says. */
+export function lifeOf(capability: string): { lifeMs?: number; issuedAt?: number } {
   const payload = fromBase64url(capability.split(".")[1] ?? "");
   const claims = payload && fromUtf8(payload) !== null ? jsonObject(payload) : null;
   const [iat, exp] = [claims?.["iat"], claims?.["exp"]];
-  return typeof iat === "number" && typeof exp === "number" && exp > iat ? (exp - iat) * 1000 : null;
+  if (typeof iat !== "number" || typeof exp !== "number" || !(exp > iat)) return {};
+  return { lifeMs: (exp - iat) * 1000, ...(iat >= FIRST_S ? { issuedAt: iat * 1000 } : {}) };
 }

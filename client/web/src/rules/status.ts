@@ -12,13 +12,13 @@ const LOST_MS = 8_000;
 /** A page that cannot go on, or has nothing to show. */
 export type Screen =
   | "no_link" | "no_crypto" | "connecting" | "nothing_yet" | "expired" | "revoked" | "core_away" | "relay_away" | "over_empty"
-  | "closed_empty" | "forgotten";
+  | "closed_empty" | "forgotten" | "no_worker";
 
-export type Phone = "unknown" | "live" | "quiet" | "silent" | "ended" | "cut" | "checking" | "closed" | "stopped";
+export type Phone = "unknown" | "idle" | "live" | "quiet" | "silent" | "ended" | "cut" | "checking" | "closed" | "stopped";
 
 export interface Facts {
   /** The page can't go on for this reason. */
-  stopped?: "no_link" | "no_crypto" | "expired" | "revoked" | "forgotten";
+  stopped?: "no_link" | "no_crypto" | "no_worker" | "expired" | "revoked" | "forgotten";
   /** A subscription is open. */
   watching: boolean;
   /** It was open once. */
@@ -36,6 +36,8 @@ export interface Facts {
   quiet?: boolean;
   /** The connection does not answer: nothing is known of the phone. */
   checking?: boolean;
+  /** The relay had the time to say that the phone is quiet, and did not: it may give signs of which nothing is shown here. */
+  idle?: boolean;
   /** When the phone last gave a sign. */
   lastSign?: number | undefined;
 }
@@ -46,14 +48,17 @@ export function phoneOf(facts: Facts): Phone {
   if (facts.closed) return "closed";
   if (facts.relayAway) return "cut";
   if (facts.capture) return facts.capture;
-  if (facts.lastSign === undefined) return "unknown";
+  if (facts.lastSign === undefined) return facts.checking ? "checking" : facts.idle ? "idle" : "unknown";
   // Whether a phone is quiet is the relay's word: a bad connection of one's own is none of the phone's.
   if (facts.quiet) return "quiet";
   return facts.checking ? "checking" : "live";
 }
 
 /** The relay says on each connection anew how the phone is: what the one before said is over. */
-export const greeted = (facts: Facts): void => void Object.assign(facts, { quiet: false, checking: false, capture: undefined, lastSign: undefined });
+export const greeted = (facts: Facts): void => void Object.assign(facts, { quiet: false, checking: false, capture: undefined, lastSign: undefined, idle: false });
+
+/** A relay says after 5 s that a phone is quiet, and at once to whoever comes later. */
+export const IDLE_MS = 6_000;
 
 /** What is to be done about a connection on which nothing came for `silentMs`, and was asked `probedMs` ago. */
 export function doubt(facts: Facts, silentMs: number, probedMs: number | null): "none" | "probe" | "unsure" | "lost" {

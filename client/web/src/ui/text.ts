@@ -1,6 +1,7 @@
 // Every word the page shows. To translate it: one more object like `en`, and its name in `languages`.
 
 import type { Mark } from "../rules/ledger";
+import type { Odd } from "../rules/order";
 import type { Phone, Screen } from "../rules/status";
 
 const en = {
@@ -8,6 +9,7 @@ const en = {
   title: "Watching",
   phone: {
     unknown: "Catching up…",
+    idle: "Nothing new at the moment",
     live: "Live now",
     quiet: "The phone is quiet",
     silent: "The phone has gone silent",
@@ -21,6 +23,7 @@ const en = {
   heardNow: "The phone is sending",
   because: {
     unknown: "What came before is loading.",
+    idle: "The relay has not said that the phone is silent. What came before is below.",
     live: "",
     quiet: "That can be a bad signal. This page goes on listening.",
     silent: "It may have no signal or no battery, or it was switched off. What came before is below.",
@@ -39,6 +42,7 @@ const en = {
   screens: {
     no_link: ["This link is not complete", "Open the whole link that was sent to you. Its last part, behind the # sign, is the key: without it nothing can be shown."],
     no_crypto: ["This browser can't open the recording", "Try a current version of Safari, Chrome, Edge or Firefox, and the link as it was sent."],
+    no_worker: ["A part of this page did not load", "Without it nothing can be decrypted. Load the page again; it goes on with the same link."],
     connecting: ["Connecting…", "This takes a few seconds on a slow network."],
     nothing_yet: ["Connected. Nothing has come yet", "As soon as the phone sends something, it appears here."],
     expired: ["This link has run out", "Ask the person who sent it for a new one."],
@@ -88,6 +92,12 @@ const en = {
   noPicture: "No picture for this moment",
   soundOnlyOn: "Sound only: no picture is being sent",
   cantPlay: "This browser can't play this recording. How safe it is still shows below.",
+  cantHear: "This browser can't play the sound of this recording.",
+  oddClock: {
+    back: "The phone's clock was set back while it recorded. Times after that go on from the ones before it.",
+    ahead: "The phone's clock is far ahead. Times here are by when it came, not by that clock.",
+  } satisfies Record<Odd, string>,
+  reload: "Load again",
   timeline: "Timeline",
   timelineHint: "Arrow keys go piece by piece, Home to the start, End to now.",
   position: (time: string, state: string) => `${time}, ${state}`,
@@ -119,19 +129,22 @@ const en = {
     "is stored in the archive, and the archive's signed receipt where there was one. A piece without \"state\": \"confirmed\" was",
     "not known to be safe. \"not_in_file\" says why a piece is in the list only. \"times\" says whose word the times are: the",
     "archive's (\"core\"), the relay's (\"relay, not proven\"), or a guess from the pieces beside it (\"guessed\").",
+    "Where the phone's clock could not be right, \"shown_later_by_ms\" says where the page put the piece instead.",
   ].join("\n"),
 };
 
 export type Text = typeof en;
 
-const languages: Record<string, Text> = { en };
+/** `ar-XB` is the tag of a made-up language to try what goes from right to left: this one has English words. */
+const languages: Record<string, Text> = { en, "ar-XB": { ...en, dir: "rtl" } };
 
 /** The words of the first language that there are words for. */
 export function pick(wanted: readonly string[]): { lang: string; text: Text } {
   for (const tag of wanted) {
-    const lang = tag.split("-")[0] as string;
-    const text = languages[lang];
-    if (text) return { lang, text };
+    for (const lang of [tag, tag.split("-")[0] as string]) {
+      const text = languages[lang];
+      if (text) return { lang, text };
+    }
   }
   return { lang: "en", text: en };
 }

@@ -1,6 +1,7 @@
 // The page's parts and how they are filled. No rule is made here.
 
-import type { Mark, Summary } from "../rules/ledger";
+import type { Mark } from "../rules/ledger";
+import type { Summary } from "../rules/summary";
 import type { Phone, Screen } from "../rules/status";
 import { attribute, make, say, show } from "./dom";
 import { clock, length, type Text } from "./text";
@@ -24,8 +25,20 @@ export interface Shown {
   audioOnly: boolean;
   pictured: boolean;
   waiting: boolean;
+  /** What this browser was given to show it can show. */
   playable: boolean;
+  hints: string[];
 }
+
+/** How the phone is, for a screen on which it would not be said otherwise. */
+export function aside(text: Text, screen: Screen, phone: Phone, heardAgo: number | null): string {
+  if (screen !== "nothing_yet" || !(phone === "quiet" || phone === "silent" || phone === "checking")) return "";
+  const heard = heardAgo === null || phone === "checking" ? "" : text.heard(length(text, heardAgo * 1000));
+  return [text.phone[phone], heard].filter(Boolean).join(". ");
+}
+
+/** A screen reader hears a change: what stood there goes first, so that the same words are a change too. */
+const CLEARED_MS = 100;
 
 const button = (id: string, label: string, className = ""): HTMLButtonElement => make("button", { id, type: "button", class: className }, label);
 
@@ -38,6 +51,7 @@ export class View {
   readonly audioOnly: HTMLInputElement;
   readonly save: HTMLButtonElement;
   readonly forget: HTMLButtonElement;
+  readonly reload: HTMLButtonElement;
   private readonly main: HTMLElement;
   /** What a screen stands instead of; that nobody is called, and forgetting, stay. */
   private readonly parts: HTMLElement[];
@@ -46,6 +60,7 @@ export class View {
   private readonly screen: HTMLElement;
   private readonly screenTitle = make("h1", { tabindex: "-1" });
   private readonly screenText = make("p");
+  private readonly screenPhone = make("p", { id: "screen-phone" });
   private readonly headline = make("h1");
   private readonly heard = make("p", { id: "heard" });
   private readonly because = make("p", { class: "because" });
@@ -57,10 +72,12 @@ export class View {
   private readonly unsafe = make("span", { id: "unsafe" });
   private readonly safeMeans = make("small");
   private readonly notice = make("p", { class: "notice", id: "notice" });
+  private readonly hints = make("p", { class: "hint", id: "hints" });
   private readonly status = make("p", { class: "unseen", role: "status", id: "status" });
   private readonly saved = make("p", { class: "hint", id: "saved" });
   private readonly legend: Legend;
   private noticeUntil = 0;
+  private announcing: ReturnType<typeof setTimeout> | undefined;
 
   constructor(private readonly text: Text, private readonly lang: string, private readonly timeline: Timeline) {
     this.video.muted = true;
@@ -70,10 +87,11 @@ export class View {
     this.audioOnly = make("input", { id: "audio-only", type: "checkbox", role: "switch" });
     this.save = button("save", text.save);
     this.forget = button("forget", text.forget);
+    this.reload = button("reload", text.reload);
     this.legend = new Legend(text);
     this.saving = make("div", {}, this.save, make("p", { class: "hint" }, text.saveNote), this.saved);
     this.forgetting = make("div", {}, this.forget, make("p", { class: "hint" }, text.forgetHint));
-    this.screen = make("section", { class: "screen", id: "screen" }, make("div", { class: "pulse", "aria-hidden": "true" }), this.screenTitle, this.screenText);
+    this.screen = make("section", { class: "screen", id: "screen" }, make("div", { class: "pulse", "aria-hidden": "true" }), this.screenTitle, this.screenText, this.screenPhone, this.reload);
     this.parts = [this.statusCard(), this.stage(), this.safetyCard(), this.saving];
     const [status, stage, safety] = this.parts as [HTMLElement, HTMLElement, HTMLElement];
     this.main = make("main", {}, this.screen, status, stage, safety, this.about());
@@ -91,7 +109,9 @@ export class View {
 
   /** Says a change to those who do not see it. */
   announce(words: string): void {
-    say(this.status, words);
+    clearTimeout(this.announcing);
+    say(this.status, "");
+    this.announcing = setTimeout(() => say(this.status, words), CLEARED_MS);
   }
 
   /** Says something that passes. */
@@ -117,12 +137,18 @@ export class View {
       const [title, words] = text.screens[shown.screen];
       say(this.screenTitle, title);
       say(this.screenText, words);
+      const phone = aside(text, shown.screen, shown.phone, shown.heardAgo);
+      say(this.screenPhone, phone);
+      show(this.screenPhone, phone !== "");
+      show(this.reload, shown.screen === "no_worker");
       return;
     }
     this.drawStatus(shown);
     this.drawStage(shown);
     this.drawSafety(shown);
     show(this.notice, now < this.noticeUntil);
+    say(this.hints, shown.hints.join(" "));
+    show(this.hints, shown.hints.length > 0);
     this.timeline.draw(shown.at, shown.audioOnly, shown.live);
   }
 
@@ -146,7 +172,7 @@ export class View {
       say(this.chip, text.marks[shown.playing]);
       attribute(this.chip, "data-state", shown.playing);
     }
-    const overlay = !shown.playable ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.pictured ? "" : text.noPicture;
+    const overlay = !shown.playable && !shown.pictured ? text.cantPlay : shown.audioOnly ? text.soundOnlyOn : shown.pictured ? "" : text.noPicture;
     say(this.overlay, overlay);
     show(this.overlay, overlay !== "");
     attribute(this.video, "data-shown", String(shown.pictured));
@@ -187,7 +213,7 @@ export class View {
     const only = make("label", { class: "switch" }, this.audioOnly, make("span", { class: "knob", "aria-hidden": "true" }),
       make("span", {}, this.text.audioOnly, " ", make("small", {}, this.text.audioOnlyHint)));
     const controls = make("div", { class: "controls" }, this.listen, this.pause, this.live, only);
-    return make("section", { class: "stage" }, frame, this.timeline.element, controls, this.notice, this.audio);
+    return make("section", { class: "stage" }, frame, this.timeline.element, controls, this.notice, this.hints, this.audio);
   }
 
   private safetyCard(): HTMLElement {
