@@ -31,8 +31,9 @@ const RATE: f64 = 0.5;
 const THIN: u32 = 6_000;
 /// How often the restless one connects.
 const RESTLESS: Duration = Duration::from_secs(1);
-/// The thin link's buffers run empty within this after the last chunk.
-const AFTER: Duration = Duration::from_secs(15);
+/// The thin link has brought what waits for it within this after the last chunk: a picture that has begun, sound
+/// beside it, and the newest picture.
+const AFTER: Duration = Duration::from_secs(30);
 /// The worst delays of the healthy may differ by this much, or by this factor, and it is none: in
 /// milliseconds. A timer is no finer.
 const ALIKE: (f64, f64) = (5.0, 1.5);
