@@ -1,7 +1,10 @@
 //! What is asked of the answers of a connection: h3 keeps a request's stream to itself, so its priority,
-//! and bytes that shall go out from where they lie, are left here and taken by the stream when it is written.
+//! and bytes that shall go out from where they lie, are left here and taken by the stream when it is written;
+//! and the stream leaves here by what is known that its peer does not want it any more.
 
 use std::collections::HashMap;
+use std::future::pending;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -15,7 +18,10 @@ pub struct Orders(Arc<Mutex<HashMap<StreamId, Order>>>);
 struct Order {
     priority: Option<i32>,
     bytes: Option<Bytes>,
+    stopped: Option<Stopped>,
 }
+
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send>>;
 
 impl Orders {
     /// The answer on this stream has this priority: the higher goes first, in what is new as in what
@@ -28,6 +34,21 @@ impl Orders {
     /// to h3's own stream.
     pub fn share(&self, stream: StreamId, bytes: Bytes) {
         self.orders().entry(stream).or_default().bytes = Some(bytes);
+    }
+
+    /// Ends when the peer says that it does not want this answer any more (STOP_SENDING). May be asked once.
+    pub async fn stopped(&self, stream: StreamId) {
+        let stopped = self.orders().get_mut(&stream).and_then(|order| order.stopped.take());
+        if let Some(stopped) = stopped
+            && let Ok(Some(_)) = stopped.await
+        {
+            return;
+        }
+        pending().await
+    }
+
+    pub(crate) fn watch(&self, stream: StreamId, stopped: Stopped) {
+        self.orders().entry(stream).or_default().stopped = Some(stopped);
     }
 
     pub(crate) fn priority(&self, stream: StreamId) -> Option<i32> {

@@ -39,6 +39,7 @@ impl SendStream {
     }
 
     pub(crate) fn of_answer(stream: quinn::SendStream, orders: Orders) -> Self {
+        orders.watch(stream_id(stream.id()), Box::pin(stream.stopped()));
         let mut answer = Self::new(stream, true);
         answer.orders = Some(orders);
         answer

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h3::server::{RequestResolver, RequestStream};
-use http::Response;
+use http::{Method, Response};
 use http_body::Body as _;
 use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 
@@ -107,6 +107,10 @@ async fn request(
         };
     }
     let (id, asked) = (stream.id(), Urgency::asked(request.headers()));
+    let only_asks = request.method() == Method::GET;
+    // Bytes are taken from whoever brings them, also if they do not wait for the answer.
+    let unwanted = orders.clone();
+    let unwanted = async { if only_asks { unwanted.stopped(id).await } else { std::future::pending().await } };
     let (send, recv) = stream.split();
     let heard = Heard::new(&conn, Transport::H3);
     let mut request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
@@ -141,6 +145,7 @@ async fn request(
     };
     tokio::select! {
         () = answering => {}
+        () = unwanted => {}
         _ = quic.closed() => {}
         () = service.cut.cancelled() => {}
     }
@@ -178,7 +183,7 @@ impl pour::Sink for Stream<'_> {
     }
 
     async fn gone(&self) {
-        // Found with the next write; the end of the connection ends the answer.
+        // Who stops the answer, or the connection, ends the request.
         std::future::pending().await
     }
 

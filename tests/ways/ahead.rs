@@ -78,3 +78,19 @@ async fn a_contact_that_comes_late_gets_every_chunk_of_a_long_window() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_given_up_while_it_waits_frees_its_seat() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let capability = session.upload_capability.clone().unwrap();
+    let mut watch = watch(&world, &session);
+    for index in [1, 5, 9, 13] {
+        // Each time the contact was asking for the next one, which does not come.
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 30_000);
+        assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, &capability).await.status, 201);
+        while !matches!(soon("the next chunk", watch.next()).await.unwrap(), Event::Complete(_)) {}
+    }
+    // The next chunk's request with its copies.
+    world.until_metric("waystation_fanout_readers", |readers| readers <= 3.0).await;
+}
