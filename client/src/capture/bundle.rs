@@ -33,8 +33,11 @@ use strand::{Given, Strand};
 const MAX_LINKS: usize = 10;
 /// It is looked so often whether another connection is wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// One that is not heard, in milliseconds, while another is: its chunks go over to that one.
-const SILENT_MS: u64 = 2500;
+/// So long those that are asked have to be heard, in milliseconds: then one is made for all.
+const ASKED_MS: u64 = 1000;
+/// The same where another is heard: then its chunks go over to that one. TCP that lost a packet again
+/// and again may come back by itself, and all that it has in flight is lost if it goes.
+const SILENT_MS: u64 = 5000;
 /// Pause before one connection for all is tried again, and the longest: the link may come back at
 /// any time.
 const RACE_PAUSE_MS: (u64, u64) = (500, 4_000);
@@ -66,6 +69,8 @@ struct Bundle {
     waiting: BTreeMap<(Rank, u64), Box<Job>>,
     heard: SelectAll<BoxStream<'static, News>>,
     adding: Beside,
+    /// What is being added is one for all.
+    racing: bool,
     growth: Growth,
     doubt: Option<Doubt>,
     pause: Pause,
@@ -87,6 +92,7 @@ impl Bundle {
             waiting,
             heard,
             adding: Beside::default(),
+            racing: false,
             growth: Growth::default(),
             doubt: None,
             pause: Pause::new(RACE_PAUSE_MS.0, RACE_PAUSE_MS.1),
@@ -107,8 +113,14 @@ impl Bundle {
                     None => false,
                 },
                 Some((strand, news)) = self.heard.next() => self.told(strand, news).await,
-                made = self.adding.made() => self.made(made).await,
-                _ = tick.tick() => self.look().await,
+                made = self.adding.made() => {
+                    self.made(made).await;
+                    true
+                }
+                _ = tick.tick() => {
+                    self.look().await;
+                    true
+                }
             };
             if !open {
                 return;
@@ -122,39 +134,41 @@ impl Bundle {
     }
 
     /// Looks whether a connection is to be made, or to go.
-    async fn look(&mut self) -> bool {
+    async fn look(&mut self) {
         let now_ms = self.now_ms();
         self.growth.look(now_ms, self.dial.written.load(Ordering::Relaxed));
-        if self.doubt.is_some() {
+        let overdue = |strand: &Strand, ms| strand.silent_ms.is_some_and(|since| now_ms - since >= ms);
+        if self.doubt == Some(Doubt::Moved) || self.strands.values().all(|s| overdue(s, ASKED_MS)) {
+            self.doubt.get_or_insert(Doubt::Stalled);
             self.race();
-        } else if self.strands.values().all(Strand::is_silent) {
-            self.doubts(Doubt::Stalled).await;
-        } else {
-            let silent = |strand: &Strand| strand.silent_ms.is_some_and(|since| now_ms - since >= SILENT_MS);
-            let gone: Vec<usize> = self.strands.iter().filter(|(_, s)| silent(s)).map(|(at, _)| *at).collect();
+        } else if self.doubt.is_none() {
+            let gone: Vec<usize> =
+                self.strands.iter().filter(|(_, s)| overdue(s, SILENT_MS)).map(|(at, _)| *at).collect();
             for at in gone {
                 self.let_go(at).await;
+                self.growth.lost(now_ms);
             }
-            if self.needs_another() {
+            if !self.adding.is_begun() && self.needs_another() {
                 self.later.clear();
+                self.racing = false;
                 self.adding.begin(ws::once(self.dial.clone()));
             }
         }
-        true
     }
 
     /// Nobody knows which of them still work: each is asked, and one is made for all.
     async fn doubts(&mut self, why: Doubt) {
         let now_ms = self.now_ms();
         self.doubt = Some(why);
-        // One that is being added is lost as the others are.
-        self.adding.stop();
         for strand in self.strands.values_mut() {
             strand.silent_ms = Some(now_ms);
             let _ = strand.jobs.send(ToLink::Moved).await;
         }
-        // Where there are others they may be heard before it is looked again.
-        if why == Doubt::Moved || self.strands.len() == 1 {
+        if why == Doubt::Moved {
+            // What is being added is lost as the others are.
+            self.adding.stop();
+            self.race();
+        } else if self.strands.len() == 1 {
             self.race();
         }
     }
@@ -163,45 +177,52 @@ impl Bundle {
     fn flows(&mut self, now_ms: u64) {
         if self.doubt == Some(Doubt::Stalled) {
             self.doubt = None;
-            self.adding.stop();
+            if self.racing {
+                self.adding.stop();
+            }
             // The others have as long from now on.
             let silent = self.strands.values_mut().filter_map(|strand| strand.silent_ms.as_mut());
             silent.for_each(|since| *since = now_ms);
         }
     }
 
+    /// Begins to make one for all, unless it is being made.
     fn race(&mut self) {
-        if !self.ends && !self.adding.is_begun() && self.pause.is_over(self.now_ms()) {
-            self.later.clear();
-            self.adding.begin(ws::connect(self.dial.clone(), Part::Strand));
+        if self.ends || !self.pause.is_over(self.now_ms()) || (self.racing && self.adding.is_begun()) {
+            return;
         }
+        self.racing = true;
+        self.later.clear();
+        self.adding.stop();
+        self.adding.begin(ws::connect(self.dial.clone(), Part::Strand));
     }
 
     /// A connection was made, one more or one for all, or could not be.
-    async fn made(&mut self, made: Result<Link, ConnectError>) -> bool {
-        let (now_ms, doubt) = (self.now_ms(), self.doubt.take());
-        match (made, doubt) {
-            (Ok(link), None) => {
+    async fn made(&mut self, made: Result<Link, ConnectError>) {
+        let now_ms = self.now_ms();
+        match (made, std::mem::take(&mut self.racing)) {
+            (Ok(link), false) => {
                 self.growth.added(now_ms);
                 self.adds(link).await;
+                self.flows(now_ms);
             }
-            (Ok(link), Some(_)) => {
+            (Ok(link), true) => {
                 self.growth.begins(now_ms);
                 self.pause.over();
+                self.doubt = None;
                 let old: Vec<usize> = self.strands.keys().copied().collect();
                 self.adds(link).await;
                 for at in old {
                     self.let_go(at).await;
                 }
             }
-            (Err(error), None) => self.growth.failed(now_ms, error.retry_after_s()),
-            (Err(error), Some(doubt)) => {
+            (Err(error), false) => self.growth.failed(now_ms, error.retry_after_s()),
+            (Err(error), true) => {
                 self.pause.failed(now_ms, error.retry_after_s());
                 // One that is heard is good enough where no other comes to be.
-                self.doubt = Some(doubt).filter(|_| self.strands.values().all(Strand::is_silent));
+                self.doubt = self.doubt.filter(|_| self.strands.values().all(Strand::is_silent));
             }
         }
-        true
     }
 
     /// Adds one that was made beside others.

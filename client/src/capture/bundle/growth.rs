@@ -63,6 +63,11 @@ impl Growth {
         self.pause.failed(now_ms, asked_s);
     }
 
+    /// One that brought nothing went: another may take its place at once.
+    pub(super) fn lost(&mut self, now_ms: u64) {
+        (self.added_ms, self.before) = (self.added_ms.min(now_ms.saturating_sub(SETTLED_MS)), 0);
+    }
+
     /// One is left: what the others brought says nothing of it.
     pub(super) fn begins(&mut self, now_ms: u64) {
         (self.looks, self.added_ms, self.before) = ([None; LOOKS], now_ms, 0);
