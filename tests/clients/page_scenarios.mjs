@@ -82,12 +82,12 @@ async function live(world) {
   });
   await world.ask("kill the capture client");
   const killed = Date.now();
-  await person.until("it counts", ({ heard, phone }) => phone === "quiet" && /^Last heard from the phone \d+ s ago$/.test(heard));
+  await person.until("it counts", ({ heard, phone }) => phone === "quiet" && /^Last heard from the phone \d+\ss ago$/.test(heard));
   const silent = await person.until("silent", ({ phone }) => phone === "silent");
   const said = await person.page.evaluate(() => window.said);
   const [counted, silentAfter] = [said.quiet - killed, said.silent - killed];
   assert.ok(counted < 10_000 && silentAfter < 20_000, `counter after ${counted} ms, silent after ${silentAfter} ms`);
-  assert.match(silent.heard, /^Last heard from the phone \d+ s ago$/);
+  assert.match(silent.heard, /^Last heard from the phone \d+\ss ago$/);
   await person.until("a screen reader hears it", ({ status }) => status.startsWith("The phone has gone silent"));
   await person.until("it counts on", ({ heard }) => heard !== silent.heard);
   await person.shot(world.params, "silent");
@@ -117,7 +117,7 @@ async function later(world) {
   const person = await world.person({ before: keepBuffers });
   await person.open(world.link(grant));
   const seen = await person.until("the window", ({ phone, marks, picture }) => phone === "silent" && picture > 1 && here(of(marks, "audio")).length >= 4 && here(of(marks, "video")).length >= 4);
-  assert.match(seen.heard, /^Last heard from the phone 1\d min/);
+  assert.match(seen.heard, /^Last heard from the phone 1\d\smin/);
   assert.ok(of(seen.marks, "audio").some(({ index }) => index === 1));
   const start = seen.picture;
   // Without a mouse.
