@@ -43,6 +43,7 @@ class Page {
   private lastAt = 0;
   private said: Phone | "" = "";
   private saidTrouble: string | null = null;
+  private saidOdd: string | null = null;
   private spokenAt = 0;
   private spoken = "";
   private counted: { version: number; summary: Summary } | null = null;
@@ -181,6 +182,11 @@ class Page {
   /** Changes are said once; how safe it is now and then. */
   private speak(phone: Phone, now: number): void {
     const { text } = this;
+    const { odd } = this.session.ledger;
+    if (odd !== this.saidOdd) {
+      this.saidOdd = odd;
+      if (odd) return this.view.announce(text.oddClock[odd]);
+    }
     const trouble = troubleOf(this.session.facts);
     const screen = screenOf(this.session.facts);
     if (this.session.facts.stopped) void this.wake.want(false);

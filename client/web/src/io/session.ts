@@ -52,6 +52,7 @@ export class Session {
   private clockMs = 0;
   private readonly sleep = new Sleep();
   private slept = false;
+  private renewing = false;
   private connection: Connection | null = null;
   /** Begun before the core answered. */
   private early: Reach | null = null;
@@ -197,8 +198,6 @@ export class Session {
     return true;
   }
 
-  private renewing = false;
-
   private async renew(): Promise<void> {
     if (this.renewing) return;
     this.renewing = true;
@@ -236,8 +235,6 @@ export class Session {
     this.listing = false;
     this.listedAt = performance.now();
   }
-
-  // --- the relay ---
 
   /** One connection, until it ends. */
   private watch(capability: Capability): Promise<Ended> {

@@ -118,9 +118,10 @@ const en = {
   saveNote: "The file is not encrypted. Keep it where only you can read it.",
   forget: "Forget this",
   forgetHint: "This tab forgets the link and everything it showed.",
-  seconds: (n: number) => `${n} s`,
-  minutes: (m: number, s: number) => (s ? `${m} min ${s} s` : `${m} min`),
-  hours: (h: number, m: number) => (m ? `${h} h ${m} min` : `${h} h`),
+  // A number and its unit stay on one line.
+  seconds: (n: number) => `${n}\u00a0s`,
+  minutes: (m: number, s: number) => (s ? `${m}\u00a0min ${s}\u00a0s` : `${m}\u00a0min`),
+  hours: (h: number, m: number) => (m ? `${h}\u00a0h ${m}\u00a0min` : `${h}\u00a0h`),
   readme: [
     "What a contact's page received of a recording, opened.",
     "",
