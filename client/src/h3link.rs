@@ -1,5 +1,6 @@
 //! One HTTP/3 connection to a relay: requests in parallel, each with its own stream.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use h3::client::{RequestStream, SendRequest};
 use h3::error::Code;
 use http::{Request, Response};
+use quinn::Runtime as _;
 use quinn::crypto::rustls::QuicClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_h3::{Opener, Priority};
@@ -15,6 +17,7 @@ use waystation_h3::{Opener, Priority};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, gather};
 use crate::race;
+use crate::repeat::Repeating;
 use waystation_congestion::{self as congestion, Gauge};
 
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
@@ -53,7 +56,7 @@ pub(crate) struct H3 {
     connection: quinn::Connection,
     gauge: Arc<Gauge>,
     authority: String,
-    // Held so that they end with the connection.
+    // Held so that they end with the connection. It asks as well after what may be lost unseen.
     _driver: AbortOnDropHandle<()>,
     socket: quinn::Endpoint,
 }
@@ -117,8 +120,15 @@ impl H3 {
             .build(quic)
             .await
             .map_err(|_| ConnectError::Unreachable)?;
+        let (asking, asked) = (Arc::clone(&gauge), connection.clone());
         let driver = tokio::spawn(async move {
-            let _ = driver.wait_idle().await;
+            let mut driving = std::pin::pin!(driver.wait_idle());
+            loop {
+                tokio::select! {
+                    _ = &mut driving => return,
+                    () = asking.end() => congestion::ask(&asked, RECEIVE_WINDOW),
+                }
+            }
         });
         let authority = endpoint.authority();
         Ok(Self { requests, priority, connection, gauge, authority, _driver: AbortOnDropHandle::new(driver), socket })
@@ -136,8 +146,7 @@ impl H3 {
     /// Sends something now, though the window is full: see [`Gauge::nudge`].
     pub(crate) fn nudge(&self) {
         self.gauge.nudge();
-        // Changes nothing; quinn looks again at what it may send.
-        self.connection.set_receive_window(RECEIVE_WINDOW.into());
+        congestion::ask(&self.connection, RECEIVE_WINDOW);
     }
 
     /// Goes on from another port, and so perhaps another network. The connection lives on.
@@ -253,7 +262,7 @@ impl<'a> Dialer<'a> {
         }
         let any: SocketAddr =
             if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-        let socket = quinn::Endpoint::client(any).map_err(|_| ConnectError::Unreachable)?;
+        let socket = bind(any).map_err(|_| ConnectError::Unreachable)?;
         let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
         Ok(Self { endpoint, address, keep_alive, socket, tls: Arc::new(tls) })
     }
@@ -274,6 +283,18 @@ impl<'a> Dialer<'a> {
             Err(_) => Err(ConnectError::Unreachable),
         }
     }
+}
+
+/// A client's socket. The packets of its handshakes are sent twice.
+fn bind(any: SocketAddr) -> io::Result<quinn::Endpoint> {
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = runtime.wrap_udp_socket(std::net::UdpSocket::bind(any)?)?;
+    quinn::Endpoint::new_with_abstract_socket(
+        quinn::EndpointConfig::default(),
+        None,
+        Arc::new(Repeating::new(socket)),
+        runtime,
+    )
 }
 
 /// TLS alerts about certificates are 42 to 48 (RFC 8446 §6.2), in QUIC at 0x100 (RFC 9001 §4.8).

@@ -27,6 +27,7 @@ mod clock;
 mod h3link;
 mod http;
 mod race;
+mod repeat;
 mod wire;
 mod wsio;
 

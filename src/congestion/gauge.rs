@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::Owes;
+use super::tail::Tail;
 
 /// Bytes of a packet that carry no stream data: QUIC's and the frames' heads, the seal, now and
 /// then an acknowledgement. A little more than it is, so that the count errs to the side on which
@@ -40,8 +41,9 @@ impl Ledger {
         self.written.saturating_sub(self.acked)
     }
 
-    fn has_room(&self) -> bool {
-        self.open() < self.window + (SPARE_PACKETS * self.mtu).max(self.window / SPARE_PART)
+    /// `beyond`: bytes that may be in flight beyond the window.
+    fn has_room(&self, beyond: u64) -> bool {
+        self.open() < self.window + beyond + (SPARE_PACKETS * self.mtu).max(self.window / SPARE_PART)
     }
 
     /// A packet is acknowledged.
@@ -79,6 +81,13 @@ struct State {
     heard: Instant,
     /// Something was acknowledged.
     known: bool,
+    tail: Tail,
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.ledger.has_room(self.beyond)
+    }
 }
 
 /// Shared by one connection's congestion controller and its writer.
@@ -86,6 +95,8 @@ struct State {
 pub struct Gauge {
     state: Mutex<State>,
     moved: Notify,
+    /// There may be something to ask after.
+    ends: Notify,
 }
 
 impl Default for Gauge {
@@ -104,8 +115,9 @@ impl Gauge {
             beyond: 0,
             heard: Instant::now(),
             known: false,
+            tail: Tail::new(Instant::now()),
         };
-        Self { state: Mutex::new(state), moved: Notify::new() }
+        Self { state: Mutex::new(state), moved: Notify::new(), ends: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,7 +130,7 @@ impl Gauge {
     pub async fn room(&self) {
         loop {
             let moved = self.moved.notified();
-            if self.state().ledger.has_room() {
+            if self.state().has_room() {
                 return;
             }
             moved.await;
@@ -155,11 +167,35 @@ impl Gauge {
         }
     }
 
-    /// Lets two packets more into flight than the window allows. After an outage the path is found
-    /// again by whatever is sent first; QUIC's own probes come ever more rarely by then.
+    /// Lets a packet more be written, and into flight, than the window allows. After an outage the path
+    /// is found again by whatever is sent first; QUIC's own probes come ever more rarely by then.
     pub fn nudge(&self) {
         let mut state = self.state();
-        state.beyond += 2 * state.ledger.mtu;
+        state.beyond += state.ledger.mtu;
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    /// Waits until a packet that asks for an acknowledgement shall follow what was sent last: on a
+    /// path that loses much, an end that nothing follows is not known to be lost before a time-out.
+    /// Whoever waits sends it.
+    pub async fn end(&self) {
+        loop {
+            let ends = self.ends.notified();
+            let due = {
+                let mut state = self.state();
+                let due = state.tail.due(state.path);
+                if due.is_some_and(|due| due <= Instant::now()) {
+                    state.tail.asked(Instant::now());
+                    return;
+                }
+                due
+            };
+            match due {
+                Some(due) => drop(tokio::time::timeout_at(due.into(), ends).await),
+                None => ends.await,
+            }
+        }
     }
 
     // === the controller's side ===
@@ -169,16 +205,37 @@ impl Gauge {
         self.moved.notify_waiters();
     }
 
-    pub(super) fn packet(&self, bytes: u64) {
-        self.state().ledger.packet(bytes);
+    pub(super) fn sent(&self, now: Instant, bytes: u64) {
+        let mut state = self.state();
+        state.tail.sent(now, bytes);
+        self.tell_end(state);
     }
 
-    pub(super) fn acknowledged(&self, window: u64, in_flight: u64, dry: bool, path: Path) {
+    pub(super) fn packet(&self, bytes: u64) {
+        let mut state = self.state();
+        state.ledger.packet(bytes);
+        state.tail.acked(bytes);
+    }
+
+    pub(super) fn lost(&self, bytes: u64) {
+        self.state().tail.lost(bytes);
+    }
+
+    pub(super) fn acknowledged(&self, now: Instant, window: u64, in_flight: u64, dry: bool, path: Path) {
         let mut state = self.state();
         state.ledger.acknowledged(window, in_flight, dry);
-        (state.path, state.beyond, state.heard, state.known) = (path, 0, Instant::now(), true);
-        drop(state);
+        state.tail.batch_end(now, in_flight, dry);
+        (state.path, state.beyond, state.heard, state.known) = (path, 0, now, true);
+        self.tell_end(state);
         self.moved.notify_waiters();
+    }
+
+    fn tell_end(&self, state: MutexGuard<'_, State>) {
+        let due = state.tail.due(state.path);
+        drop(state);
+        if due.is_some() {
+            self.ends.notify_waiters();
+        }
     }
 
     pub(super) fn mtu(&self, mtu: u64) {
@@ -200,15 +257,15 @@ mod tests {
     fn writes_are_released_as_they_are_acknowledged() {
         let mut ledger = Ledger::new(10_000, 1200);
         let mut writes = 0;
-        while ledger.has_room() {
+        while ledger.has_room(0) {
             ledger.written += 1000;
             writes += 1;
         }
         assert_eq!(writes, 15, "the window and four packets");
         ledger.packet(1045);
-        assert!(ledger.has_room());
+        assert!(ledger.has_room(0));
         ledger.written += 1000;
-        assert!(!ledger.has_room());
+        assert!(!ledger.has_room(0));
     }
 
     #[test]
@@ -216,10 +273,10 @@ mod tests {
         let mut ledger = Ledger::new(10_000, 1200);
         ledger.written = 16_000;
         ledger.acknowledged(10_000, 9_000, false);
-        assert!(!ledger.has_room());
+        assert!(!ledger.has_room(0));
         ledger.acknowledged(10_000, 9_000, true);
         assert_eq!(ledger.open(), 9_000);
-        assert!(ledger.has_room());
+        assert!(ledger.has_room(0));
     }
 
     proptest! {
@@ -230,7 +287,7 @@ mod tests {
             for (kind, bytes, window) in steps {
                 let most = ledger.window + (4 * 1200).max(ledger.window / 4) + 5000;
                 match kind {
-                    0 if ledger.has_room() => {
+                    0 if ledger.has_room(0) => {
                         ledger.written += bytes;
                         prop_assert!(ledger.open() <= most);
                     }

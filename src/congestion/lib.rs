@@ -8,6 +8,7 @@ mod peak;
 mod pulse;
 #[cfg(test)]
 mod sim;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +53,21 @@ impl ControllerFactory for Alone {
     }
 }
 
+/// What is known of the way to a connection's peer, where one of these controllers has it; another
+/// after the peer has come from another address.
+#[must_use]
+pub fn gauge(connection: &quinn::Connection) -> Option<Arc<Gauge>> {
+    let controller = connection.congestion_state().into_any().downcast::<PathController>().ok()?;
+    Some(controller.gauge)
+}
+
+/// Sends a small packet that asks for an acknowledgement. quinn has no call for it; what it sends
+/// is MAX_DATA, with a limit one higher each time. `window`: what [`quinn::TransportConfig::receive_window`] was set to.
+pub fn ask(connection: &quinn::Connection, window: u32) {
+    connection.set_receive_window(window.into());
+    connection.set_receive_window((window + 1).into());
+}
+
 /// The model with quinn's clock.
 #[derive(Clone)]
 struct PathController {
@@ -75,6 +91,10 @@ impl PathController {
 }
 
 impl Controller for PathController {
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last: u64) {
+        self.gauge.sent(now, bytes);
+    }
+
     fn on_ack(&mut self, _now: Instant, sent: Instant, bytes: u64, _app_limited: bool, _rtt: &RttEstimator) {
         let sent = self.micros(sent);
         self.model.handle_acked(sent, bytes);
@@ -82,14 +102,14 @@ impl Controller for PathController {
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {
-        let now = self.micros(now);
-        self.model.handle_batch_end(now, app_limited);
-        self.gauge.acknowledged(self.model.window(), in_flight, app_limited, self.path());
+        self.model.handle_batch_end(self.micros(now), app_limited);
+        self.gauge.acknowledged(now, self.model.window(), in_flight, app_limited, self.path());
     }
 
     /// A loss says what share has to be made up for, not that the path is full.
     fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _persistent: bool, lost_bytes: u64) {
         self.model.handle_lost(lost_bytes);
+        self.gauge.lost(lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {

@@ -28,6 +28,10 @@ const RTT_LIFE: Micros = 15_000_000;
 const RECENT_ROUNDS: usize = 3;
 /// Packets in flight before anything is known: what the thinnest link's queue takes.
 const INITIAL_PACKETS: u64 = 16;
+/// The same as soon as the round trip is seen to be no longer than [`SHORT`]: the links that thin are far.
+const SHORT_PACKETS: u64 = 24;
+/// See [`SHORT_PACKETS`].
+const SHORT: Micros = 250_000;
 /// Fewest packets in flight: two for the peer's delayed acknowledgement, two under way.
 const LEAST_PACKETS: u64 = 4;
 /// A path of a shorter round trip is limited by when its peer acknowledges, not by what it carries.
@@ -153,9 +157,10 @@ impl Model {
         self.window
     }
 
-    /// Bytes that may be in flight before anything is known.
+    /// Bytes that may be in flight before anything is known but the round trip.
     pub(super) fn initial_window(&self) -> u64 {
-        INITIAL_PACKETS * self.mtu
+        let short = self.least_rtt().is_some_and(|rtt| rtt <= SHORT);
+        self.mtu * if short { SHORT_PACKETS } else { INITIAL_PACKETS }
     }
 
     /// Bytes a second that arrive, at best of the last rounds; 0 before the first sample.
@@ -219,7 +224,10 @@ impl Model {
 
     fn note_rtt(&mut self, now: Micros, rtt: Micros) {
         self.round.least_rtt = Some(self.round.least_rtt.map_or(rtt, |least| least.min(rtt)));
-        if self.least_rtt.is_none_or(|(least, _)| rtt <= least) {
+        if self.least_rtt.is_none() {
+            self.least_rtt = Some((rtt, now));
+            self.window = self.window.max(self.initial_window());
+        } else if self.least_rtt.is_none_or(|(least, _)| rtt <= least) {
             self.least_rtt = Some((rtt, now));
         }
     }

@@ -384,7 +384,7 @@ impl World {
         }
         let mut wake = now + TICK;
         let (probe, poke) = (flow.probe_due(now), flow.is_poked(now));
-        for _ in 0..u32::from(probe) + 2 * u32::from(poke) {
+        for _ in 0..u32::from(probe) + u32::from(poke) {
             self.send(now, index);
         }
         loop {

@@ -14,6 +14,7 @@ use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
 use super::loss::Loss;
 use super::pour;
+use super::quic::Way;
 use super::respond::{self, Reply};
 use super::route;
 use super::urgency::Urgency;
@@ -53,8 +54,9 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
     let loss = Arc::new(Loss::default());
     let Ok(mut serving) = builder.build::<_, Bytes>(streams).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
-    let mut draining = false;
+    let (mut draining, mut way) = (false, Way::of(&quic));
     loop {
+        way.follow(&quic);
         tokio::select! {
             accepted = serving.accept() => match accepted {
                 // Resolved in its own task: one slow head must not hold up the connection.
@@ -77,6 +79,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
                     return;
                 }
             }
+            () = way.ask_after(&quic) => {}
             () = conn.cut.cancelled() => return,
             reason = watchdog.as_mut() => {
                 return conn.service.shared.metrics.ingress.refuse_connection(reason);

@@ -13,6 +13,7 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use tokio::net::TcpListener;
+use waystation_congestion::Gauge;
 
 use super::conn::{Conn, Listener};
 use super::gate::Place;
@@ -36,7 +37,7 @@ pub(super) const SEND_WINDOW: u64 = 256 * 1024;
 const DATAGRAMS: usize = 2 * 1024;
 /// A round trip is thought to take this long before the first is seen: a lost packet of the
 /// handshake is sent again after three of it. On a slower link that costs a packet or two.
-const INITIAL_RTT: Duration = Duration::from_millis(120);
+const INITIAL_RTT: Duration = Duration::from_millis(25);
 /// In round trips: a packet sent before one that is acknowledged is given up after this. Sound that waits for
 /// it is worth a packet sent twice.
 const LOST_AFTER: f32 = 1.0;
@@ -81,6 +82,34 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
         .incoming_buffer_size(INCOMING_BYTES.0)
         .incoming_buffer_size_total(INCOMING_BYTES.1);
     Ok(config)
+}
+
+/// What is known of the way to a connection's peer.
+pub(super) struct Way {
+    peer: SocketAddr,
+    gauge: Option<Arc<Gauge>>,
+}
+
+impl Way {
+    pub(super) fn of(connection: &quinn::Connection) -> Self {
+        Self { peer: connection.remote_address(), gauge: waystation_congestion::gauge(connection) }
+    }
+
+    /// A peer that comes from another address has another way.
+    pub(super) fn follow(&mut self, connection: &quinn::Connection) {
+        if self.peer != connection.remote_address() {
+            *self = Self::of(connection);
+        }
+    }
+
+    /// Asks after the end of what was sent, each time it may be lost unseen. Never ends.
+    pub(super) async fn ask_after(&self, connection: &quinn::Connection) {
+        let Some(gauge) = &self.gauge else { return std::future::pending().await };
+        loop {
+            gauge.end().await;
+            waystation_congestion::ask(connection, CONNECTION_WINDOW);
+        }
+    }
 }
 
 /// How often a peer shall acknowledge, if it knows how to be asked: what many are sent costs them and the

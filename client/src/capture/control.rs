@@ -27,8 +27,6 @@ pub(super) const SAYINGS: usize = 16;
 /// Something to say.
 pub(super) enum Say {
     Capability(Token),
-    /// Something small, which shows the relay whether anything before it was lost.
-    Sign,
     End(String),
 }
 
@@ -39,15 +37,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut tokens: Vec<Token>, mut say: mp
             return;
         }
         // What was refused may do with another capability.
-        let again = Instant::now() + AGAIN_AFTER;
-        loop {
-            match tokio::time::timeout_at(again, say.recv()).await {
-                Ok(Some(Say::Sign)) => continue,
-                Ok(Some(Say::Capability(token))) => tokens = vec![token],
-                Ok(_) => return,
-                Err(_) => {}
-            }
-            break;
+        match tokio::time::timeout(AGAIN_AFTER, say.recv()).await {
+            Ok(Some(Say::Capability(token))) => tokens = vec![token],
+            Ok(_) => return,
+            Err(_) => {}
         }
     }
 }
@@ -82,7 +75,6 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
                     let body = Capability { capability: token.as_str().into() };
                     sending.send(frame::encode_json(kind::CAPABILITY, &body)).await?;
                 }
-                Some(Say::Sign) => sending.send(frame::encode(kind::ALIVE, b"{}")).await?,
                 Some(Say::End(reason)) => {
                     sending.send(frame::encode_json(kind::END, &End { reason })).await?;
                     sending.finish().await?;

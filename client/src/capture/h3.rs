@@ -43,13 +43,6 @@ const GRACE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(100);
 /// The path is told at every so many looks.
 const PATH_EVERY: u32 = 2;
-/// After the last byte so many signs follow, each a packet: a loss is found by three packets after
-/// it, where there would be none, and so in one round trip instead of a time-out.
-const SIGNS: u32 = 3;
-/// They come so much apart.
-const SIGN_EVERY: Duration = Duration::from_millis(10);
-/// They come where at least this part is lost, in thousandths.
-const SIGNS_FROM: u64 = 20;
 /// A handshake that was begun together with the first requests must be done by then.
 pub(super) const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
@@ -71,7 +64,6 @@ pub(super) struct Shared {
     pub(super) names: Names,
     wake: Notify,
     written: Mutex<Instant>,
-    say: mpsc::Sender<Say>,
     pub(super) news: mpsc::Sender<FromLink>,
 }
 
@@ -91,7 +83,6 @@ async fn run(
         names: Names::default(),
         wake: Notify::new(),
         written: Mutex::new(Instant::now()),
-        say: say.clone(),
         news: news.clone(),
     });
     let mut control =
@@ -283,13 +274,11 @@ async fn write(shared: Arc<Shared>) {
     let mut streams: HashMap<u64, Sending> = HashMap::new();
     // Pieces that the relay does not take now: it holds up one chunk, and no other.
     let mut blocked = FuturesUnordered::new();
-    let mut signs = 0;
     loop {
         let woken = shared.wake.notified();
         let next = shared.next(&mut streams);
         match next {
             Some(next) => {
-                signs = SIGNS;
                 let stream = streams.remove(&next.handle);
                 let mut work = Box::pin(shared.piece(stream, next));
                 match futures_util::poll!(&mut work) {
@@ -300,11 +289,6 @@ async fn write(shared: Arc<Shared>) {
             }
             None => tokio::select! {
                 () = woken => {}
-                () = tokio::time::sleep(SIGN_EVERY), if signs > 0 && shared.is_lossy() => {
-                    signs -= 1;
-                    // A full channel has something to send anyway.
-                    let _ = shared.say.try_send(Say::Sign);
-                }
                 Some(handed) = blocked.next(), if !blocked.is_empty() => shared.handed(handed, &mut streams).await,
             },
         }
@@ -326,10 +310,6 @@ impl Shared {
             waiting.plan.pause(next.handle, true);
             Some(next)
         })
-    }
-
-    fn is_lossy(&self) -> bool {
-        self.connection.gauge().path().loss_permille >= SIGNS_FROM
     }
 
     async fn piece(&self, stream: Option<Sending>, next: Next) -> Handed {
