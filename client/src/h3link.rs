@@ -25,6 +25,9 @@ use waystation_congestion::{self as congestion, Gauge};
 const INITIAL_RTT: Duration = Duration::from_millis(120);
 /// Bytes of a packet before the path showed that it takes more: what every path with IPv6 takes.
 const INITIAL_MTU: u16 = 1232;
+/// Two steps from there to the largest packet that is looked for, 1452 bytes. Each is a packet of padding,
+/// and a finer search finds little more.
+const MTU_STEP: u16 = 60;
 /// A connection on which nothing comes back for this long is dead. Longer than outages, since a
 /// connection that lives on needs neither a handshake nor a question where it was.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -304,7 +307,10 @@ fn is_certificate(code: quinn::TransportErrorCode) -> bool {
 
 fn transport(gauge: &Arc<Gauge>, keep_alive: Duration) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
+    let mut sizes = quinn::MtuDiscoveryConfig::default();
+    sizes.minimum_change(MTU_STEP);
     transport
+        .mtu_discovery_config(Some(sizes))
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE_LIMIT.min(IDLE_FACTOR * keep_alive)).ok())
         .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)

@@ -24,6 +24,10 @@ const MAX_MARKS: usize = 1024;
 const RATE_ROUNDS: u64 = 10;
 /// How long the least round trip counts before it is looked for again.
 const RTT_LIFE: Micros = 15_000_000;
+/// So many late acknowledgements, one after the other, say that there is a queue.
+const QUEUE_ACKS: u32 = 4;
+/// A round trip so much longer than the least, and an eighth of it, has met a queue.
+const QUEUE: Micros = 10_000;
 /// Rounds whose least round trips say how it is now.
 const RECENT_ROUNDS: usize = 3;
 /// Packets in flight before anything is known: what the thinnest link's queue takes.
@@ -41,7 +45,7 @@ const NEAR: Micros = 25_000;
 const NEAR_WINDOW: u64 = 64 * 1024;
 /// Bytes in flight for each byte of rate × round trip while starting: a doubling every round.
 const STARTUP_GAIN: f64 = 2.0;
-/// The same when the rate is known: a little more than the path, so that a faster one is noticed.
+/// The same when the rate is known, or while starting when there is a queue: a little more than the path, so that a faster one is noticed.
 const STEADY_GAIN: f64 = 1.15;
 /// The same for the round in which the queue is let run empty to see the least round trip.
 const DRAIN_GAIN: f64 = 0.75;
@@ -105,6 +109,8 @@ pub(super) struct Model {
     round: Round,
     recent_rtts: VecDeque<Micros>,
     stuck: Stuck,
+    /// Acknowledgements, one after the other, that came late: what they acknowledge met a queue.
+    late: u32,
     acked_share: f64,
     lost_share: f64,
 }
@@ -141,6 +147,7 @@ impl Model {
             round: Round::default(),
             recent_rtts: VecDeque::with_capacity(RECENT_ROUNDS + 1),
             stuck: Stuck::default(),
+            late: 0,
             acked_share: 0.0,
             lost_share: 0.0,
         }
@@ -230,6 +237,8 @@ impl Model {
         } else if self.least_rtt.is_none_or(|(least, _)| rtt <= least) {
             self.least_rtt = Some((rtt, now));
         }
+        let least = self.least_rtt().unwrap_or(rtt);
+        self.late = if rtt > least + least / 8 + QUEUE { self.late + 1 } else { 0 };
     }
 
     /// The delivery rate between the sending of the newest acknowledged packet and now.
@@ -296,7 +305,8 @@ impl Model {
         }
         match self.phase {
             Phase::Startup => {
-                let cap = (STARTUP_GAIN * needed) as u64 + LEAST_PACKETS * self.mtu;
+                let gain = if self.late >= QUEUE_ACKS { STEADY_GAIN } else { STARTUP_GAIN };
+                let cap = (gain * needed) as u64 + LEAST_PACKETS * self.mtu;
                 self.window = self.at_least(self.window.min(cap.max(self.initial_window())).max(self.near()));
             }
             Phase::Steady => {

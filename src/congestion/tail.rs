@@ -13,6 +13,10 @@ use super::Path;
 const SMALL: u64 = 100;
 /// It is asked where at least this part is lost, in thousandths.
 const LOSSY: u64 = 20;
+/// As long as fewer packets were acknowledged nobody knows what is lost, and it is asked [`TWICE`].
+const KNOWN: u32 = 40;
+/// See [`KNOWN`].
+const TWICE: u32 = 2;
 /// So often in a round trip. A packet is given up an eighth of one later than its acknowledgement
 /// was due, so that the second that asks settles it.
 const TIMES: u32 = 6;
@@ -31,11 +35,15 @@ pub(super) struct Tail {
     heard: Instant,
     /// The last packet, or the last that asked.
     moved: Instant,
+    /// Packets acknowledged.
+    seen: u32,
+    /// It was asked so often since the last packet.
+    asked: u32,
 }
 
 impl Tail {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { open: 0, dry: false, heard: now, moved: now }
+        Self { open: 0, dry: false, heard: now, moved: now, seen: 0, asked: 0 }
     }
 
     /// Packets of so many bytes went together.
@@ -47,11 +55,12 @@ impl Tail {
             self.heard = now;
         }
         self.open += bytes;
-        self.moved = now;
+        (self.moved, self.asked) = (now, 0);
     }
 
     /// A packet is acknowledged.
     pub(super) fn acked(&mut self, bytes: u64) {
+        self.seen = self.seen.saturating_add(1);
         if bytes >= SMALL {
             self.open = self.open.saturating_sub(bytes);
         }
@@ -70,12 +79,13 @@ impl Tail {
 
     /// One that asks is sent.
     pub(super) fn asked(&mut self, now: Instant) {
-        self.moved = now;
+        (self.moved, self.asked) = (now, self.asked + 1);
     }
 
     /// When to ask next; `None`: not before something changes.
     pub(super) fn due(&self, path: Path) -> Option<Instant> {
-        if !self.dry || self.open == 0 || path.loss_permille < LOSSY || path.rtt.is_zero() {
+        let wanted = path.loss_permille >= LOSSY || (self.seen < KNOWN && self.asked < TWICE);
+        if !self.dry || self.open == 0 || !wanted || path.rtt.is_zero() {
             return None;
         }
         let due = self.moved + (path.rtt / TIMES).max(LEAST);
@@ -105,7 +115,6 @@ mod tests {
         assert_eq!(tail.due(path(240, 150)), Some(t0 + 50 * MS));
         tail.asked(t0 + 240 * MS);
         assert_eq!(tail.due(path(240, 150)), Some(t0 + 280 * MS));
-        assert_eq!(tail.due(path(240, 10)), None, "where little is lost the time-out does");
         tail.lost(1200);
         tail.batch_end(t0 + 270 * MS, 0, true);
         assert_eq!(tail.due(path(240, 150)), None);
@@ -114,6 +123,24 @@ mod tests {
         tail.acked(1200);
         tail.batch_end(t0 + 510 * MS, 45, true);
         assert_eq!(tail.due(path(240, 150)), None, "what asks is not asked after");
+    }
+
+    #[test]
+    fn where_little_is_lost_the_time_out_does() {
+        let t0 = Instant::now();
+        let mut tail = Tail::new(t0);
+        let mut asked = 0;
+        for _ in 0..100 {
+            tail.sent(t0, 1200);
+            tail.batch_end(t0, 1200, true);
+            while tail.due(path(240, 0)).is_some() {
+                tail.asked(t0);
+                asked += 1;
+            }
+            tail.acked(1200);
+            tail.batch_end(t0, 0, true);
+        }
+        assert_eq!(asked, KNOWN * TWICE, "as long as nothing is known");
     }
 
     #[test]
