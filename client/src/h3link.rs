@@ -146,9 +146,10 @@ impl H3 {
         &self.gauge
     }
 
-    /// Sends something now, though the window is full: see [`Gauge::nudge`].
-    pub(crate) fn nudge(&self) {
-        self.gauge.nudge();
+    /// Sends something that asks for an acknowledgement now, though the window is full; if `write`, bytes
+    /// with it: see [`Gauge::nudge`].
+    pub(crate) fn nudge(&self, write: bool) {
+        self.gauge.nudge(write);
         congestion::ask(&self.connection, RECEIVE_WINDOW);
     }
 

@@ -13,6 +13,9 @@ enum Command {
     Upload(upload::Args),
     /// One session that is watched by many contacts
     Fanout(fanout::Args),
+    /// The server that `fanout --ceiling` starts
+    #[command(hide = true)]
+    CeilingServer(fanout::ceiling::Args),
     /// What the disk below the staging directory can do by itself
     Disk(disk::Args),
     /// The real capture client over an emulated bad link; needs root, `ip` and /dev/net/tun
@@ -32,7 +35,11 @@ fn main() -> ExitCode {
     if let Command::Fanout(args) = &command {
         fanout::prepare(args);
     }
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut threads = match &command {
+        Command::CeilingServer(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    match threads.enable_all().build() {
         Ok(runtime) => runtime.block_on(run(command)),
         Err(_) => ExitCode::FAILURE,
     }
@@ -42,6 +49,7 @@ async fn run(command: Command) -> ExitCode {
     match command {
         Command::Upload(args) => upload::main(args).await,
         Command::Fanout(args) => fanout::main(args).await,
+        Command::CeilingServer(args) => fanout::ceiling::main(args).await,
         Command::Disk(args) => disk::main(args).await,
         Command::Network(args) => network::main(args).await,
         Command::Phone(args) => network::phone::main(args).await,

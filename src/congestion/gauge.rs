@@ -76,8 +76,9 @@ pub struct Path {
 struct State {
     ledger: Ledger,
     path: Path,
-    /// Bytes in flight allowed beyond the window; see [`Gauge::nudge`].
+    /// Bytes in flight allowed beyond the window, and those of them that may be written; see [`Gauge::nudge`].
     beyond: u64,
+    room: u64,
     heard: Instant,
     /// Something was acknowledged.
     known: bool,
@@ -86,7 +87,7 @@ struct State {
 
 impl State {
     fn has_room(&self) -> bool {
-        self.ledger.has_room(self.beyond)
+        self.ledger.has_room(self.room)
     }
 }
 
@@ -113,6 +114,7 @@ impl Gauge {
             ledger: Ledger::new(0, 1200),
             path: Path::default(),
             beyond: 0,
+            room: 0,
             heard: Instant::now(),
             known: false,
             tail: Tail::new(Instant::now()),
@@ -167,13 +169,17 @@ impl Gauge {
         }
     }
 
-    /// Lets a packet more be written, and into flight, than the window allows. After an outage the path
-    /// is found again by whatever is sent first; QUIC's own probes come ever more rarely by then.
-    pub fn nudge(&self) {
+    /// Lets a packet more into flight than the window allows, and if `write` be written. After an outage the
+    /// path is found again by whatever is sent first; QUIC's own probes come ever more rarely by then.
+    pub fn nudge(&self, write: bool) {
         let mut state = self.state();
-        state.beyond += state.ledger.mtu;
-        drop(state);
-        self.moved.notify_waiters();
+        let packet = state.ledger.mtu;
+        state.beyond += packet;
+        if write {
+            state.room += packet;
+            drop(state);
+            self.moved.notify_waiters();
+        }
     }
 
     /// Waits until a packet that asks for an acknowledgement shall follow what was sent last: on a
@@ -225,7 +231,8 @@ impl Gauge {
         let mut state = self.state();
         state.ledger.acknowledged(window, in_flight, dry);
         state.tail.batch_end(now, in_flight, dry);
-        (state.path, state.beyond, state.heard, state.known) = (path, 0, now, true);
+        (state.path, state.heard, state.known) = (path, now, true);
+        (state.beyond, state.room) = (0, 0);
         self.tell_end(state);
         self.moved.notify_waiters();
     }

@@ -250,7 +250,7 @@ impl Flow {
         let Control::Ours(model) = &self.control else { return false };
         let rtt = Duration::from_micros(model.recent_rtt());
         let silence = (self.in_flight > 0).then(|| Duration::from_micros(now - self.heard));
-        matches!(self.pulse.look(silence, rtt, super::Owes::Bytes), Beat::Poke | Beat::Stalls)
+        matches!(self.pulse.look(silence, rtt, super::Owes::Bytes), Beat::Poke | Beat::Ask | Beat::Stalls)
     }
 
     /// Whether a packet may go now; else when to ask again.

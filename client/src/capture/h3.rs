@@ -105,7 +105,7 @@ async fn run(
                 }
                 Some(ToLink::Moved) => {
                     shared.connection.rebind();
-                    shared.connection.nudge();
+                    shared.connection.nudge(true);
                 }
                 Some(ToLink::End(reason)) => {
                     let _ = say.try_send(Say::End(reason));
@@ -162,11 +162,12 @@ fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let owes = gauge.owes(shared.with_quietly(|waiting| waiting.unanswered.0 > 0));
     match pulse.look(gauge.silence(), gauge.path().rtt, owes) {
         Beat::Rest => {}
-        Beat::Poke => shared.connection.nudge(),
+        Beat::Poke => shared.connection.nudge(true),
+        Beat::Ask => shared.connection.nudge(false),
         Beat::Stalls => {
             // The route may be another by now, and a NAT may have forgotten the old port.
             shared.connection.rebind();
-            shared.connection.nudge();
+            shared.connection.nudge(true);
         }
         Beat::Flows => beside.stop(),
     }

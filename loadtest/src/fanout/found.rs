@@ -37,6 +37,9 @@ pub struct Found {
     /// `cpu_s_per_gb` less what the uploads cost without any contact: what is spent for contacts alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contacts_s_per_gb: Option<f64>,
+    /// Processor seconds of a server that only writes the same bytes to as many TLS connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling_s_per_gb: Option<f64>,
 }
 
 impl Found {
@@ -46,6 +49,9 @@ impl Found {
         }
         let mut out = self.report.table();
         out += &format!("memory of an idle contact: {} KiB\n", self.idle_kib_per_contact);
+        if let Some(ceiling) = self.ceiling_s_per_gb {
+            out += &format!("a server that does nothing else takes {ceiling} CPU s/GB\n");
+        }
         if let Some(kept) = self.uploads_kept {
             out += &format!("another session's uploads keep {:.0} % of their speed\n", kept * 100.0);
         }

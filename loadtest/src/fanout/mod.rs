@@ -1,6 +1,7 @@
 //! One session that is watched by many contacts: every chunk must reach every contact, byte for
 //! byte.
 
+pub mod ceiling;
 mod contact;
 mod follower;
 mod found;
@@ -99,6 +100,9 @@ pub struct Args {
     /// How fast another session's uploads of 1 MiB are, by themselves and beside the fan-out
     #[arg(long)]
     pub uploads: bool,
+    /// What the same deliveries cost a server that does nothing else, measured before and after
+    #[arg(long, conflicts_with_all = ["idle", "troubled"])]
+    pub ceiling: bool,
     /// 100 contacts by themselves, then beside one at 48 kbit/s, one that stops reading and one that
     /// connects anew every second
     #[arg(long, conflicts_with_all = ["idle", "uploads", "rate", "chunks"])]
@@ -156,6 +160,8 @@ async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
 pub async fn run(args: Args) -> Result<Found, Failure> {
     let core = if args.unpinned { None } else { Cores::left() };
     let rig = Arc::new(Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?);
+    let (how, time) = ((args.contacts, args.payload), Duration::from_secs(args.seconds) / 2);
+    let ceiling = if args.ceiling { Some(ceiling::measure(&rig, how, core, time).await?) } else { None };
     let session = rig.session(&[Variant::LivePreview]).await?;
     let published = Arc::new(Published::default());
     let empty = rig.usage()?;
@@ -176,12 +182,17 @@ pub async fn run(args: Args) -> Result<Found, Failure> {
         (phases, uploads) = upload(&args, &rig, uploader).await?;
     }
     stop.cancel();
+    let ceiling = match ceiling {
+        Some(before) => Some((before + ceiling::measure(&rig, how, core, time).await?) / 2.0),
+        None => None,
+    };
     let mut deliveries = Vec::new();
     while let Some(ended) = watching.join_next().await {
         deliveries.extend(ended.map_err(|_| Failure::Wire("a contact panicked"))?);
     }
     let counted = count(&args, &published, &deliveries, &phases, rig.usage()?);
-    Ok(found(&args, counted, (empty, idle), core.is_some(), uploads))
+    let found = found(&args, counted, (empty, idle), core.is_some(), uploads);
+    Ok(Found { ceiling_s_per_gb: ceiling.map(digits), ..found })
 }
 
 /// Connects so many contacts.
@@ -283,7 +294,6 @@ fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uplo
     report.transport = Some(args.transport.as_str());
     let grown = idle.1.rss.saturating_sub(idle.0.rss) as f64 / 1024.0 / f64::from(args.contacts.max(1));
     let kept = uploads.map(|[alone, with]| with / alone);
-    let digits = |value: f64| (value * 100.0).round() / 100.0;
     Found {
         report,
         contacts: args.contacts.into(),
@@ -294,7 +304,12 @@ fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uplo
         uploads_mb_s: uploads.map(|both| both.map(digits)),
         uploads_kept: kept.map(digits),
         contacts_s_per_gb: None,
+        ceiling_s_per_gb: None,
     }
+}
+
+fn digits(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
 }
 
 /// All contacts come from one address, belong to one group and share a capability, which has a

@@ -1,6 +1,7 @@
 //! HTTP/1.1 and HTTP/2: one connection each, over TLS; and a plain one to the core.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,6 +17,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::BufReader;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
+use waystation_client::connect::Trust;
 
 use super::{Sent, Verdict};
 use crate::Failure;
@@ -144,10 +146,24 @@ pub(super) async fn tls_reading(rig: &Rig, protocol: &[u8], reading: Reading) ->
         socket.set_recv_buffer_size(bytes).map_err(Failure::io("a socket"))?;
     }
     let stream = socket.connect(rig.public).await.map_err(Failure::io("the relay"))?;
+    over(stream, ahead, &rig.trust, &[protocol]).await
+}
+
+/// Connects over TCP and TLS to what is no relay.
+///
+/// # Errors
+/// [`Failure::Io`]
+pub async fn tls_to(address: SocketAddr, trust: &Trust) -> Result<Tls, Failure> {
+    let stream = TcpStream::connect(address).await.map_err(Failure::io("a server"))?;
+    over(stream, READ_BYTES, trust, &[]).await
+}
+
+async fn over(stream: TcpStream, ahead: usize, trust: &Trust, protocols: &[&[u8]]) -> Result<Tls, Failure> {
+    let address = stream.peer_addr().map_err(Failure::io("the relay"))?;
     stream.set_nodelay(true).map_err(Failure::io("the relay"))?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(rig.trust.tls(&[protocol])));
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(trust.tls(protocols)));
     let stream = BufReader::with_capacity(ahead, stream);
-    connector.connect(ServerName::from(rig.public.ip()), stream).await.map_err(Failure::io("TLS with the relay"))
+    connector.connect(ServerName::from(address.ip()), stream).await.map_err(Failure::io("TLS with the relay"))
 }
 
 /// A body of known length that notes when its last piece is taken.

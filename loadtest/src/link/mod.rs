@@ -15,7 +15,7 @@ use waystation_proto::message::Answer;
 
 pub use h3::{Connection as H3Connection, ReceiveHalf};
 pub use http::Reading;
-pub use http::{Tls, get_over, plain_get};
+pub use http::{Tls, get_over, plain_get, tls_to};
 pub use ws::{Socket, binary, open as open_ws};
 
 use crate::Failure;
