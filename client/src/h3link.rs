@@ -129,7 +129,7 @@ impl H3 {
             loop {
                 tokio::select! {
                     _ = &mut driving => return,
-                    () = asking.end() => congestion::ask(&asked, RECEIVE_WINDOW),
+                    () = asking.end() => congestion::ask_for_acknowledgement(&asked, RECEIVE_WINDOW),
                 }
             }
         });
@@ -150,7 +150,7 @@ impl H3 {
     /// with it: see [`Gauge::nudge`].
     pub(crate) fn nudge(&self, write: bool) {
         self.gauge.nudge(write);
-        congestion::ask(&self.connection, RECEIVE_WINDOW);
+        congestion::ask_for_acknowledgement(&self.connection, RECEIVE_WINDOW);
     }
 
     /// Goes on from another port, and so perhaps another network. The connection lives on.
@@ -291,14 +291,16 @@ impl<'a> Dialer<'a> {
 
 /// A client's socket. The packets of its handshakes are sent twice.
 fn bind(any: SocketAddr) -> io::Result<quinn::Endpoint> {
+    let udp = Some(socket2::Protocol::UDP);
+    let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, udp)?;
+    if any.is_ipv6() {
+        // Where it is refused, addresses of IPv4 are named as such.
+        let _ = socket.set_only_v6(false);
+    }
+    socket.bind(&any.into())?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = runtime.wrap_udp_socket(std::net::UdpSocket::bind(any)?)?;
-    quinn::Endpoint::new_with_abstract_socket(
-        quinn::EndpointConfig::default(),
-        None,
-        Arc::new(Repeating::new(socket)),
-        runtime,
-    )
+    let socket = Arc::new(Repeating::new(runtime.wrap_udp_socket(socket.into())?));
+    quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), None, socket, runtime)
 }
 
 /// TLS alerts about certificates are 42 to 48 (RFC 8446 §6.2), in QUIC at 0x100 (RFC 9001 §4.8).
@@ -316,7 +318,7 @@ fn transport(gauge: &Arc<Gauge>, keep_alive: Duration) -> quinn::TransportConfig
         .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_RTT)
         .initial_mtu(INITIAL_MTU)
-        .congestion_controller_factory(Arc::new(congestion::Factory(Arc::clone(gauge))))
+        .congestion_controller_factory(Arc::new(congestion::Factory::metered(Arc::clone(gauge))))
         .send_window(SEND_WINDOW)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into());

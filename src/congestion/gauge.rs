@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::time::timeout_at;
 
 use super::Owes;
 use super::tail::Tail;
@@ -21,6 +22,11 @@ const OVERHEAD: u64 = 45;
 const SPARE_PACKETS: u64 = 4;
 /// The same as a part of the window.
 const SPARE_PART: u64 = 4;
+
+/// quinn's clock.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// What is written and what of it is acknowledged. Pure.
 #[derive(Debug, Clone, Copy)]
@@ -115,9 +121,9 @@ impl Gauge {
             path: Path::default(),
             beyond: 0,
             room: 0,
-            heard: Instant::now(),
+            heard: now(),
             known: false,
-            tail: Tail::new(Instant::now()),
+            tail: Tail::new(now()),
         };
         Self { state: Mutex::new(state), moved: Notify::new(), ends: Notify::new() }
     }
@@ -144,7 +150,7 @@ impl Gauge {
         let mut state = self.state();
         if state.ledger.open() == 0 {
             // Silence counts from when something is owed.
-            state.heard = Instant::now();
+            state.heard = now();
         }
         state.ledger.written += bytes as u64;
     }
@@ -191,14 +197,15 @@ impl Gauge {
             let due = {
                 let mut state = self.state();
                 let due = state.tail.due(state.path);
-                if due.is_some_and(|due| due <= Instant::now()) {
-                    state.tail.asked(Instant::now());
+                if due.is_some_and(|due| due <= now()) {
+                    state.tail.asked(now());
                     return;
                 }
                 due
             };
             match due {
-                Some(due) => drop(tokio::time::timeout_at(due.into(), ends).await),
+                // Later by then, if more was sent.
+                Some(due) => _ = timeout_at(due.into(), ends).await,
                 None => ends.await,
             }
         }
@@ -206,15 +213,15 @@ impl Gauge {
 
     // === the controller's side ===
 
-    pub(super) fn started(&self, window: u64, mtu: u64) {
-        self.state().ledger = Ledger::new(window, mtu);
+    pub(super) fn started(&self, at: Instant, window: u64, mtu: u64) {
+        let mut state = self.state();
+        (state.ledger, state.tail) = (Ledger::new(window, mtu), Tail::new(at));
+        drop(state);
         self.moved.notify_waiters();
     }
 
-    pub(super) fn sent(&self, now: Instant, bytes: u64) {
-        let mut state = self.state();
-        state.tail.sent(now, bytes);
-        self.tell_end(state);
+    pub(super) fn sent(&self, at: Instant, bytes: u64) {
+        self.with_end(|state| state.tail.sent(at, bytes));
     }
 
     pub(super) fn packet(&self, bytes: u64) {
@@ -227,20 +234,24 @@ impl Gauge {
         self.state().tail.lost(bytes);
     }
 
-    pub(super) fn acknowledged(&self, now: Instant, window: u64, in_flight: u64, dry: bool, path: Path) {
-        let mut state = self.state();
-        state.ledger.acknowledged(window, in_flight, dry);
-        state.tail.batch_end(now, in_flight, dry);
-        (state.path, state.heard, state.known) = (path, now, true);
-        (state.beyond, state.room) = (0, 0);
-        self.tell_end(state);
+    pub(super) fn acknowledged(&self, at: Instant, window: u64, in_flight: u64, dry: bool, path: Path) {
+        self.with_end(|state| {
+            state.ledger.acknowledged(window, in_flight, dry);
+            state.tail.batch_end(at, in_flight, dry);
+            (state.path, state.heard, state.known) = (path, at, true);
+            (state.beyond, state.room) = (0, 0);
+        });
         self.moved.notify_waiters();
     }
 
-    fn tell_end(&self, state: MutexGuard<'_, State>) {
-        let due = state.tail.due(state.path);
+    /// Changes what decides when it is asked; whoever waits for that hears if it is to be asked from now on.
+    fn with_end(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        let before = state.tail.due(state.path);
+        change(&mut state);
+        let begins = before.is_none() && state.tail.due(state.path).is_some();
         drop(state);
-        if due.is_some() {
+        if begins {
             self.ends.notify_waiters();
         }
     }

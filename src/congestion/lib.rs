@@ -23,47 +23,39 @@ pub use gauge::{Gauge, Path};
 use model::{Micros, Model};
 pub use pulse::{Beat, Owes, Pulse};
 
-/// Makes a connection's controller, which keeps its gauge.
+/// Makes the controller of each path of one connection. They keep one gauge.
 #[derive(Debug)]
-pub struct Factory(
-    /// Kept beside it.
-    pub Arc<Gauge>,
-);
+pub struct Factory {
+    gauge: Arc<Gauge>,
+    model: fn(u64) -> Model,
+}
 
 impl Factory {
-    fn make(&self, now: Instant, model: Model, mtu: u16) -> Box<dyn Controller> {
-        self.0.started(model.window(), mtu.into());
-        Box::new(PathController { born: now, model, gauge: Arc::clone(&self.0) })
+    /// For an end that writes as its gauge says.
+    #[must_use]
+    pub fn metered(gauge: Arc<Gauge>) -> Self {
+        Self { gauge, model: Model::new }
+    }
+
+    /// For an end that writes whatever its streams take.
+    #[must_use]
+    pub fn unmetered(gauge: Arc<Gauge>) -> Self {
+        Self { gauge, model: Model::unmetered }
     }
 }
 
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        self.make(now, Model::new(current_mtu.into()), current_mtu)
+        let model = (self.model)(current_mtu.into());
+        self.gauge.started(now, model.window(), current_mtu.into());
+        Box::new(PathController { born: now, model, gauge: Arc::clone(&self.gauge) })
     }
 }
 
-/// The same for each connection of an end that writes whatever its streams take.
-#[derive(Debug)]
-pub struct Alone;
-
-impl ControllerFactory for Alone {
-    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Factory(Arc::new(Gauge::new())).make(now, Model::unmetered(current_mtu.into()), current_mtu)
-    }
-}
-
-/// What is known of the way to a connection's peer, where one of these controllers has it; another
-/// after the peer has come from another address.
-#[must_use]
-pub fn gauge(connection: &quinn::Connection) -> Option<Arc<Gauge>> {
-    let controller = connection.congestion_state().into_any().downcast::<PathController>().ok()?;
-    Some(controller.gauge)
-}
-
-/// Sends a small packet that asks for an acknowledgement. quinn has no call for it; what it sends
-/// is MAX_DATA, with a limit one higher each time. `window`: what [`quinn::TransportConfig::receive_window`] was set to.
-pub fn ask(connection: &quinn::Connection, window: u32) {
+/// Sends a small packet that asks for an acknowledgement. quinn has no call for it; what it sends is
+/// MAX_DATA, with a limit one byte higher each time. `window`: what the connection's
+/// [`quinn::TransportConfig::receive_window`] is.
+pub fn ask_for_acknowledgement(connection: &quinn::Connection, window: u32) {
     connection.set_receive_window(window.into());
     connection.set_receive_window((window + 1).into());
 }

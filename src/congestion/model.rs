@@ -25,7 +25,7 @@ const RATE_ROUNDS: u64 = 10;
 /// How long the least round trip counts before it is looked for again.
 const RTT_LIFE: Micros = 15_000_000;
 /// So many late acknowledgements, one after the other, say that there is a queue.
-const QUEUE_ACKS: u32 = 4;
+const QUEUE_ACKS: u32 = 8;
 /// A round trip so much longer than the least, and an eighth of it, has met a queue.
 const QUEUE: Micros = 10_000;
 /// Rounds whose least round trips say how it is now.
@@ -45,7 +45,8 @@ const NEAR: Micros = 25_000;
 const NEAR_WINDOW: u64 = 64 * 1024;
 /// Bytes in flight for each byte of rate × round trip while starting: a doubling every round.
 const STARTUP_GAIN: f64 = 2.0;
-/// The same when the rate is known, or while starting when there is a queue: a little more than the path, so that a faster one is noticed.
+/// The same when the rate is known, or while starting when there is a queue: a little more than the
+/// path, so that a faster one is noticed.
 const STEADY_GAIN: f64 = 1.15;
 /// The same for the round in which the queue is let run empty to see the least round trip.
 const DRAIN_GAIN: f64 = 0.75;
@@ -231,14 +232,16 @@ impl Model {
 
     fn note_rtt(&mut self, now: Micros, rtt: Micros) {
         self.round.least_rtt = Some(self.round.least_rtt.map_or(rtt, |least| least.min(rtt)));
-        if self.least_rtt.is_none() {
-            self.least_rtt = Some((rtt, now));
-            self.window = self.window.max(self.initial_window());
-        } else if self.least_rtt.is_none_or(|(least, _)| rtt <= least) {
-            self.least_rtt = Some((rtt, now));
+        match self.least_rtt {
+            None => {
+                self.least_rtt = Some((rtt, now));
+                self.window = self.window.max(self.initial_window());
+            }
+            Some((least, _)) if rtt <= least => self.least_rtt = Some((rtt, now)),
+            Some(_) => {}
         }
         let least = self.least_rtt().unwrap_or(rtt);
-        self.late = if rtt > least + least / 8 + QUEUE { self.late + 1 } else { 0 };
+        self.late = if rtt > least + least / 8 + QUEUE { self.late.saturating_add(1) } else { 0 };
     }
 
     /// The delivery rate between the sending of the newest acknowledged packet and now.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::Path;
 
-/// Packets of fewer bytes bring nothing that is waited for: those that ask, acknowledgements, a sign of life.
+/// Packets of fewer bytes are not asked after: those that ask, acknowledgements, a sign of life. The few
+/// others are QUIC's own time-out's.
 const SMALL: u64 = 100;
 /// It is asked where at least this part is lost, in thousandths.
 const LOSSY: u64 = 20;
@@ -22,7 +23,8 @@ const TWICE: u32 = 2;
 const TIMES: u32 = 6;
 /// Not more often, however near the path.
 const LEAST: Duration = Duration::from_millis(5);
-/// After so many round trips without any acknowledgement the path is not lossy but away.
+/// Over so many round trips. What is not acknowledged by then is not lost but away; and what is counted
+/// as open for ever, since a batch's last packet was small, is asked after no longer.
 const BORNE: u32 = 2;
 
 /// The end of what is on its way.
@@ -66,13 +68,15 @@ impl Tail {
         }
     }
 
-    /// Packets of so many bytes, large and small, are given up. What is counted wrongly by the small ones is put right
-    /// when nothing more is in flight.
+    /// Packets of so many bytes together are given up.
     pub(super) fn lost(&mut self, bytes: u64) {
-        self.open = self.open.saturating_sub(bytes);
+        if bytes >= SMALL {
+            self.open = self.open.saturating_sub(bytes);
+        }
     }
 
-    /// An acknowledgement was read to its end, and leaves so many bytes in flight; `dry`: there was nothing more to send.
+    /// An acknowledgement was read to its end, and leaves so many bytes in flight. `dry`: there was
+    /// nothing more to send.
     pub(super) fn batch_end(&mut self, now: Instant, in_flight: u64, dry: bool) {
         (self.open, self.dry, self.heard) = (self.open.min(in_flight), dry, now);
     }
@@ -84,8 +88,14 @@ impl Tail {
 
     /// When to ask next; `None`: not before something changes.
     pub(super) fn due(&self, path: Path) -> Option<Instant> {
-        let wanted = path.loss_permille >= LOSSY || (self.seen < KNOWN && self.asked < TWICE);
-        if !self.dry || self.open == 0 || !wanted || path.rtt.is_zero() {
+        let most = if path.loss_permille >= LOSSY {
+            BORNE * TIMES
+        } else if self.seen < KNOWN {
+            TWICE
+        } else {
+            0
+        };
+        if !self.dry || self.open < SMALL || self.asked >= most || path.rtt.is_zero() {
             return None;
         }
         let due = self.moved + (path.rtt / TIMES).max(LEAST);
@@ -159,6 +169,38 @@ mod tests {
         }
         assert_eq!(asked, 12);
         assert!(now <= begun + 480 * MS);
+    }
+
+    #[test]
+    fn what_asks_keeps_no_question_alive() {
+        let t0 = Instant::now();
+        let mut tail = Tail::new(t0);
+        tail.batch_end(t0, 0, true);
+        // The last of a batch is small, and so is never counted as acknowledged.
+        tail.sent(t0, 2 * 1200 + 99);
+        tail.acked(1200);
+        tail.acked(1200);
+        let mut asked = 0;
+        for ms in (0..10_000).step_by(20) {
+            tail.batch_end(t0 + ms * MS, 6 * 45, true);
+            if tail.due(path(240, 150)).is_some() {
+                tail.asked(t0 + ms * MS);
+                asked += 1;
+            }
+        }
+        assert_eq!(asked, 0);
+        for _ in 0..2 {
+            tail.sent(t0, 1299);
+            tail.acked(1200);
+        }
+        for ms in (0..10_000).step_by(20) {
+            tail.batch_end(t0 + ms * MS, 6 * 45, true);
+            if tail.due(path(240, 150)).is_some() {
+                tail.asked(t0 + ms * MS);
+                asked += 1;
+            }
+        }
+        assert_eq!(asked, BORNE * TIMES);
     }
 
     #[test]

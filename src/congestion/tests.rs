@@ -14,6 +14,7 @@ const POOR_3G: Link = Link { rate: 256e3, rtt: 0.3, loss: 0.02, burst: 1.0, jitt
 const EDGE_2G: Link = Link { rate: 100e3, rtt: 0.7, loss: 0.05, burst: 1.0, jitter: 0.15, queue: 0.5 };
 const LOSSY: Link = Link { rate: 2e6, rtt: 0.2, loss: 0.15, burst: 1.0, jitter: 0.0, queue: 0.5 };
 const BURST: Link = Link { rate: 1e6, rtt: 0.15, loss: 0.08, burst: 5.0, jitter: 0.0, queue: 0.5 };
+const JITTERY: Link = Link { rate: 10e6, rtt: 0.05, loss: 0.001, burst: 1.0, jitter: 0.02, queue: 0.5 };
 const CONGESTED: Link = Link { rate: 1e6, rtt: 0.08, loss: 0.0, burst: 1.0, jitter: 0.0, queue: 2.0 };
 
 fn ours(need: u64, start: Micros) -> Flow {
@@ -59,6 +60,7 @@ fn bulk_comes_near_the_floor_and_sends_little_twice() {
         ("lossy", LOSSY, 1.15),
         ("burst", BURST, 1.25),
         ("congested", CONGESTED, 1.05),
+        ("good4g with jitter", JITTERY, 1.35),
     ];
     for (name, link, at_most) in links {
         let (time, wire) = bulk(link);

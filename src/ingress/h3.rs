@@ -7,6 +7,7 @@ use bytes::{Buf as _, Bytes};
 use h3::server::{RequestResolver, RequestStream};
 use http::{Method, Response};
 use http_body::Body as _;
+use waystation_congestion::Gauge;
 use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
@@ -14,7 +15,7 @@ use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
 use super::loss::Loss;
 use super::pour;
-use super::quic::Way;
+use super::quic;
 use super::respond::{self, Reply};
 use super::route;
 use super::urgency::Urgency;
@@ -41,7 +42,7 @@ impl Incoming {
 }
 
 /// Serves a connection to its end, its idleness, or the relay's.
-pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
+pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection, gauge: Arc<Gauge>) {
     let mut builder = h3::server::builder();
     builder
         .max_field_section_size(MAX_FRAME)
@@ -54,9 +55,9 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
     let loss = Arc::new(Loss::default());
     let Ok(mut serving) = builder.build::<_, Bytes>(streams).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
-    let (mut draining, mut way) = (false, Way::of(&quic));
+    let mut asking = std::pin::pin!(quic::ask_after(&quic, &gauge));
+    let mut draining = false;
     loop {
-        way.follow(&quic);
         tokio::select! {
             accepted = serving.accept() => match accepted {
                 // Resolved in its own task: one slow head must not hold up the connection.
@@ -79,7 +80,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection) {
                     return;
                 }
             }
-            () = way.ask_after(&quic) => {}
+            () = asking.as_mut() => {}
             () = conn.cut.cancelled() => return,
             reason = watchdog.as_mut() => {
                 return conn.service.shared.metrics.ingress.refuse_connection(reason);

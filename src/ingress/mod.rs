@@ -159,6 +159,7 @@ struct PublicSide {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     endpoint: quinn::Endpoint,
+    quic: quinn::ServerConfig,
     certificate: tls::Certificate,
 }
 
@@ -183,7 +184,7 @@ impl Ingress {
         limits: &config::Limits,
         shared: Shared,
     ) -> Result<Bound, BindError> {
-        let public = listen.public.map(|at| Self::bind_public(at, tls, limits, &shared)).transpose()?;
+        let public = listen.public.map(|at| Self::bind_public(at, tls, &shared)).transpose()?;
         let plain_listener = listen.plain.map(|at| accept::bind(at).map_err(refused("listen.plain"))).transpose()?;
         let port = public.as_ref().and_then(|side| side.listener.local_addr().ok()).map(|at| at.port());
         let alt_svc = port.and_then(|port| HeaderValue::from_str(&format!("h3=\":{port}\"; ma=86400")).ok());
@@ -210,18 +211,13 @@ impl Ingress {
         })
     }
 
-    fn bind_public(
-        at: SocketAddr,
-        tls: &config::Tls,
-        limits: &config::Limits,
-        shared: &Shared,
-    ) -> Result<PublicSide, BindError> {
+    fn bind_public(at: SocketAddr, tls: &config::Tls, shared: &Shared) -> Result<PublicSide, BindError> {
         let certificate = tls::Certificate::load(tls, &shared.clock)?;
         let acceptor = TlsAcceptor::from(Arc::new(certificate.tcp()?));
-        let quic = quic::config(&certificate, limits)?;
+        let quic = quic::config(&certificate)?;
         let endpoint = quic::endpoint(&shared.reset_key);
         let (listener, endpoint) = quic::bind_both(at, &endpoint, &quic).map_err(refused("listen.public"))?;
-        Ok(PublicSide { listener, acceptor, endpoint, certificate })
+        Ok(PublicSide { listener, acceptor, endpoint, quic, certificate })
     }
 }
 
@@ -241,7 +237,7 @@ impl Bound {
         let mut endpoint = None;
         if let Some(side) = self.tls {
             loops.spawn(accept::run(Arc::clone(&service), side.listener, Some(side.acceptor)));
-            loops.spawn(quic::run(Arc::clone(&service), side.endpoint.clone()));
+            loops.spawn(quic::run(Arc::clone(&service), side.endpoint.clone(), side.quic));
             let (following, drain) = (side.certificate.follow(service.shared.clock.clone()), service.drain.clone());
             loops.spawn(async move {
                 let _ = drain.run_until_cancelled(following).await;

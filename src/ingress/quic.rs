@@ -13,7 +13,7 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 use tokio::net::TcpListener;
-use waystation_congestion::Gauge;
+use waystation_congestion::{Factory, Gauge};
 
 use super::conn::{Conn, Listener};
 use super::gate::Place;
@@ -35,8 +35,8 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 pub(super) const SEND_WINDOW: u64 = 256 * 1024;
 /// Datagrams of a peer that are held. None is read: WebTransport asks an end to be able to take them.
 const DATAGRAMS: usize = 2 * 1024;
-/// A round trip is thought to take this long before the first is seen: a lost packet of the
-/// handshake is sent again after three of it. On a slower link that costs a packet or two.
+/// A round trip is thought to take this long before the first is seen: what may be lost of the
+/// handshake is sent again after 75, 225 and 525 ms, two packets each time. On a slower link that costs those.
 const INITIAL_RTT: Duration = Duration::from_millis(25);
 /// In round trips: a packet sent before one that is acknowledged is given up after this. Sound that waits for
 /// it is worth a packet sent twice.
@@ -56,9 +56,21 @@ const UDP_BUFFER: usize = 2 << 20;
 /// Port 0: tries until one port is free for TCP and UDP.
 const PORT_TRIES: usize = 16;
 
-/// The endpoint's configuration.
-pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) -> Result<ServerConfig, tls::Error> {
+/// The endpoint's configuration. Each connection gets its own [`transport`].
+pub(super) fn config(certificate: &tls::Certificate) -> Result<ServerConfig, tls::Error> {
     let crypto = QuicServerConfig::try_from(certificate.quic()?).map_err(|_| tls::Error::Unusable)?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        // A phone that changes its network keeps its connection and its chunk.
+        .migration(true)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES.0)
+        .incoming_buffer_size_total(INCOMING_BYTES.1);
+    Ok(config)
+}
+
+/// What one connection may do. `gauge` stays with it when its peer comes from another address.
+fn transport(limits: &config::Limits, gauge: &Arc<Gauge>) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
@@ -68,47 +80,19 @@ pub(super) fn config(certificate: &tls::Certificate, limits: &config::Limits) ->
         .send_window(SEND_WINDOW)
         .initial_rtt(INITIAL_RTT)
         .time_threshold(LOST_AFTER)
-        .congestion_controller_factory(Arc::new(waystation_congestion::Alone))
+        .congestion_controller_factory(Arc::new(Factory::unmetered(Arc::clone(gauge))))
         .ack_frequency_config(Some(acknowledgements()))
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .max_idle_timeout(IdleTimeout::try_from(limits.idle_timeout).ok())
         .keep_alive_interval(Some(limits.idle_timeout / 3));
-    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-    config
-        .transport_config(Arc::new(transport))
-        // A phone that changes its network keeps its connection and its chunk.
-        .migration(true)
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BYTES.0)
-        .incoming_buffer_size_total(INCOMING_BYTES.1);
-    Ok(config)
+    transport
 }
 
-/// What is known of the way to a connection's peer.
-pub(super) struct Way {
-    peer: SocketAddr,
-    gauge: Option<Arc<Gauge>>,
-}
-
-impl Way {
-    pub(super) fn of(connection: &quinn::Connection) -> Self {
-        Self { peer: connection.remote_address(), gauge: waystation_congestion::gauge(connection) }
-    }
-
-    /// A peer that comes from another address has another way.
-    pub(super) fn follow(&mut self, connection: &quinn::Connection) {
-        if self.peer != connection.remote_address() {
-            *self = Self::of(connection);
-        }
-    }
-
-    /// Asks after the end of what was sent, each time it may be lost unseen. Never ends.
-    pub(super) async fn ask_after(&self, connection: &quinn::Connection) {
-        let Some(gauge) = &self.gauge else { return std::future::pending().await };
-        loop {
-            gauge.end().await;
-            waystation_congestion::ask(connection, CONNECTION_WINDOW);
-        }
+/// Asks a peer after the end of what it was sent, each time that may be lost unseen. Never ends.
+pub(super) async fn ask_after(connection: &quinn::Connection, gauge: &Gauge) {
+    loop {
+        gauge.end().await;
+        waystation_congestion::ask_for_acknowledgement(connection, CONNECTION_WINDOW);
     }
 }
 
@@ -176,7 +160,7 @@ pub(super) fn bind_both(
 }
 
 /// Accepts connections until the relay drains.
-pub(super) async fn run(service: Arc<Service>, endpoint: Endpoint) {
+pub(super) async fn run(service: Arc<Service>, endpoint: Endpoint, config: ServerConfig) {
     loop {
         let incoming = tokio::select! {
             biased;
@@ -184,13 +168,13 @@ pub(super) async fn run(service: Arc<Service>, endpoint: Endpoint) {
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        admit(&service, incoming);
+        admit(&service, incoming, &config);
     }
     // New connections are refused; those that are open go on.
     endpoint.set_server_config(None);
 }
 
-fn admit(service: &Arc<Service>, incoming: Incoming) {
+fn admit(service: &Arc<Service>, incoming: Incoming, config: &ServerConfig) {
     let metrics = &service.shared.metrics.ingress;
     let crowded = service.unfinished.load(Ordering::Relaxed) >= RETRY_FROM;
     if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
@@ -209,21 +193,28 @@ fn admit(service: &Arc<Service>, incoming: Incoming) {
         metrics.refuse_connection(RefusedConnection::Full);
     }
     let counted = Unfinished::new(&service.unfinished);
-    let service = Arc::clone(service);
+    let (service, config) = (Arc::clone(service), config.clone());
     service.tasks.clone().spawn(async move {
         let cut = service.cut.clone();
         tokio::select! {
             biased;
             () = cut.cancelled() => {}
-            () = Box::pin(connect(service, incoming, place, counted)) => {}
+            () = Box::pin(connect(service, (incoming, config), place, counted)) => {}
         }
     });
 }
 
-async fn connect(service: Arc<Service>, incoming: Incoming, place: Place, counted: Unfinished) {
+async fn connect(
+    service: Arc<Service>,
+    (incoming, mut config): (Incoming, ServerConfig),
+    place: Place,
+    counted: Unfinished,
+) {
     let metrics = &service.shared.metrics.ingress;
     let started = service.shared.clock.now_ms();
-    let Ok(connecting) = incoming.accept() else {
+    let gauge = Arc::new(Gauge::new());
+    config.transport_config(Arc::new(transport(&service.limits, &gauge)));
+    let Ok(connecting) = incoming.accept_with(Arc::new(config)) else {
         return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Protocol);
     };
     // The whole handshake is awaited: early data waits in the streams, at most a connection's window
@@ -238,7 +229,7 @@ async fn connect(service: Arc<Service>, incoming: Incoming, place: Place, counte
     match shaken {
         Ok(quic) => {
             let conn = Conn::open_since(Arc::clone(&service), Listener::Quic, Transport::H3, place, started);
-            h3::serve(conn, quic.clone()).await;
+            h3::serve(conn, quic.clone(), gauge).await;
             quic.close(VarInt::from_u32(0x100), b"");
         }
         Err(error) => {

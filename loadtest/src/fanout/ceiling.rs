@@ -51,9 +51,8 @@ pub async fn main(args: Args) -> ExitCode {
 }
 
 async fn serve(args: &Args) -> Result<(), Failure> {
-    let io = Failure::io("the ceiling");
-    let (listener, control) = (TcpListener::bind("127.0.0.1:0").await, TcpListener::bind("127.0.0.1:0").await);
-    let (Ok(listener), Ok(control)) = (listener, control) else { return Err(io(std::io::ErrorKind::AddrInUse.into())) };
+    let bind = || async { TcpListener::bind("127.0.0.1:0").await.map_err(Failure::io("the ceiling")) };
+    let (listener, control) = (bind().await?, bind().await?);
     let at = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
     println!("{}", serde_json::json!({ "public": at(&listener), "control": at(&control) }));
     let acceptor = acceptor(&args.dir)?;
@@ -66,7 +65,7 @@ async fn serve(args: &Args) -> Result<(), Failure> {
         }
     });
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let (stream, _) = listener.accept().await.map_err(Failure::io("the ceiling"))?;
         tokio::spawn(send(acceptor.clone(), stream, turns.clone(), payload.clone()));
     }
 }

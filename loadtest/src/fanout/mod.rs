@@ -100,7 +100,7 @@ pub struct Args {
     /// How fast another session's uploads of 1 MiB are, by themselves and beside the fan-out
     #[arg(long)]
     pub uploads: bool,
-    /// What the same deliveries cost a server that does nothing else, measured before and after
+    /// What the same deliveries over TLS cost a server that does nothing else, measured before and after
     #[arg(long, conflicts_with_all = ["idle", "troubled"])]
     pub ceiling: bool,
     /// 100 contacts by themselves, then beside one at 48 kbit/s, one that stops reading and one that
@@ -161,7 +161,11 @@ pub async fn run(args: Args) -> Result<Found, Failure> {
     let core = if args.unpinned { None } else { Cores::left() };
     let rig = Arc::new(Rig::start(&Setup { directory: args.directory.clone(), toml: limits(&args), core }).await?);
     let (how, time) = ((args.contacts, args.payload), Duration::from_secs(args.seconds) / 2);
-    let ceiling = if args.ceiling { Some(ceiling::measure(&rig, how, core, time).await?) } else { None };
+    let ceiling = if args.ceiling && args.transport == Transport::Wss {
+        Some(ceiling::measure(&rig, how, core, time).await?)
+    } else {
+        None
+    };
     let session = rig.session(&[Variant::LivePreview]).await?;
     let published = Arc::new(Published::default());
     let empty = rig.usage()?;
