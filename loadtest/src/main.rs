@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> ExitCode {
     match command {
         Command::Upload(args) => upload::main(args).await,
-        Command::Fanout(args) => fanout::main(args).await,
+        Command::Fanout(args) => Box::pin(fanout::main(args)).await,
         Command::CeilingServer(args) => fanout::ceiling::main(args).await,
         Command::Disk(args) => disk::main(args).await,
         Command::Network(args) => network::main(args).await,

@@ -11,6 +11,8 @@ mod sim;
 mod tail;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_test;
 
 use std::any::Any;
 use std::sync::Arc;

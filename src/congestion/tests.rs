@@ -80,6 +80,30 @@ fn alone_it_keeps_the_queue_short() {
 }
 
 #[test]
+fn a_start_that_meets_a_queue_stops_growing() {
+    // The fifth round trip and the next: without that, twice what the path holds is in flight.
+    let queues = seeds(9).map(|seed| {
+        let mut world = World::new(LOSSY, seed, vec![ours(u64::MAX / 2, 0)]);
+        world.run(2_000_000);
+        let late = world.queued.iter().filter(|(at, _)| (1_000_000..1_400_000).contains(at));
+        late.map(|(_, queued)| *queued as f64).fold(0.0, f64::max)
+    });
+    let most = median(queues.collect());
+    assert!(most < 150_000.0, "{most} µs of queue");
+}
+
+#[test]
+fn a_link_that_is_not_far_starts_with_more() {
+    for (rtt, packets) in [(249_000, 24), (251_000, 16)] {
+        let mut model = Model::new(PACKET);
+        assert_eq!(model.window(), 16 * PACKET);
+        model.handle_acked(0, PACKET);
+        model.handle_batch_end(rtt, true);
+        assert_eq!(model.window(), packets * PACKET, "{rtt} µs");
+    }
+}
+
+#[test]
 fn beside_cubic_it_takes_a_fair_part() {
     for (name, mine, other) in [("first", 0, 10), ("last", 10, 0), ("together", 0, 0)] {
         for seed in seeds(3) {

@@ -4,6 +4,7 @@
 //! Processor seconds for a gigabyte differ between machines, and on one from hour to hour; what a relay
 //! takes beside this, in the same run, differs less.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,7 +45,7 @@ pub async fn main(args: Args) -> ExitCode {
     match serve(&args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            let _ = writeln!(std::io::stderr(), "{error}");
             ExitCode::FAILURE
         }
     }
@@ -54,7 +55,8 @@ async fn serve(args: &Args) -> Result<(), Failure> {
     let bind = || async { TcpListener::bind("127.0.0.1:0").await.map_err(Failure::io("the ceiling")) };
     let (listener, control) = (bind().await?, bind().await?);
     let at = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).unwrap_or_default();
-    println!("{}", serde_json::json!({ "public": at(&listener), "control": at(&control) }));
+    let said = serde_json::json!({ "public": at(&listener), "control": at(&control) });
+    writeln!(std::io::stdout(), "{said}").map_err(Failure::io("the ceiling's output"))?;
     let acceptor = acceptor(&args.dir)?;
     let (turn, turns) = watch::channel(0_u64);
     let payload = Bytes::from(vec![0x5a; args.payload]);
