@@ -17,14 +17,13 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::Failure;
 use crate::link::{self, Tls};
-use crate::rig::{Program, Rig, Usage, text};
+use crate::rig::{Program, Rig, Usage, on_core, text};
 
 const BROKEN: Failure = Failure::Wire("a connection of the ceiling broke");
 /// Bytes read at once, as a contact does.
@@ -123,14 +122,7 @@ pub(super) async fn measure(
     time: Duration,
 ) -> Result<f64, Failure> {
     let own = std::env::current_exe().map_err(Failure::io("this program's own path"))?;
-    let mut command = match core {
-        None => Command::new(own),
-        Some(core) => {
-            let mut command = Command::new("taskset");
-            command.args(["--cpu-list", &core.to_string()]).arg(own);
-            command
-        }
-    };
+    let mut command = on_core(&own, core);
     command.args(["ceiling-server", "--payload", &payload.to_string()]).arg(rig.dir());
     let (server, said) = Program::launch("waystation-loadtest", command, rig.dir()).await?;
     let at = |key| text(&said, key)?.parse::<SocketAddr>().map_err(|_| BROKEN);

@@ -135,16 +135,16 @@ impl Rig {
     }
 }
 
+/// A command that runs on this core alone, where there is one to say.
+pub(crate) fn on_core(program: &Path, core: Option<usize>) -> Command {
+    let Some(core) = core else { return Command::new(program) };
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &core.to_string()]).arg(program);
+    command
+}
+
 async fn relay(config: &Path, dir: &Path, core: Option<usize>) -> Result<(Program, Value), Failure> {
-    let path = program::path("waystation")?;
-    let mut command = match core {
-        None => Command::new(path),
-        Some(core) => {
-            let mut command = Command::new("taskset");
-            command.args(["--cpu-list", &core.to_string()]).arg(path);
-            command
-        }
-    };
+    let mut command = on_core(&program::path("waystation")?, core);
     command.args(["serve", "--config"]).arg(config);
     Program::launch("waystation", command, dir).await
 }
