@@ -27,6 +27,7 @@ pub mod queue;
 mod rate;
 mod retry;
 mod seal;
+mod sign;
 pub mod status;
 mod store;
 mod wallet;

@@ -142,6 +142,13 @@ impl H3 {
         let _ = self.connection.closed().await;
     }
 
+    /// Bytes that this end put on the wire, with the headers of IP and UDP.
+    pub(crate) fn wire_bytes(&self) -> u64 {
+        let sent = self.connection.stats().udp_tx;
+        let head = if self.connection.remote_address().is_ipv4() { 20 + 8 } else { 40 + 8 };
+        sent.bytes + head * sent.datagrams
+    }
+
     pub(crate) fn gauge(&self) -> &Gauge {
         &self.gauge
     }

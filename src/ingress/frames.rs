@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::conn::Ctx;
+use super::io::Sign;
 use super::{duplex, ws};
 use crate::proto::Code;
 use crate::proto::frame::Frame;
@@ -229,6 +231,14 @@ impl Reader {
             None => Err(Code::FirstMessageTimeout),
             Some(Ok(Some(frames))) if frames.first().is_none_or(|frame| frame.kind != kind) => Err(Code::ProtocolError),
             Some(other) => other,
+        }
+    }
+
+    /// What the peer's signs of life are told to.
+    pub(super) fn sign(&self) -> Option<Arc<Sign>> {
+        match self {
+            Self::Socket(messages) => Some(messages.sign()),
+            Self::Body(_) => None,
         }
     }
 

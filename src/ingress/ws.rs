@@ -76,7 +76,7 @@ where
 {
     begin(ctx, parts, subprotocol, room, move |ctx, reader, writer| async move {
         let (out, rx) = Outbox::new(room.messages);
-        let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), writer, rx)));
+        let writer = AbortOnDropHandle::new(tokio::spawn(write(ctx.clone(), writer, rx, reader.sign())));
         frames::hold(ctx, reader, out, writer, session).await;
     })
 }
@@ -207,9 +207,14 @@ impl Drop for Open {
     }
 }
 
-/// Writes what comes, and a ping when it is time for a sign of life. Ends with a code if the
+/// Writes what comes, and a ping when the peer gave no sign of life by itself. Ends with a code if the
 /// peer took nothing for too long.
-async fn write(ctx: Ctx, mut writer: Writer<Io>, mut rx: mpsc::Receiver<Out>) -> Option<Code> {
+async fn write(
+    ctx: Ctx,
+    mut writer: Writer<Io>,
+    mut rx: mpsc::Receiver<Out>,
+    heard: Option<Arc<Sign>>,
+) -> Option<Code> {
     let ping_every = ctx.limits.idle_timeout / 3;
     let mut ping = Box::pin(ctx.shared.clock.sleep(ping_every));
     let replies = Arc::clone(&writer.replies);
@@ -226,8 +231,10 @@ async fn write(ctx: Ctx, mut writer: Writer<Io>, mut rx: mpsc::Receiver<Out>) ->
         let sent = match out {
             Err(Own::Reply) => writer.replies().await,
             Err(Own::Ping) => {
-                ping = Box::pin(ctx.shared.clock.sleep(ping_every));
-                writer.ping().await
+                let silent = heard.as_ref().map_or(ping_every, |heard| heard.silent_for());
+                let rest = ping_every.saturating_sub(silent);
+                ping = Box::pin(ctx.shared.clock.sleep(if rest.is_zero() { ping_every } else { rest }));
+                if rest.is_zero() { writer.ping().await } else { Ok(()) }
             }
             Ok(Out::Message(first)) => {
                 let message = frames::join(first, &mut rx, &mut held);
@@ -347,6 +354,10 @@ impl Messages {
     fn new(ctx: Ctx, stream: Socket, sign: Arc<Sign>) -> Self {
         let received = ctx.received(Transport::Ws);
         Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
+    }
+
+    pub(super) fn sign(&self) -> Arc<Sign> {
+        Arc::clone(&self.sign)
     }
 
     /// The frames of the next message; `None` when the peer left.

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::tungstenite::Message;
 use waystation_proto::frame::{self, kind};
-use waystation_proto::message::{CaptureEvent, CaptureWord, Sign};
-use waystation_proto::{ChunkState, Variant};
+use waystation_proto::message::{CaptureEvent, CaptureWord, Hello, Sign};
+use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL, Variant};
 use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::http::put;
 use waystation_tests::peer::{Capture, Carrier};
-use waystation_tests::wire::{Exchange, Http, Ws};
+use waystation_tests::wire::{Exchange, Http, Ws, soon, websocket};
 use waystation_tests::{Chunk, Setup, World};
 
 async fn world() -> World {
@@ -84,4 +86,30 @@ async fn bytes_of_a_master_that_still_comes_are_signs_and_after_the_end_they_are
             _ => {}
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_phone_that_gives_signs_by_itself_is_not_asked_for_one() {
+    // A ping is due after one second.
+    let toml = "[limits]\nidle_timeout = \"3s\"\n".into();
+    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let session = world.session().await;
+    let mut socket = websocket(&world, Ws::H1, "/capture", CAPTURE_SUBPROTOCOL).await.stream;
+    let capabilities = vec![session.upload_capability.clone().unwrap().into()];
+    let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
+    socket.send(Message::Binary(frame::encode_json(kind::HELLO, &hello))).await.unwrap();
+    for _ in 0..10 {
+        socket.send(Message::Binary(frame::encode(kind::ALIVE, b"{}"))).await.unwrap();
+        while let Ok(message) = tokio::time::timeout(Duration::from_millis(250), socket.next()).await {
+            assert!(matches!(message, Some(Ok(Message::Binary(_)))), "{message:?}");
+        }
+    }
+    let asked = soon("a ping", async {
+        loop {
+            if let Message::Ping(_) = socket.next().await.unwrap().unwrap() {
+                return;
+            }
+        }
+    });
+    asked.await;
 }

@@ -13,12 +13,11 @@ use waystation_proto::{PROTOCOL, message};
 
 use super::h3::Shared;
 use super::link::FromLink;
+use super::sign::Signs;
 use crate::h3link::{FIRST, H3Body, Sending};
 use crate::http::Broken;
 use crate::token::Token;
 
-/// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
-const ALIVE_AFTER: Duration = Duration::from_millis(4500);
 /// A stream that the relay ended is opened again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// Things to say that wait at most.
@@ -67,8 +66,10 @@ async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say
 }
 
 async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
+    let mut signs = Signs::new();
+    let due = |signs: &Signs| signs.due(shared.last_written(), shared.connection.wire_bytes());
     loop {
-        let quiet = shared.last_written() + ALIVE_AFTER;
+        let quiet = due(&signs);
         tokio::select! {
             said = say.recv() => match said {
                 Some(Say::Capability(token)) => {
@@ -83,8 +84,8 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
                 None => return Ok(true),
             },
             () = tokio::time::sleep_until(quiet) => {
-                if shared.last_written() + ALIVE_AFTER <= Instant::now() {
-                    shared.wrote();
+                if due(&signs) <= Instant::now() {
+                    signs.given(shared.wrote(), shared.connection.wire_bytes());
                     sending.send(frame::encode(kind::ALIVE, b"{}")).await?;
                 }
             }

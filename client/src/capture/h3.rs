@@ -137,7 +137,6 @@ async fn refused(early: Option<Early>) {
     std::future::pending().await
 }
 
-/// Looks whether the connection is alive, and helps it.
 /// What was last told of the path, and how many looks ago.
 #[derive(Default)]
 struct Seen {
@@ -157,6 +156,7 @@ impl Seen {
     }
 }
 
+/// Looks whether the connection is alive, and helps it.
 fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
     let owes = gauge.owes(shared.with_quietly(|waiting| waiting.unanswered.0 > 0));
@@ -182,8 +182,11 @@ impl Shared {
         *self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn wrote(&self) {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    /// Something is written now, at the time that is returned.
+    pub(super) fn wrote(&self) -> Instant {
+        let now = Instant::now();
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        now
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {

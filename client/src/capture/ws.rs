@@ -20,14 +20,13 @@ use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 use super::book::Verdict;
 use super::ear::Ear;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
+use super::sign;
 use crate::connect::ConnectError;
 use crate::race;
 use crate::token::Token;
 use crate::wsio::{self, Socket};
 use outbox::{Outbox, PIECE_BYTES, Write};
 
-/// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
-const ALIVE_AFTER: Duration = Duration::from_millis(4500);
 /// How often the connection is looked at.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -226,7 +225,7 @@ impl Reader {
 
     fn tick(&mut self) -> bool {
         let bytes_wait = self.shared.with(|out| {
-            if out.last_written.elapsed() >= ALIVE_AFTER && out.control.is_empty() {
+            if out.last_written.elapsed() >= sign::AFTER && out.control.is_empty() {
                 out.control.push_back(frame::encode(kind::ALIVE, b"{}"));
             }
             !out.chunks.is_empty()
