@@ -91,7 +91,7 @@ impl H3 {
         for address in addresses {
             dialers.push(Dialer::new(endpoint, address, keep_alive)?);
         }
-        let through = race::staggered(race::QUIC_EVERY, |n| dialers[n % dialers.len()].attempt());
+        let through = race::staggered(race::QUIC, |n| dialers[n % dialers.len()].attempt());
         let (socket, connection, gauge) = through.await?;
         Self::over(endpoint, socket, connection, gauge).await
     }

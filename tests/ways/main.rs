@@ -6,6 +6,7 @@ mod bad;
 mod capability;
 mod dialects;
 mod early;
+mod ends;
 mod grant;
 mod hint;
 mod limits;

@@ -46,7 +46,7 @@ pub(crate) enum Part {
 pub(crate) fn connect(dial: Dial, part: Part) -> BoxFuture<'static, Result<Link, ConnectError>> {
     Box::pin(async move {
         let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, part == Part::Alone);
-        let (socket, early) = race::staggered(race::TCP_EVERY, open).await?;
+        let (socket, early) = race::staggered(race::TCP, open).await?;
         Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, part, jobs, news)))
     })
 }
