@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::{TcpSocket, TcpStream};
+use waystation_congestion::Flights;
 
 /// How long a connection may take to be made. A phone tries again at once after it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -251,8 +252,11 @@ impl Endpoint {
     async fn handshake(&self, stream: TcpStream) -> Result<Box<dyn Stream>, ConnectError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| ConnectError::Url)?;
         let config = Arc::new(self.trust.brief(&[b"http/1.1"]));
-        match tokio_rustls::TlsConnector::from(config).connect(name, stream).await {
-            Ok(stream) => Ok(Box::new(stream)),
+        match tokio_rustls::TlsConnector::from(config).connect(name, Flights::new(stream)).await {
+            Ok(mut stream) => {
+                stream.get_mut().0.done();
+                Ok(Box::new(stream))
+            }
             Err(error) if is_certificate(&error) => Err(ConnectError::Untrusted),
             Err(_) => Err(ConnectError::Unreachable),
         }

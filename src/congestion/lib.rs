@@ -2,6 +2,7 @@
 //! be in flight, this module is its place in quinn. quinn paces at 1.25 × window / round trip by
 //! itself. `docs/congestion.md` has the model in words.
 
+mod flights;
 mod gauge;
 mod model;
 mod peak;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+pub use flights::Flights;
 pub use gauge::{Gauge, Path};
 use model::{Micros, Model};
 pub use pulse::{Beat, Owes, Pulse};

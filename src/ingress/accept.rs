@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use waystation_congestion::Flights;
 
 use super::conn::{Conn, Listener};
 use super::gate::Place;
@@ -112,7 +113,7 @@ async fn connect(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, tls
     let header_timeout = service.limits.header_timeout;
     let started = service.shared.clock.now_ms();
     let shaken = tokio::select! {
-        shaken = tls.accept(stream) => shaken,
+        shaken = tls.accept(Flights::new(stream)) => shaken,
         () = service.shared.clock.sleep(header_timeout) => {
             return service.shared.metrics.ingress.fail_handshake(Handshake::Tls, HandshakeFailure::Timeout);
         }
@@ -120,7 +121,9 @@ async fn connect(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, tls
     };
     let stream = match shaken {
         Ok(mut stream) => {
-            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+            let (flights, tls) = stream.get_mut();
+            flights.done();
+            tls.set_buffer_limit(Some(TLS_BUFFER));
             stream
         }
         Err(error) => {

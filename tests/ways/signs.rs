@@ -95,7 +95,7 @@ async fn a_phone_that_gives_signs_by_itself_is_not_asked_for_one() {
     let world = World::with(Setup { toml, ..Setup::default() }).await;
     let session = world.session().await;
     let mut socket = websocket(&world, Ws::H1, "/capture", CAPTURE_SUBPROTOCOL).await.stream;
-    let capabilities = vec![session.upload_capability.clone().unwrap().into()];
+    let capabilities = vec![session.upload_capability.clone().unwrap()];
     let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
     socket.send(Message::Binary(frame::encode_json(kind::HELLO, &hello))).await.unwrap();
     for _ in 0..10 {
