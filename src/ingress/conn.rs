@@ -19,7 +19,7 @@ use crate::telemetry::ingress::ByTransport;
 use crate::telemetry::names::{RefusedConnection, Transport};
 
 /// Bytes of a connection's chunks that may come before their `SEND`, all together.
-pub(super) const EARLY: usize = 64 * 1024;
+pub(super) const EARLY: usize = 128 * 1024;
 
 /// Where a connection came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

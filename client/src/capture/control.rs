@@ -85,7 +85,8 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
             },
             () = tokio::time::sleep_until(quiet) => {
                 if due(&signs) <= Instant::now() {
-                    signs.given(shared.wrote(), shared.connection.wire_bytes());
+                    let before = shared.last_written();
+                    signs.given(before, shared.connection.wire_bytes(), shared.wrote());
                     sending.send(frame::encode(kind::ALIVE, b"{}")).await?;
                 }
             }
