@@ -8,8 +8,8 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Failure;
 use crate::link::{self, Tls};
+use crate::report::percentile;
 use crate::rig::{Program, Rig, Usage, on_core, text};
 
 const BROKEN: Failure = Failure::Wire("a connection of the ceiling broke");
@@ -105,13 +106,41 @@ fn acceptor(dir: &Path) -> Result<TlsAcceptor, Failure> {
 }
 
 /// What has arrived at all connections.
-#[derive(Default)]
 struct Came {
-    bytes: AtomicU64,
+    payload: u64,
+    /// When the turn began.
+    began: Mutex<Instant>,
+    /// How long each connection waited for a turn's last byte.
+    took: Mutex<Vec<Duration>>,
+    whole: AtomicU64,
     moved: Notify,
 }
 
-/// Processor seconds of such a server for a gigabyte, to so many connections, one turn after the other.
+/// What such a server does.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ceiling {
+    /// Processor seconds for a gigabyte, one turn after the other.
+    pub(super) s_per_gb: f64,
+    /// How long turns take at a pace that leaves pauses.
+    pub(super) took: Vec<Duration>,
+}
+
+impl Ceiling {
+    /// The mean of two, and what took long in either.
+    pub(super) fn with(mut self, other: Self) -> Self {
+        self.s_per_gb = f64::midpoint(self.s_per_gb, other.s_per_gb);
+        self.took.extend(other.took);
+        self
+    }
+
+    pub(super) fn p99_ms(&self) -> f64 {
+        let mut sorted = self.took.clone();
+        sorted.sort_unstable();
+        percentile(&sorted, 99)
+    }
+}
+
+/// Measures such a server: half of the time one turn after the other, and half of it at the usual pace.
 ///
 /// # Errors
 /// [`Failure`].
@@ -120,33 +149,78 @@ pub(super) async fn measure(
     (contacts, payload): (u16, u64),
     core: Option<usize>,
     time: Duration,
-) -> Result<f64, Failure> {
+) -> Result<Ceiling, Failure> {
     let own = std::env::current_exe().map_err(Failure::io("this program's own path"))?;
     let mut command = on_core(&own, core);
     command.args(["ceiling-server", "--payload", &payload.to_string()]).arg(rig.dir());
     let (server, said) = Program::launch("waystation-loadtest", command, rig.dir()).await?;
     let at = |key| text(&said, key)?.parse::<SocketAddr>().map_err(|_| BROKEN);
-    let (public, mut control) = (at("public")?, TcpStream::connect(at("control")?).await.map_err(|_| BROKEN)?);
-    let came = Arc::new(Came::default());
+    let (public, control) = (at("public")?, TcpStream::connect(at("control")?).await.map_err(|_| BROKEN)?);
+    let _ = control.set_nodelay(true);
+    let came = Arc::new(Came {
+        payload,
+        began: Mutex::new(Instant::now()),
+        took: Mutex::default(),
+        whole: AtomicU64::new(0),
+        moved: Notify::new(),
+    });
     let mut reading = JoinSet::new();
     for _ in 0..contacts {
         reading.spawn(read(link::tls_to(public, &rig.trust).await?, Arc::clone(&came)));
     }
-    let (before, began, mut turns) = (usage(&server)?, Instant::now(), 0);
+    let mut turns = Turns { control, came: Arc::clone(&came), contacts: contacts.into(), made: 0 };
+    let (before, began) = (usage(&server)?, Instant::now());
+    while began.elapsed() < time / 2 {
+        turns.make().await?;
+    }
+    let spent = usage(&server)?.cpu.saturating_sub(before.cpu);
+    let bytes = turns.made * payload * u64::from(contacts);
+    came.took().clear();
+    let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / super::USUAL_RATE));
     while began.elapsed() < time {
-        control.write_all(&[0]).await.map_err(|_| BROKEN)?;
-        turns += 1;
-        let all = turns * payload * u64::from(contacts);
+        pace.tick().await;
+        turns.make().await?;
+    }
+    let took = std::mem::take(&mut *came.took());
+    Ok(Ceiling { s_per_gb: spent.as_secs_f64() * 1e9 / bytes as f64, took })
+}
+
+/// Lets the server write, once for each connection.
+struct Turns {
+    control: TcpStream,
+    came: Arc<Came>,
+    contacts: u64,
+    made: u64,
+}
+
+impl Turns {
+    /// Makes one, and waits until it has arrived everywhere.
+    async fn make(&mut self) -> Result<(), Failure> {
+        *self.came.began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.control.write_all(&[0]).await.map_err(|_| BROKEN)?;
+        self.made += 1;
         loop {
-            let moved = came.moved.notified();
-            if came.bytes.load(Ordering::Acquire) >= all {
-                break;
+            let moved = self.came.moved.notified();
+            if self.came.whole.load(Ordering::Acquire) >= self.made * self.contacts {
+                return Ok(());
             }
             tokio::time::timeout(super::PATIENCE, moved).await.map_err(|_| BROKEN)?;
         }
     }
-    let spent = usage(&server)?.cpu.saturating_sub(before.cpu);
-    Ok(spent.as_secs_f64() * 1e9 / came.bytes.load(Ordering::Acquire) as f64)
+}
+
+impl Came {
+    fn took(&self) -> std::sync::MutexGuard<'_, Vec<Duration>> {
+        self.took.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One connection has a turn's last byte.
+    fn whole(&self) {
+        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        self.took().push(began.elapsed());
+        self.whole.fetch_add(1, Ordering::Release);
+        self.moved.notify_one();
+    }
 }
 
 fn usage(server: &Program) -> Result<Usage, Failure> {
@@ -155,11 +229,13 @@ fn usage(server: &Program) -> Result<Usage, Failure> {
 
 async fn read(mut stream: Tls, came: Arc<Came>) {
     let mut buffer = vec![0; READ_BYTES];
-    while let Ok(read) = stream.read(&mut buffer).await {
-        if read == 0 {
-            return;
+    let mut missing = came.payload;
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        // No turn begins before all have the last.
+        missing = missing.saturating_sub(read as u64);
+        if missing == 0 {
+            came.whole();
+            missing = came.payload;
         }
-        came.bytes.fetch_add(read as u64, Ordering::Release);
-        came.moved.notify_one();
     }
 }

@@ -40,6 +40,10 @@ pub struct Found {
     /// Processor seconds of a server that only writes the same bytes to as many TLS connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceiling_s_per_gb: Option<f64>,
+    /// How long its deliveries take at 4 a second, 99 of 100: from when it is told to write to when a
+    /// connection has the last byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling_p99_ms: Option<f64>,
 }
 
 impl Found {
@@ -49,8 +53,8 @@ impl Found {
         }
         let mut out = self.report.table();
         out += &format!("memory of an idle contact: {} KiB\n", self.idle_kib_per_contact);
-        if let Some(ceiling) = self.ceiling_s_per_gb {
-            out += &format!("a server that does nothing else takes {ceiling} CPU s/GB\n");
+        if let (Some(ceiling), Some(p99)) = (self.ceiling_s_per_gb, self.ceiling_p99_ms) {
+            out += &format!("a server that does nothing else takes {ceiling} CPU s/GB, and {p99} ms for 99 of 100\n");
         }
         if let Some(kept) = self.uploads_kept {
             out += &format!("another session's uploads keep {:.0} % of their speed\n", kept * 100.0);

@@ -100,7 +100,8 @@ pub struct Args {
     /// How fast another session's uploads of 1 MiB are, by themselves and beside the fan-out
     #[arg(long)]
     pub uploads: bool,
-    /// What the same deliveries over TLS cost a server that does nothing else, measured before and after
+    /// What the same deliveries over TLS cost a server that does nothing else, and how long they take it,
+    /// measured before and after
     #[arg(long, conflicts_with_all = ["idle", "troubled"])]
     pub ceiling: bool,
     /// 100 contacts by themselves, then beside one at 48 kbit/s, one that stops reading and one that
@@ -187,7 +188,7 @@ pub async fn run(args: Args) -> Result<Found, Failure> {
     }
     stop.cancel();
     let ceiling = match ceiling {
-        Some(before) => Some((before + ceiling::measure(&rig, how, core, time).await?) / 2.0),
+        Some(before) => Some(before.with(ceiling::measure(&rig, how, core, time).await?)),
         None => None,
     };
     let mut deliveries = Vec::new();
@@ -196,7 +197,9 @@ pub async fn run(args: Args) -> Result<Found, Failure> {
     }
     let counted = count(&args, &published, &deliveries, &phases, rig.usage()?);
     let found = found(&args, counted, (empty, idle), core.is_some(), uploads);
-    Ok(Found { ceiling_s_per_gb: ceiling.map(digits), ..found })
+    let (ceiling_s_per_gb, ceiling_p99_ms) =
+        ceiling.map(|ceiling| (digits(ceiling.s_per_gb), digits(ceiling.p99_ms()))).unzip();
+    Ok(Found { ceiling_s_per_gb, ceiling_p99_ms, ..found })
 }
 
 /// Connects so many contacts.
@@ -309,6 +312,7 @@ fn found(args: &Args, counted: Counted, idle: (Usage, Usage), pinned: bool, uplo
         uploads_kept: kept.map(digits),
         contacts_s_per_gb: None,
         ceiling_s_per_gb: None,
+        ceiling_p99_ms: None,
     }
 }
 
