@@ -85,7 +85,9 @@ struct State {
     /// Bytes in flight allowed beyond the window, and those of them that may be written; see [`Gauge::nudge`].
     beyond: u64,
     room: u64,
+    /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
+    wrote: Instant,
     /// Something was acknowledged.
     known: bool,
     tail: Tail,
@@ -94,6 +96,11 @@ struct State {
 impl State {
     fn has_room(&self) -> bool {
         self.ledger.has_room(self.room)
+    }
+
+    /// Nothing was written since the last acknowledgement.
+    fn answered(&self) -> bool {
+        self.heard > self.wrote
     }
 }
 
@@ -122,6 +129,7 @@ impl Gauge {
             beyond: 0,
             room: 0,
             heard: now(),
+            wrote: now(),
             known: false,
             tail: Tail::new(now()),
         };
@@ -148,10 +156,12 @@ impl Gauge {
     /// So many bytes were written.
     pub fn written(&self, bytes: usize) {
         let mut state = self.state();
-        if state.ledger.open() == 0 {
+        let now = now();
+        if state.ledger.open() == 0 || state.answered() {
             // Silence counts from when something is owed.
-            state.heard = now();
+            state.heard = now;
         }
+        state.wrote = now;
         state.ledger.written += bytes as u64;
     }
 
@@ -160,10 +170,13 @@ impl Gauge {
         self.state().path
     }
 
-    /// How long nothing was acknowledged though something is open; none while nothing is.
-    pub fn silence(&self) -> Option<Duration> {
+    /// How long nothing was acknowledged though something is open; none while nothing is. Where only a sign of
+    /// life is owed, any acknowledgement after it will do: what brought it again is smaller than
+    /// [`OVERHEAD`], so that the count may keep a few bytes of it open.
+    pub fn silence(&self, owes: Owes) -> Option<Duration> {
         let state = self.state();
-        (state.ledger.open() > 0).then(|| state.heard.elapsed())
+        let open = state.ledger.open() > 0 && !(owes == Owes::Sign && state.answered());
+        open.then(|| now().saturating_duration_since(state.heard))
     }
 
     /// What is owed, where `chunks` are under way or not.
@@ -284,6 +297,31 @@ mod tests {
         assert!(ledger.has_room(0));
         ledger.written += 1000;
         assert!(!ledger.has_room(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sign_that_came_with_what_asked_after_it_is_no_silence() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let gauge = Gauge::new();
+        gauge.started(now(), 10_000, 1200);
+        gauge.written(4);
+        gauge.sent(now(), 50);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(gauge.silence(Owes::Sign), Some(SECOND));
+        // What brought it again; the first is still in flight, and given up afterwards.
+        gauge.packet(40);
+        gauge.acknowledged(now(), 10_000, 50, true, Path::default());
+        gauge.lost(50);
+        tokio::time::advance(8 * SECOND).await;
+        assert_eq!(gauge.silence(Owes::Sign), None);
+        gauge.written(4);
+        assert_eq!(gauge.silence(Owes::Sign), Some(Duration::ZERO), "from the next sign on");
+        tokio::time::advance(SECOND).await;
+        gauge.written(4);
+        assert_eq!(gauge.silence(Owes::Sign), Some(SECOND), "though another is written");
+        gauge.acknowledged(now(), 10_000, 10_000, false, Path::default());
+        tokio::time::advance(SECOND).await;
+        assert_eq!(gauge.silence(Owes::Bytes), Some(SECOND), "bytes are owed until they are there");
     }
 
     #[test]

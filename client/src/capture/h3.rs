@@ -160,7 +160,7 @@ impl Seen {
 fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
     let owes = gauge.owes(shared.with_quietly(|waiting| waiting.unanswered.0 > 0));
-    match pulse.look(gauge.silence(), gauge.path().rtt, owes) {
+    match pulse.look(gauge.silence(owes), gauge.path().rtt, owes) {
         Beat::Rest => {}
         Beat::Poke => shared.connection.nudge(true),
         Beat::Ask => shared.connection.nudge(false),
