@@ -1,5 +1,4 @@
-//! The capture client: a recording's chunks, from the moment they are cut until the core has
-//! confirmed them.
+//! The capture client: a recording's chunks, from the moment they are cut until the core has confirmed them.
 //!
 //! [`Capture`] is a handle to a task of its own, so recording never waits for the network. It
 //! begins with nothing but lanes and keys: each chunk is kept in a durable queue (`store`) as it is

@@ -252,13 +252,15 @@ impl Endpoint {
     async fn handshake(&self, stream: TcpStream) -> Result<Box<dyn Stream>, ConnectError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|_| ConnectError::Url)?;
         let config = Arc::new(self.trust.brief(&[b"http/1.1"]));
-        match tokio_rustls::TlsConnector::from(config).connect(name, Flights::new(stream)).await {
+        match tokio_rustls::TlsConnector::from(config).connect(name, Flights::new(stream)).into_fallible().await {
             Ok(mut stream) => {
                 stream.get_mut().0.done();
                 Ok(Box::new(stream))
             }
-            Err(error) if is_certificate(&error) => Err(ConnectError::Untrusted),
-            Err(_) => Err(ConnectError::Unreachable),
+            Err((error, mut flights)) => {
+                flights.failed();
+                Err(if is_certificate(&error) { ConnectError::Untrusted } else { ConnectError::Unreachable })
+            }
         }
     }
 }

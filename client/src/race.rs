@@ -26,27 +26,30 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Tries at once.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Makes tries at this pace until one is through, the other end is there and refuses, or all have failed.
+/// Makes tries at this pace until one is through, the other end is not to be trusted, or all have failed. One
+/// that is refused begins no more, and is told when those beside it have failed too: the last free place may be theirs.
 pub(crate) async fn staggered<T, F>(pace: Pace, mut attempt: impl FnMut(usize) -> F) -> Result<T, ConnectError>
 where
     F: Future<Output = Result<T, ConnectError>>,
 {
-    let (mut attempts, mut begun) = (FuturesUnordered::new(), 0);
+    let (mut attempts, mut begun, mut refused) = (FuturesUnordered::new(), 0, None);
     let mut tick = tokio::time::interval(pace.every);
     let mut limit = std::pin::pin!(tokio::time::sleep(CONNECT_LIMIT));
     loop {
         tokio::select! {
-            _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS => {
+            _ = tick.tick(), if attempts.len() < MAX_ATTEMPTS && refused.is_none() => {
                 for _ in 0..if begun == 0 { pace.first } else { 1 } {
                     attempts.push(attempt(begun));
                     begun += 1;
                 }
             }
             Some(done) = attempts.next(), if !attempts.is_empty() => match done {
+                Err(refusal @ ConnectError::Refused { .. }) if !attempts.is_empty() => refused = Some(refusal),
                 Err(ConnectError::Unreachable) if !attempts.is_empty() => {}
+                Err(ConnectError::Unreachable) => return Err(refused.unwrap_or(ConnectError::Unreachable)),
                 done => return done,
             },
-            () = &mut limit => return Err(ConnectError::Unreachable),
+            () = &mut limit => return Err(refused.unwrap_or(ConnectError::Unreachable)),
         }
     }
 }
@@ -112,6 +115,17 @@ mod tests {
         let all =
             staggered(TCP, |n| async move { if n < 3 { std::future::pending().await } else { Ok(begun.elapsed()) } });
         assert_eq!(all.await.unwrap().as_millis(), 1700, "0.5 and 1 s after the first two");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_the_last_place_does_not_take_it_from_the_other() {
+        let full = || Err(ConnectError::Refused { code: "too_many_connections".into(), retry_after_s: Some(7) });
+        let won = staggered(TCP, |n| after(900 - 600 * n as u64, if n == 0 { Ok(n) } else { full() }));
+        assert_eq!(won.await.unwrap(), 0);
+        let both = staggered(TCP, |n| {
+            after(900 - 600 * n as u64, if n == 0 { Err(ConnectError::Unreachable) } else { full() })
+        });
+        assert!(matches!(both.await, Err(ConnectError::Refused { retry_after_s: Some(7), .. })));
     }
 
     #[tokio::test(start_paused = true)]

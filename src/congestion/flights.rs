@@ -25,7 +25,7 @@ impl<T> Flights<T> {
         Self { inner, held: Vec::new(), shaking: true }
     }
 
-    /// The handshake is done: what is written from now on goes at once, and what was held with it.
+    /// The handshake is done, or has failed: what is written from now on goes at once, and what was held with it.
     pub const fn done(&mut self) {
         self.shaking = false;
     }
@@ -42,6 +42,13 @@ impl<T: AsyncWrite + Unpin> Flights<T> {
         }
         self.held = Vec::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// What a handshake that failed has left: the alert that says why. It is given to the kernel if that takes
+    /// it at once.
+    pub fn failed(&mut self) {
+        self.shaking = false;
+        let _ = self.poll_release(&mut Context::from_waker(std::task::Waker::noop()));
     }
 
     const fn passes(&self) -> bool {

@@ -14,6 +14,9 @@ const SOON: Duration = Duration::from_millis(200);
 /// Those after them, for a link that is away. Every second one only asks: bytes that are sent in vain
 /// are paid for.
 const LATER: Duration = Duration::from_millis(300);
+/// Where only a sign of life is owed QUIC's own probes bring it soon enough, unless they come ever more rarely:
+/// it is asked after so much silence, or three round trips, and again.
+const SIGN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(1500));
 /// What a path has been good for, and so how long its silence is borne before it is given up for
 /// another, unless it is heard first. Six round trips are always borne.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +79,12 @@ impl Pulse {
             self.stalled = true;
             return Beat::Stalls;
         }
-        // QUIC's own probes bring a sign soon enough, and pokes would cost more than the sign.
-        if owes == Owes::Sign || self.due.is_some_and(|due| silence < due) {
+        if owes == Owes::Sign {
+            let due = self.due.unwrap_or_else(|| SIGN.0.max(3 * rtt));
+            self.due = Some(if silence < due { due } else { silence + SIGN.1 });
+            return if silence < due { Beat::Rest } else { Beat::Ask };
+        }
+        if self.due.is_some_and(|due| silence < due) {
             return Beat::Rest;
         }
         self.pokes += 1;
@@ -102,6 +109,7 @@ mod tests {
             let beats: Vec<Beat> = (4..=patience / 100).map(|n| look(n * 100)).collect();
             assert!(!beats.contains(&Beat::Stalls), "{owes:?}");
             assert_eq!(beats.contains(&Beat::Poke), owes != Owes::Sign, "{owes:?}");
+            assert_eq!(beats.iter().filter(|beat| **beat == Beat::Ask).count() == 3, owes == Owes::Sign, "{owes:?}");
             assert_eq!(look(patience + 100), Beat::Stalls, "{owes:?}");
         }
     }

@@ -113,7 +113,7 @@ async fn connect(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, tls
     let header_timeout = service.limits.header_timeout;
     let started = service.shared.clock.now_ms();
     let shaken = tokio::select! {
-        shaken = tls.accept(Flights::new(stream)) => shaken,
+        shaken = tls.accept(Flights::new(stream)).into_fallible() => shaken,
         () = service.shared.clock.sleep(header_timeout) => {
             return service.shared.metrics.ingress.fail_handshake(Handshake::Tls, HandshakeFailure::Timeout);
         }
@@ -126,7 +126,8 @@ async fn connect(service: Arc<Service>, stream: TcpStream, peer: SocketAddr, tls
             tls.set_buffer_limit(Some(TLS_BUFFER));
             stream
         }
-        Err(error) => {
+        Err((error, mut flights)) => {
+            flights.failed();
             let class = match error.kind() {
                 io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => HandshakeFailure::Protocol,
                 _ => HandshakeFailure::Closed,

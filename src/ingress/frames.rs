@@ -237,7 +237,7 @@ impl Reader {
     /// What the peer's signs of life are told to.
     pub(super) fn sign(&self) -> Option<Arc<Sign>> {
         match self {
-            Self::Socket(messages) => Some(messages.sign()),
+            Self::Socket(messages) => Some(Arc::clone(&messages.sign)),
             Self::Body(_) => None,
         }
     }

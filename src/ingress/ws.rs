@@ -346,7 +346,7 @@ pub(super) struct Messages {
     stream: Arc<tokio::sync::Mutex<Socket>>,
     /// When the peer last gave a sign of life: any byte is one. A message may take minutes on a thin
     /// link, and no pong comes in the middle of it.
-    sign: Arc<Sign>,
+    pub(super) sign: Arc<Sign>,
     received: Counter,
 }
 
@@ -354,10 +354,6 @@ impl Messages {
     fn new(ctx: Ctx, stream: Socket, sign: Arc<Sign>) -> Self {
         let received = ctx.received(Transport::Ws);
         Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
-    }
-
-    pub(super) fn sign(&self) -> Arc<Sign> {
-        Arc::clone(&self.sign)
     }
 
     /// The frames of the next message; `None` when the peer left.

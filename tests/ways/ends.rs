@@ -1,10 +1,11 @@
-//! Both ends ask after the end of what they sent, where nobody knows yet what the path loses: the peer counts
-//! the frames that do (`MAX_DATA`, which neither end has another reason for here).
+//! What the two ends of a connection tell each other beside what is carried: they ask after the end of what they
+//! sent, and say why a handshake fails.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use tokio::net::UdpSocket;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::authority::{DevcoreAuthority, Wishes};
@@ -13,10 +14,10 @@ use waystation_client::connect::{Endpoint, Transport, Trust};
 use waystation_client::keys::GroupKey;
 use waystation_proto::{Media, Variant};
 use waystation_tests::World;
-use waystation_tests::wire::{soon, tls_config};
+use waystation_tests::wire::{soon, tls, tls_config};
 
 /// One way. On a path without any nothing is asked: acknowledgements come first.
-const DELAY: Duration = Duration::from_millis(40);
+const DELAY: Duration = Duration::from_millis(150);
 
 /// A way of some length to `to` for one client, by the address that is returned.
 async fn far(to: SocketAddr) -> (SocketAddr, [AbortOnDropHandle<()>; 2]) {
@@ -54,6 +55,26 @@ fn carry(
     }))
 }
 
+/// A phone that believes this certificate of the relay, and the core's.
+async fn capture(world: &World, relay: SocketAddr, believed: CertificateDer<'static>, transport: Transport) -> Capture {
+    let trust = |certificate| Trust::certificates(vec![certificate]).unwrap();
+    let config = Config {
+        relays: vec![Endpoint::parse(&format!("https://{relay}"), trust(believed)).unwrap()],
+        transport,
+        group_key: GroupKey::new([42; 32]),
+        lanes: vec![LaneSpec { variant: Variant::AudioPriority, media: Media::Audio }],
+        client_key: None,
+        storage: Storage::Memory,
+        manifest: false,
+        wait_s: 5,
+    };
+    let core = Endpoint::parse(&world.core.url(), trust(world.certificate())).unwrap();
+    let account = world.core.account_token().to_owned().into();
+    let authority = DevcoreAuthority::new(&core, account, Wishes::default());
+    Capture::start(config, Arc::new(authority)).await.unwrap().0
+}
+
+/// `MAX_DATA` is what asks; neither end has another reason for it here.
 async fn until_asked(connection: &quinn::Connection) {
     soon("a packet that asks", async {
         while connection.stats().frame_rx.max_data == 0 {
@@ -80,7 +101,7 @@ async fn the_capture_client_asks_after_what_it_sent_last() {
     // For its core alone: the relay is one that takes everything and says nothing.
     let world = World::new().await;
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
     let certificate = made.cert.der().clone();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -95,22 +116,24 @@ async fn the_capture_client_asks_after_what_it_sent_last() {
     let silent = quinn::Endpoint::server(served, "127.0.0.1:0".parse().unwrap()).unwrap();
     let (relay, _way) = far(silent.local_addr().unwrap()).await;
 
-    let trust = Trust::certificates(vec![world.certificate(), certificate]).unwrap();
-    let config = Config {
-        relays: vec![Endpoint::parse(&format!("https://{relay}"), trust.clone()).unwrap()],
-        transport: Transport::H3,
-        group_key: GroupKey::new([42; 32]),
-        lanes: vec![LaneSpec { variant: Variant::AudioPriority, media: Media::Audio }],
-        client_key: None,
-        storage: Storage::Memory,
-        manifest: false,
-        wait_s: 5,
-    };
-    let core = Endpoint::parse(&world.core.url(), trust).unwrap();
-    let account = world.core.account_token().to_owned().into();
-    let authority = DevcoreAuthority::new(&core, account, Wishes::default());
-    let (capture, _events) = Capture::start(config, Arc::new(authority)).await.unwrap();
+    let capture = capture(&world, relay, certificate, Transport::H3).await;
     capture.chunk(Variant::AudioPriority, vec![7; 3000], 0, 2000).await.unwrap();
     let connection = soon("the client", silent.accept()).await.unwrap().await.unwrap();
     until_asked(&connection).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_over_tcp_that_fails_says_why_at_both_ends() {
+    let world = World::new().await;
+    let error = tls(&world, b"gopher/1").await.expect_err("a refusal");
+    let reason = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let wanted = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
+    assert_eq!(reason, Some(&wanted), "{error}");
+    let failed = "waystation_handshakes_failed_total{handshake=\"tls\",class=\"protocol\"}";
+    world.until_metric(failed, |times| times == 1.0).await;
+    // A phone that does not trust the relay says so.
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let capture = capture(&world, world.public(), other.cert.der().clone(), Transport::Ws).await;
+    capture.chunk(Variant::AudioPriority, vec![7; 3000], 0, 2000).await.unwrap();
+    world.until_metric(failed, |times| times > 1.0).await;
 }

@@ -90,15 +90,15 @@ async fn bytes_of_a_master_that_still_comes_are_signs_and_after_the_end_they_are
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_phone_that_gives_signs_by_itself_is_not_asked_for_one() {
-    // A ping is due after one second.
-    let toml = "[limits]\nidle_timeout = \"3s\"\n".into();
+    // A ping is due after three seconds.
+    let toml = "[limits]\nidle_timeout = \"9s\"\n".into();
     let world = World::with(Setup { toml, ..Setup::default() }).await;
     let session = world.session().await;
     let mut socket = websocket(&world, Ws::H1, "/capture", CAPTURE_SUBPROTOCOL).await.stream;
     let capabilities = vec![session.upload_capability.clone().unwrap()];
     let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
     socket.send(Message::Binary(frame::encode_json(kind::HELLO, &hello))).await.unwrap();
-    for _ in 0..10 {
+    for _ in 0..16 {
         socket.send(Message::Binary(frame::encode(kind::ALIVE, b"{}"))).await.unwrap();
         while let Ok(message) = tokio::time::timeout(Duration::from_millis(250), socket.next()).await {
             assert!(matches!(message, Some(Ok(Message::Binary(_)))), "{message:?}");

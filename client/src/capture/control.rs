@@ -20,6 +20,8 @@ use crate::token::Token;
 
 /// A stream that the relay ended is opened again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// How often it is looked whether a sign is due.
+const LOOK: Duration = Duration::from_secs(1);
 /// Things to say that wait at most.
 pub(super) const SAYINGS: usize = 16;
 
@@ -67,9 +69,9 @@ async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say
 
 async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
     let mut signs = Signs::new();
-    let due = |signs: &Signs| signs.due(shared.last_written(), shared.connection.wire_bytes());
     loop {
-        let quiet = due(&signs);
+        // Looked at again before: media, an outage or what a lost sign costs changes it.
+        let quiet = signs.due(shared.line()).min(Instant::now() + LOOK);
         tokio::select! {
             said = say.recv() => match said {
                 Some(Say::Capability(token)) => {
@@ -84,9 +86,9 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
                 None => return Ok(true),
             },
             () = tokio::time::sleep_until(quiet) => {
-                if due(&signs) <= Instant::now() {
-                    let before = shared.last_written();
-                    signs.given(before, shared.connection.wire_bytes(), shared.wrote());
+                let line = shared.line();
+                if signs.due(line) <= Instant::now() {
+                    signs.given(line, shared.wrote());
                     sending.send(frame::encode(kind::ALIVE, b"{}")).await?;
                 }
             }

@@ -54,8 +54,10 @@ impl Ear {
         due
     }
 
+    /// Whether an answer is overdue. What was silent before it was asked is no sign: while nothing waits,
+    /// the relay has nothing to say.
     pub(super) fn stalls(&self) -> bool {
-        self.asked.is_some() && self.last.elapsed() > STALLED.max(3 * self.takes)
+        self.asked.is_some_and(|asked| asked.elapsed() + ASK_AFTER > STALLED.max(3 * self.takes))
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -99,6 +101,8 @@ mod tests {
         pass(19_900).await;
         assert!(!ear.asks(false));
         pass(100).await;
-        assert!(ear.asks(false));
+        assert!(ear.asks(false) && !ear.stalls(), "it was not asked before");
+        pass(3_600).await;
+        assert!(ear.stalls(), "it does not answer");
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use waystation_congestion::{Beat, Path, Pulse};
+use waystation_congestion::{Beat, Owes, Path, Pulse};
 use waystation_proto::ChunkState;
 
 use super::book::Verdict;
@@ -28,6 +28,7 @@ use super::control::{self, Say};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::native::{self, MAX_OFFSETS};
 use super::plan::Next;
+use super::sign::Line;
 use crate::connect::ConnectError;
 use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Sending};
 use crate::http::{Broken, Reply};
@@ -177,9 +178,11 @@ fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
 }
 
 impl Shared {
-    /// When something was last written.
-    pub(super) fn last_written(&self) -> Instant {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the next sign of life depends on.
+    pub(super) fn line(&self) -> Line {
+        let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let silence = self.connection.gauge().silence(Owes::Sign).unwrap_or_default();
+        Line { written, wire: self.connection.wire_bytes(), silence }
     }
 
     /// Something is written now, at the time that is returned.

@@ -6,13 +6,18 @@ use tokio::time::Instant;
 
 /// `ALIVE` is sent when nothing else was for this long: contacts hear of 5 s without a sign.
 pub(super) const AFTER: Duration = Duration::from_millis(4500);
-/// At most, however dear the last ones were: contacts hear of 15 s that the phone is silent, and what is
-/// lost more than once must be there before.
-const AT_MOST: Duration = Duration::from_secs(9);
+/// At most, however dear the last ones were: contacts hear of 15 s that the phone is silent, and a sign that
+/// an outage took must be there before.
+const AT_MOST: Duration = Duration::from_millis(7500);
 /// What a byte on the wire takes of that time: a little under 100 bytes in 5 s.
 const A_BYTE: Duration = Duration::from_millis(51);
+/// What one sign is charged with at most: what else is sent between two of them, a capability or what looks
+/// for another path, is not its own.
+const MOST_BYTES: u64 = 300;
 /// What is owed at most.
-const MOST_OWED: Duration = Duration::from_secs(30);
+const MOST_OWED: Duration = Duration::from_secs(10);
+/// Nothing is acknowledged for this long: this is an outage, and signs go as soon as they may.
+const OUTAGE: Duration = Duration::from_secs(1);
 
 /// Signs of life that are paid for before the next one goes. On a path that loses much, what asks after a
 /// lost one and brings it again is dearer than the sign itself.
@@ -24,31 +29,40 @@ pub(super) struct Signs {
     owed: Duration,
 }
 
+/// What is known of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line {
+    /// When something was last written, a sign or media.
+    pub(super) written: Instant,
+    /// Bytes on the wire so far.
+    pub(super) wire: u64,
+    /// For how long what is owed was not acknowledged.
+    pub(super) silence: Duration,
+}
+
 impl Signs {
     pub(super) const fn new() -> Self {
         Self { last: None, owed: Duration::ZERO }
     }
 
-    /// When the next is due. `written`: when something was last written, a sign or media; `wire`: bytes
-    /// on the wire so far. It may be later when it is asked again.
-    pub(super) fn due(&self, written: Instant, wire: u64) -> Instant {
-        let dear = self.dear(written, wire).unwrap_or_default();
-        written + dear.clamp(AFTER, AT_MOST)
+    /// When the next is due. It may be later, or sooner, when it is asked again.
+    pub(super) fn due(&self, line: Line) -> Instant {
+        line.written + self.dear(line).unwrap_or_default().clamp(AFTER, AT_MOST)
     }
 
-    /// One goes now, and `written` is when something was last written before it.
-    pub(super) fn given(&mut self, written: Instant, wire: u64, now: Instant) {
-        let dear = self.dear(written, wire).unwrap_or_default();
-        self.owed = dear.saturating_sub(now.saturating_duration_since(written)).min(MOST_OWED);
-        self.last = Some((now, wire));
+    /// One goes now; `line` is as it was before.
+    pub(super) fn given(&mut self, line: Line, now: Instant) {
+        let dear = self.dear(line).unwrap_or_default();
+        self.owed = dear.saturating_sub(now.saturating_duration_since(line.written)).min(MOST_OWED);
+        self.last = Some((now, line.wire));
     }
 
-    /// For how long the last one and what was owed must be paid; none if media went since, which is paid
-    /// for by nobody.
-    fn dear(&self, written: Instant, wire: u64) -> Option<Duration> {
-        let (_, before) = self.last.filter(|(at, _)| *at == written)?;
-        let bytes = u32::try_from(wire.saturating_sub(before)).unwrap_or(u32::MAX);
-        Some(A_BYTE.saturating_mul(bytes).saturating_add(self.owed))
+    /// For how long the last one and what was owed must be paid; none in an outage, and none if media went
+    /// since, which is paid for by nobody.
+    fn dear(&self, line: Line) -> Option<Duration> {
+        let (_, before) = self.last.filter(|(at, _)| *at == line.written && line.silence < OUTAGE)?;
+        let bytes = line.wire.saturating_sub(before).min(MOST_BYTES) as u32;
+        Some(A_BYTE * bytes + self.owed)
     }
 }
 
@@ -58,38 +72,52 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    const fn line(written: Instant, wire: u64) -> Line {
+        Line { written, wire, silence: Duration::ZERO }
+    }
+
     #[test]
     fn a_sign_is_due_before_contacts_hear_of_five_seconds() {
         let (t0, mut signs) = (Instant::now(), Signs::new());
-        assert_eq!(signs.due(t0, 5000), t0 + AFTER);
-        signs.given(t0, 5000, t0 + AFTER);
-        assert_eq!(signs.due(t0 + AFTER, 5078), t0 + 2 * AFTER);
+        assert_eq!(signs.due(line(t0, 5000)), t0 + AFTER);
+        signs.given(line(t0, 5000), t0 + AFTER);
+        assert_eq!(signs.due(line(t0 + AFTER, 5078)), t0 + 2 * AFTER);
     }
 
     #[test]
     fn what_lost_ones_cost_puts_the_next_off() {
         let (t0, mut signs) = (Instant::now(), Signs::new());
-        signs.given(t0 - SECOND, 5000, t0);
-        assert_eq!(signs.due(t0, 5100), t0 + 100 * A_BYTE);
-        assert_eq!(signs.due(t0, 5150), t0 + 150 * A_BYTE, "asked again it is later");
-        assert_eq!(signs.due(t0, 1_000_000), t0 + AT_MOST);
-        assert_eq!(signs.due(t0, u64::MAX), t0 + AT_MOST);
-        // It cost 15.3 s, of which 9 were waited.
+        signs.given(line(t0 - SECOND, 5000), t0);
+        assert_eq!(signs.due(line(t0, 5100)), t0 + 100 * A_BYTE);
+        assert_eq!(signs.due(line(t0, 5130)), t0 + 130 * A_BYTE, "asked again it is later");
+        assert_eq!(signs.due(line(t0, 5200)), t0 + AT_MOST);
+        // It cost 10.2 s, of which 7.5 were waited.
         let next = t0 + AT_MOST;
-        signs.given(t0, 5300, next);
-        assert_eq!(signs.due(next, 5300), next + 300 * A_BYTE - AT_MOST);
-        assert_eq!(signs.due(next, 5378), next + AT_MOST);
-        signs.given(next, u64::MAX, next + AT_MOST);
+        signs.given(line(t0, 5200), next);
+        assert_eq!(signs.due(line(next, 5278)), next + 278 * A_BYTE - AT_MOST);
+        // What is not its own is not charged: a renewed capability, a new path.
+        assert_eq!(signs.due(line(next, u64::MAX)), next + AT_MOST);
+        signs.given(line(next, u64::MAX), next + AT_MOST);
         assert_eq!(signs.owed, MOST_OWED);
+    }
+
+    #[test]
+    fn in_an_outage_signs_go_as_soon_as_they_may_and_nothing_is_owed_for_it() {
+        let (t0, mut signs) = (Instant::now(), Signs::new());
+        signs.given(line(t0 - SECOND, 5000), t0);
+        let away = Line { silence: OUTAGE, ..line(t0, 5200) };
+        assert_eq!(signs.due(away), t0 + AFTER);
+        signs.given(away, t0 + AFTER);
+        assert_eq!(signs.owed, Duration::ZERO);
     }
 
     #[test]
     fn media_is_a_sign_and_is_paid_for_by_nobody() {
         let (t0, mut signs) = (Instant::now(), Signs::new());
-        signs.given(t0 - SECOND, 5000, t0);
+        signs.given(line(t0 - SECOND, 5000), t0);
         let media = t0 + SECOND;
-        assert_eq!(signs.due(media, 500_000), media + AFTER);
-        signs.given(media, 500_000, media + AFTER);
+        assert_eq!(signs.due(line(media, 500_000)), media + AFTER);
+        signs.given(line(media, 500_000), media + AFTER);
         assert_eq!(signs.owed, Duration::ZERO);
     }
 
@@ -98,10 +126,10 @@ mod tests {
         let (t0, mut signs) = (Instant::now(), Signs::new());
         let (mut written, mut now, mut wire) = (t0, t0 + AFTER, 0);
         for n in 0_u64..600 {
-            signs.given(written, wire, now);
+            signs.given(line(written, wire), now);
             written = now;
-            wire += 78 + if n % 5 == 0 { 400 } else { 0 };
-            now = signs.due(written, wire);
+            wire += 78 + if n % 4 == 0 { 200 } else { 0 };
+            now = signs.due(line(written, wire));
         }
         let each = wire as f64 / (now - t0).as_secs_f64() * 5.0;
         assert!((95.0..=100.0).contains(&each), "{each}");

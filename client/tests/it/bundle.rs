@@ -85,5 +85,6 @@ async fn a_relay_that_takes_no_more_connections_is_left_alone_as_long_as_it_asks
     let (_relay, proxy, capture) = recording(1, &[40_000; 6]).await;
     let summary = capture.finish(PATIENCE, "stopped").await;
     assert_eq!((summary.confirmed, summary.reconnects), (6, 0));
-    assert_eq!(proxy.with(|seen| (seen.opened, seen.refused)), (2, 1));
+    // Of the two that began at once one had the only place, and one more was tried beside it.
+    assert_eq!(proxy.with(|seen| (seen.opened, seen.refused)), (3, 2));
 }
