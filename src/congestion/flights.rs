@@ -94,8 +94,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Flights<T> {
         if self.passes() {
             return Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
         }
-        let first = slices.iter().find(|slice| !slice.is_empty());
-        self.poll_write(cx, first.map_or(&[], |slice| slice))
+        // All of them: rustls writes only once what it has to say of a handshake that failed.
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        self.poll_write(cx, &bytes)
     }
 
     fn is_write_vectored(&self) -> bool {

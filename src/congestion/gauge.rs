@@ -172,7 +172,7 @@ impl Gauge {
 
     /// How long nothing was acknowledged though something is open; none while nothing is. Where only a sign of
     /// life is owed, any acknowledgement after it will do: what brought it again is smaller than
-    /// [`OVERHEAD`], so that the count may keep a few bytes of it open.
+    /// what the count takes for its heads, so that a few bytes of it may stay open.
     pub fn silence(&self, owes: Owes) -> Option<Duration> {
         let state = self.state();
         let open = state.ledger.open() > 0 && !(owes == Owes::Sign && state.answered());

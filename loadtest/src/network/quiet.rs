@@ -15,7 +15,7 @@ use waystation_proto::frame::{self, Decoder, kind};
 use waystation_proto::message::{CaptureEvent, CaptureWord, Sign};
 
 use super::handset::Handset;
-use super::output::{Line, percentile};
+use super::output::{Line, median, percentile};
 use super::phone::Recorded;
 use super::site::Site;
 use super::survival::{SOUND_S, live};
@@ -59,6 +59,7 @@ pub(super) async fn measure(args: &Args, profile: &Profile) -> Result<Line, Fail
         .word("scenario", "quiet")
         .word("profile", profile.name)
         .word("transport", args.transport.as_str())
+        .figure("median_per_5s", median(&bytes))
         .figure("bytes_per_5s", most)
         .bar("bytes_bar", most, Some(bars::SIGN_BYTES))
         .count("false_silent", silent)
