@@ -91,6 +91,9 @@ pub struct Args {
     /// Seconds recorded: at most before the kill (survival, 120), in all (mixed and contact 120, offline 300), quiet (600)
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     seconds: Option<u64>,
+    /// Nothing passes for so many seconds every 40 s (quiet)
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..20))]
+    away: u64,
     /// How many kills
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     kills: u64,

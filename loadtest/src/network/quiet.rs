@@ -30,6 +30,8 @@ const SOUND: u64 = 6;
 const COUNTED_FROM: Duration = Duration::from_secs(40);
 /// This long before the end the counting stops.
 const COUNTED_TO: Duration = Duration::from_secs(5);
+/// From the beginning of an outage to that of the next, where they were asked for.
+const AWAY_EVERY: Duration = Duration::from_secs(40);
 /// Signs of life are counted for so long.
 const EACH_S: f64 = 5.0;
 
@@ -82,11 +84,23 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let sent = || site.link.stats().up.sent_bytes;
     phone.until(COUNTED_FROM, |_| false).await?;
     let before = sent();
-    phone.until(counted, |_| false).await?;
+    tokio::select! {
+        ended = phone.until(counted, |_| false) => drop(ended?),
+        () = outages(&site, Duration::from_secs(args.away)) => {}
+    }
     let bytes = (sent() - before) as f64 / counted.as_secs_f64() * EACH_S;
     let heard = contact.heard.borrow().ok_or(BROKEN)?;
     phone.kill().await?;
     Ok(Run { heard, bytes })
+}
+
+/// Lets nothing pass again and again. Does not end.
+async fn outages(site: &Site, length: Duration) {
+    let mut every = tokio::time::interval_at(tokio::time::Instant::now() + AWAY_EVERY, AWAY_EVERY);
+    loop {
+        every.tick().await;
+        site.link.outage(length);
+    }
 }
 
 struct Contact {
