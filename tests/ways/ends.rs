@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::authority::{DevcoreAuthority, Wishes};
-use waystation_client::capture::{Capture, Config, LaneSpec, Storage};
+use waystation_client::capture::{Capture, Config, Event, LaneSpec, Storage};
 use waystation_client::connect::{Endpoint, Transport, Trust};
 use waystation_client::keys::GroupKey;
 use waystation_proto::{Media, Variant};
@@ -56,7 +57,12 @@ fn carry(
 }
 
 /// A phone that believes this certificate of the relay, and the core's.
-async fn capture(world: &World, relay: SocketAddr, believed: CertificateDer<'static>, transport: Transport) -> Capture {
+pub async fn capture(
+    world: &World,
+    relay: SocketAddr,
+    believed: CertificateDer<'static>,
+    transport: Transport,
+) -> (Capture, mpsc::Receiver<Event>) {
     let trust = |certificate| Trust::certificates(vec![certificate]).unwrap();
     let config = Config {
         relays: vec![Endpoint::parse(&format!("https://{relay}"), trust(believed)).unwrap()],
@@ -71,7 +77,7 @@ async fn capture(world: &World, relay: SocketAddr, believed: CertificateDer<'sta
     let core = Endpoint::parse(&world.core.url(), trust(world.certificate())).unwrap();
     let account = world.core.account_token().to_owned().into();
     let authority = DevcoreAuthority::new(&core, account, Wishes::default());
-    Capture::start(config, Arc::new(authority)).await.unwrap().0
+    Capture::start(config, Arc::new(authority)).await.unwrap()
 }
 
 /// `MAX_DATA` is what asks; neither end has another reason for it here.
@@ -116,7 +122,7 @@ async fn the_capture_client_asks_after_what_it_sent_last() {
     let silent = quinn::Endpoint::server(served, "127.0.0.1:0".parse().unwrap()).unwrap();
     let (relay, _way) = far(silent.local_addr().unwrap()).await;
 
-    let capture = capture(&world, relay, certificate, Transport::H3).await;
+    let (capture, _events) = capture(&world, relay, certificate, Transport::H3).await;
     capture.chunk(Variant::AudioPriority, vec![7; 3000], 0, 2000).await.unwrap();
     let connection = soon("the client", silent.accept()).await.unwrap().await.unwrap();
     until_asked(&connection).await;
@@ -133,7 +139,7 @@ async fn a_handshake_over_tcp_that_fails_says_why_at_both_ends() {
     world.until_metric(failed, |times| times == 1.0).await;
     // A phone that does not trust the relay says so.
     let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let capture = capture(&world, world.public(), other.cert.der().clone(), Transport::Ws).await;
+    let (capture, _events) = capture(&world, world.public(), other.cert.der().clone(), Transport::Ws).await;
     capture.chunk(Variant::AudioPriority, vec![7; 3000], 0, 2000).await.unwrap();
     world.until_metric(failed, |times| times > 1.0).await;
 }

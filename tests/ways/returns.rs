@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use waystation_client::authority::{DevcoreAuthority, Wishes};
-use waystation_client::capture::{Capture, Config, Event, LaneSpec, Storage};
-use waystation_client::connect::{Endpoint, Transport, Trust};
-use waystation_client::keys::GroupKey;
-use waystation_proto::{ChunkState, Media, Variant, varint};
+use waystation_client::capture::{Capture, Event};
+use waystation_client::connect::Transport;
+use waystation_proto::{ChunkState, Variant, varint};
 use waystation_tests::wire::soon;
 use waystation_tests::{Setup, World};
+
+use crate::ends::capture;
 
 /// Long enough for a connection to be a good one.
 const GOOD: Duration = Duration::from_secs(5);
@@ -159,21 +159,7 @@ struct Phone {
 
 impl Phone {
     async fn through(world: &World, way: &Way) -> Self {
-        let trust = Trust::certificates(vec![world.certificate()]).unwrap();
-        let core = Endpoint::parse(&world.core.url(), trust.clone()).unwrap();
-        let account = world.core.account_token().to_owned().into();
-        let config = Config {
-            relays: vec![Endpoint::parse(&format!("https://{}", way.at), trust).unwrap()],
-            transport: Transport::H3,
-            group_key: GroupKey::new([42; 32]),
-            lanes: vec![LaneSpec { variant: Variant::AudioPriority, media: Media::Audio }],
-            client_key: None,
-            storage: Storage::Memory,
-            manifest: false,
-            wait_s: 5,
-        };
-        let authority = DevcoreAuthority::new(&core, account, Wishes::default());
-        let (capture, events) = Capture::start(config, Arc::new(authority)).await.unwrap();
+        let (capture, events) = capture(world, way.at, world.certificate(), Transport::H3).await;
         Self { capture, events, cut: 0 }
     }
 
