@@ -54,10 +54,11 @@ impl Ear {
         due
     }
 
-    /// Whether an answer is overdue. What was silent before it was asked is no sign: while nothing waits,
-    /// the relay has nothing to say.
+    /// Whether an answer is overdue and nothing else came either. What was silent before it was asked is no
+    /// sign: while nothing waits, the relay has nothing to say.
     pub(super) fn stalls(&self) -> bool {
-        self.asked.is_some_and(|asked| asked.elapsed() + ASK_AFTER > STALLED.max(3 * self.takes))
+        let borne = STALLED.max(3 * self.takes);
+        self.last.elapsed() > borne && self.asked.is_some_and(|asked| asked.elapsed() + ASK_AFTER > borne)
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -104,5 +105,7 @@ mod tests {
         assert!(ear.asks(false) && !ear.stalls(), "it was not asked before");
         pass(3_600).await;
         assert!(ear.stalls(), "it does not answer");
+        ear.heard();
+        assert!(!ear.stalls(), "the answer is behind something else, which came");
     }
 }
