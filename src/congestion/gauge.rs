@@ -47,9 +47,14 @@ impl Ledger {
         self.written.saturating_sub(self.acked)
     }
 
-    /// `beyond`: bytes that may be in flight beyond the window.
+    /// What may be open.
+    fn most(&self) -> u64 {
+        self.window + (SPARE_PACKETS * self.mtu).max(self.window / SPARE_PART)
+    }
+
+    /// `beyond`: bytes that may be open beyond that.
     fn has_room(&self, beyond: u64) -> bool {
-        self.open() < self.window + beyond + (SPARE_PACKETS * self.mtu).max(self.window / SPARE_PART)
+        self.open() < self.most() + beyond
     }
 
     /// A packet is acknowledged.
@@ -85,6 +90,8 @@ struct State {
     /// Bytes in flight allowed beyond the window, and those of them that may be written; see [`Gauge::nudge`].
     beyond: u64,
     room: u64,
+    /// Nothing was acknowledged since the last poke.
+    poked: bool,
     /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
     wrote: Instant,
@@ -96,6 +103,17 @@ struct State {
 impl State {
     fn has_room(&self) -> bool {
         self.ledger.has_room(self.room)
+    }
+
+    /// What pokes sent beyond the window stays in flight until something sent after it is acknowledged: a late
+    /// answer to what was sent before an outage would else shut the window over all that. The first answer
+    /// after a poke lets another packet follow.
+    fn keep_beyond(&mut self, in_flight: u64) {
+        let packet = self.ledger.mtu;
+        let follows = if std::mem::take(&mut self.poked) { packet } else { 0 };
+        let keep = |kept: u64, over: u64| if over == 0 { 0 } else { kept.min(over) + follows };
+        self.beyond = keep(self.beyond, (in_flight + packet).saturating_sub(self.ledger.window));
+        self.room = keep(self.room, self.ledger.open().saturating_sub(self.ledger.most())).min(self.beyond);
     }
 
     /// Nothing was written since the last acknowledgement.
@@ -128,6 +146,7 @@ impl Gauge {
             path: Path::default(),
             beyond: 0,
             room: 0,
+            poked: false,
             heard: now(),
             wrote: now(),
             known: false,
@@ -193,7 +212,7 @@ impl Gauge {
     pub fn nudge(&self, write: bool) {
         let mut state = self.state();
         let packet = state.ledger.mtu;
-        state.beyond += packet;
+        (state.beyond, state.poked) = (state.beyond + packet, true);
         if write {
             state.room += packet;
             drop(state);
@@ -229,6 +248,7 @@ impl Gauge {
     pub(super) fn started(&self, at: Instant, window: u64, mtu: u64) {
         let mut state = self.state();
         (state.ledger, state.tail) = (Ledger::new(window, mtu), Tail::new(at));
+        (state.beyond, state.room, state.poked) = (0, 0, false);
         drop(state);
         self.moved.notify_waiters();
     }
@@ -244,7 +264,10 @@ impl Gauge {
     }
 
     pub(super) fn lost(&self, bytes: u64) {
-        self.state().tail.lost(bytes);
+        let mut state = self.state();
+        state.tail.lost(bytes);
+        state.beyond = state.beyond.saturating_sub(bytes);
+        state.room = state.room.min(state.beyond);
     }
 
     pub(super) fn acknowledged(&self, at: Instant, window: u64, in_flight: u64, dry: bool, path: Path) {
@@ -252,7 +275,7 @@ impl Gauge {
             state.ledger.acknowledged(window, in_flight, dry);
             state.tail.batch_end(at, in_flight, dry);
             (state.path, state.heard, state.known) = (path, at, true);
-            (state.beyond, state.room) = (0, 0);
+            state.keep_beyond(in_flight);
         });
         self.moved.notify_waiters();
     }

@@ -11,14 +11,16 @@ use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, UdpPoller};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
-use super::{Factory, Gauge, ask_for_acknowledgement};
+use super::{Beat, Factory, Gauge, Owes, Pulse, ask_for_acknowledgement};
 
 const MS: Duration = Duration::from_millis(1);
 /// One way.
 const DELAY: Duration = Duration::from_millis(100);
 const WINDOW: u32 = 100_000;
+/// Bytes a second, each way.
+const RATE: u32 = 30_000;
 
 #[derive(Debug, Default)]
 struct Inbox {
@@ -37,6 +39,12 @@ struct End {
     sent: Mutex<Vec<(Instant, usize)>>,
     /// The next packet of 500 bytes and more is lost.
     loses: AtomicBool,
+    /// All are.
+    away: AtomicBool,
+    /// Until when what was sent keeps the link busy, at [`RATE`].
+    busy: Mutex<Instant>,
+    /// The longest that was.
+    backlog: Mutex<Duration>,
 }
 
 #[derive(Debug)]
@@ -60,6 +68,9 @@ impl End {
                 outbox: Arc::clone(&boxes[1 - own]),
                 sent: Mutex::default(),
                 loses: AtomicBool::new(false),
+                away: AtomicBool::new(false),
+                busy: Mutex::new(Instant::now()),
+                backlog: Mutex::default(),
             })
         })
     }
@@ -77,12 +88,18 @@ impl AsyncUdpSocket for End {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let packet = transmit.contents.to_vec();
         self.sent.lock().unwrap().push((Instant::now(), packet.len()));
-        if packet.len() >= 500 && self.loses.swap(false, Ordering::Relaxed) {
+        let departs = {
+            let (mut busy, mut backlog) = (self.busy.lock().unwrap(), self.backlog.lock().unwrap());
+            *busy = (*busy).max(Instant::now()) + Duration::from_secs(1) * packet.len() as u32 / RATE;
+            *backlog = (*backlog).max(*busy - Instant::now());
+            *busy
+        };
+        if packet.len() >= 500 && self.loses.swap(false, Ordering::Relaxed) || self.away.load(Ordering::Relaxed) {
             return Ok(());
         }
         let to = Arc::clone(&self.outbox);
         tokio::spawn(async move {
-            sleep(DELAY).await;
+            sleep_until(departs + DELAY).await;
             let mut to = to.lock().unwrap();
             to.packets.push_back(packet);
             if let Some(waker) = to.waker.take() {
@@ -113,19 +130,21 @@ impl AsyncUdpSocket for End {
     }
 }
 
-/// A client's and a server's connection with each other. `gauge` is the server's.
-async fn connect(ends: &[Arc<End>; 2], gauge: &Arc<Gauge>) -> (Endpoint, [quinn::Connection; 2]) {
+/// A client's and a server's connection with each other, and their gauges.
+async fn connect(ends: &[Arc<End>; 2], gauges: [&Arc<Gauge>; 2]) -> (Endpoint, [quinn::Connection; 2]) {
     let made = rcgen::generate_simple_self_signed(vec!["relay".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
-    let mut transport = TransportConfig::default();
-    transport
-        .receive_window(WINDOW.into())
-        .congestion_controller_factory(Arc::new(Factory::unmetered(Arc::clone(gauge))));
+    let transport = |factory| {
+        let mut transport = TransportConfig::default();
+        transport.receive_window(WINDOW.into()).congestion_controller_factory(Arc::new(factory));
+        Arc::new(transport)
+    };
     let mut served = quinn::ServerConfig::with_single_cert(vec![made.cert.der().clone()], key).unwrap();
-    served.transport_config(Arc::new(transport));
+    served.transport_config(transport(Factory::unmetered(Arc::clone(gauges[1]))));
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
-    let client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
+    let mut client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
+    client.transport_config(transport(Factory::metered(Arc::clone(gauges[0]))));
     let endpoint = |end: &Arc<End>, config| {
         let socket = Arc::<End>::clone(end);
         Endpoint::new_with_abstract_socket(EndpointConfig::default(), config, socket, Arc::new(TokioRuntime)).unwrap()
@@ -146,7 +165,7 @@ async fn connect(ends: &[Arc<End>; 2], gauge: &Arc<Gauge>) -> (Endpoint, [quinn:
 /// sent until it was there and in ten seconds after.
 async fn answer(asks: bool) -> (Duration, [usize; 2]) {
     let (ends, gauge) = (End::pair(), Arc::new(Gauge::new()));
-    let (_near, [client, server]) = connect(&ends, &gauge).await;
+    let (_near, [client, server]) = connect(&ends, [&Arc::new(Gauge::new()), &gauge]).await;
     sleep(20 * DELAY).await;
     let (asking, gauge) = (server.clone(), Arc::clone(&gauge));
     let asking = tokio::spawn(async move {
@@ -175,7 +194,7 @@ async fn answer(asks: bool) -> (Duration, [usize; 2]) {
 async fn an_end_that_is_lost_is_found_in_little_more_than_a_round_trip() {
     let ((asked, [small, later]), (waited, _)) = (answer(true).await, answer(false).await);
     // A round trip and a third until it is known, half of one until it is there.
-    assert!(asked <= 3 * DELAY + 80 * MS, "{asked:?}");
+    assert!(asked <= 3 * DELAY + 130 * MS, "{asked:?}");
     assert!(waited >= asked + 50 * MS, "{waited:?} by the time-out, {asked:?} when asked");
     assert!((2..=8).contains(&small), "{small} small packets");
     assert_eq!(later, 0, "and then there is silence");
@@ -196,10 +215,81 @@ async fn a_poke_lets_one_packet_be_written_until_something_is_acknowledged() {
     assert!(room().await);
     gauge.written(1000);
     assert!(!room().await);
-    gauge.acknowledged(now(), 10_000, 9_000, false, super::Path::default());
+    let answered = |in_flight| gauge.acknowledged(now(), 10_000, in_flight, false, super::Path::default());
+    // Both pokes and the window are still in flight.
+    answered(11_900);
+    assert_eq!(gauge.beyond(), 3000, "one packet more, since what was poked answers");
+    assert!(room().await);
+    gauge.written(1000);
+    answered(11_900);
+    assert_eq!(gauge.beyond(), 2900, "no more than is in flight, and a packet");
+    assert!(!room().await);
+    gauge.lost(2000);
+    assert_eq!(gauge.beyond(), 900);
+    answered(9_000);
     assert_eq!(gauge.beyond(), 0);
     assert!(!room().await);
     // Another path: nothing of the old one counts.
     gauge.started(now(), 10_000, 1000);
     assert!(room().await);
+}
+
+/// Writes what there is room for, as a client does, and keeps the path alive.
+async fn bring(client: quinn::Connection, gauge: Arc<Gauge>) {
+    let writing = async {
+        let mut stream = client.open_uni().await.unwrap();
+        loop {
+            gauge.room().await;
+            stream.write_all(&[7; 1000]).await.unwrap();
+            gauge.written(1000);
+        }
+    };
+    let looking = async {
+        let (mut pulse, mut tick) = (Pulse::default(), interval(100 * MS));
+        loop {
+            tick.tick().await;
+            match pulse.look(gauge.silence(Owes::Bytes), gauge.path().rtt, Owes::Bytes) {
+                Beat::Rest | Beat::Flows => continue,
+                beat => gauge.nudge(beat != Beat::Ask),
+            }
+            ask_for_acknowledgement(&client, WINDOW);
+        }
+    };
+    tokio::join!(writing, looking);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_heard_first_after_an_outage_may_be_an_answer_of_before_it() {
+    let (ends, gauge) = (End::pair(), Arc::new(Gauge::new()));
+    let (_near, [client, server]) = connect(&ends, [&gauge, &Arc::new(Gauge::new())]).await;
+    let bringing = tokio::spawn(bring(client, gauge));
+    let mut coming = server.accept_uni().await.unwrap();
+    let mut buffer = [0; 64 * 1024];
+    let until = Instant::now() + 5 * 10 * DELAY;
+    while Instant::now() < until {
+        coming.read(&mut buffer).await.unwrap();
+    }
+    // The acknowledgements go first, so that some of what came is not known to have come.
+    ends[1].away.store(true, Ordering::Relaxed);
+    sleep(DELAY).await;
+    ends[0].away.store(true, Ordering::Relaxed);
+    while timeout(20 * 10 * DELAY, coming.read(&mut buffer)).await.is_ok() {}
+    // Something of the server comes before what answers the client.
+    ends[1].away.store(false, Ordering::Relaxed);
+    ask_for_acknowledgement(&server, WINDOW);
+    sleep(DELAY + 40 * MS).await;
+    ends[0].away.store(false, Ordering::Relaxed);
+    *ends[0].backlog.lock().unwrap() = Duration::ZERO;
+    let back = Instant::now();
+    coming.read(&mut buffer).await.unwrap();
+    let first = back.elapsed();
+    let mut bytes = 0;
+    while back.elapsed() < 5 * 10 * DELAY {
+        bytes += coming.read(&mut buffer).await.unwrap().unwrap();
+    }
+    bringing.abort();
+    assert!(first < 15 * DELAY, "{first:?}");
+    assert!(bytes > 3 * RATE as usize, "{bytes} bytes in five seconds");
+    let backlog = ends[0].backlog.lock().unwrap();
+    assert!(*backlog < 6 * DELAY, "{backlog:?}");
 }
