@@ -3,7 +3,7 @@
 //!
 //! Each direction is a bounded byte queue that drops at its tail, then a token bucket, then outages,
 //! then loss, then delay; a NAT may give the client another address on the way. Everything but
-//! [`tun`], [`namespace`] and [`link`] is pure: time comes in, and chance comes from a seed. A seed
+//! [`tun`], [`namespace`], [`trace`] and [`link`] is pure: time comes in, and chance comes from a seed. A seed
 //! decides the fate of the n-th packet of a direction, whenever it comes.
 //!
 //! Needs root, `ip` (Debian: iproute2) and `/dev/net/tun`.
@@ -17,6 +17,7 @@ pub mod nat;
 pub mod profile;
 pub mod rng;
 pub mod stats;
+pub mod trace;
 pub mod tun;
 
 use std::io;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::emulator::Emulator;
 use crate::namespace::Namespace;
+use crate::trace::Trace;
 use crate::{CLIENT, Error, LinkStats, Profile, SERVER, Side, tun};
 
 /// Longest sleep of the thread, so that it sees when it is to end.
@@ -32,11 +33,13 @@ pub struct Options {
     pub congestion: Option<String>,
     /// Largest packet.
     pub mtu: u16,
+    /// Where what passes at both ends is written; see [`crate::trace`].
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { congestion: None, mtu: 1500 }
+        Self { congestion: None, mtu: 1500, trace: None }
     }
 }
 
@@ -82,9 +85,10 @@ impl Link {
             client: client.attach(CLIENT, options.mtu, congestion)?,
             server: server.attach(SERVER, options.mtu, congestion)?,
         };
+        let trace = options.trace.as_deref().map(Trace::new).transpose().map_err(Error::io("a trace"))?;
         let emulator = Arc::new(Mutex::new(Emulator::new(profile, seed)));
         let (clock, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        let carrier = Carrier { devices, emulator: Arc::clone(&emulator), clock, stop: Arc::clone(&stop) };
+        let carrier = Carrier { devices, emulator: Arc::clone(&emulator), trace, clock, stop: Arc::clone(&stop) };
         let thread = std::thread::Builder::new().name("netlab".to_owned()).spawn(move || carrier.run());
         let thread = Some(thread.map_err(Error::io("a thread"))?);
         Ok(Self { client, server, emulator, clock, stop, thread })
@@ -168,12 +172,13 @@ impl Devices {
 struct Carrier {
     devices: Devices,
     emulator: Arc<Mutex<Emulator>>,
+    trace: Option<Trace>,
     clock: Instant,
     stop: Arc<AtomicBool>,
 }
 
 impl Carrier {
-    fn run(self) {
+    fn run(mut self) {
         // Of this thread alone. Refused, the link is less exact on a busy machine.
         let _ = rustix::process::setpriority_process(None, NICE);
         let mut buffer = vec![0; LARGEST];
@@ -186,18 +191,24 @@ impl Carrier {
         }
     }
 
-    fn deliver(&self) {
+    fn deliver(&mut self) {
         let mut emulator = lock(&self.emulator);
         while let Some((to, packet)) = emulator.arrived(nanos(self.clock)) {
             let written = self.devices.of(to).write(&packet);
             emulator.handed_over(to, packet.len() as u64, written.is_ok());
+            if let Some(trace) = &mut self.trace {
+                trace.note(to, &packet);
+            }
         }
     }
 
-    fn collect(&self, side: Side, buffer: &mut [u8]) {
+    fn collect(&mut self, side: Side, buffer: &mut [u8]) {
         for _ in 0..BATCH {
             // Empty for now, or gone: both mean that there is nothing more to take.
             let Ok(length) = self.devices.of(side).read(buffer) else { return };
+            if let Some(trace) = &mut self.trace {
+                trace.note(side, &buffer[..length]);
+            }
             lock(&self.emulator).take(side, &mut buffer[..length], nanos(self.clock));
         }
     }

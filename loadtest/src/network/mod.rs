@@ -103,7 +103,7 @@ pub struct Args {
     /// Where the runs' directories are made; they are removed at the end
     #[arg(long)]
     runs_dir: Option<PathBuf>,
-    /// Leave the runs' directories, with the logs of all programs
+    /// Leave the runs' directories, with the logs of all programs and the packets at both ends (pcap)
     #[arg(long)]
     keep: bool,
     /// One line of JSON for each profile

@@ -127,10 +127,11 @@ struct Listed {
 impl Site {
     /// Starts link, core and relay, and makes a session with these lanes.
     pub(super) async fn start(setup: Setup, lanes: &[Variant]) -> Result<Self, Failure> {
-        let Setup { profile, seed, link, transport, above, keep } = setup;
+        let Setup { profile, seed, mut link, transport, above, keep } = setup;
         let above = above.unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("waystation-net-").disable_cleanup(keep).tempdir_in(above);
         let dir = dir.map_err(Failure::io("the run's directory"))?;
+        link.trace = keep.then(|| dir.path().to_owned());
         let started = tokio::task::spawn_blocking(move || Link::start(&profile, seed, &link)).await;
         let link = started.map_err(|_| Failure::Wire("the link could not be started"))??;
         let (core, said) = core(&link, dir.path()).await?;
