@@ -54,6 +54,8 @@ pub(super) enum Wake {
     Lane(usize),
     /// The same, and it may be told with what comes next.
     News(usize),
+    /// Those who watch this lane, at once: a chunk is whole, and nothing more of it comes.
+    Whole(usize),
     /// Everybody.
     All,
 }
@@ -162,6 +164,7 @@ impl Cell {
             Wake::Nobody => return,
             Wake::Lane(this) => (lane(this), SERVING),
             Wake::News(this) => (lane(this), TELLING),
+            Wake::Whole(this) => return self.wake_now(lane(this)),
             Wake::All => ([true; 2], SERVING),
         };
         let time = self.gathering(each);
@@ -204,6 +207,13 @@ impl Cell {
             };
             cell.bells.ring(lanes);
         });
+    }
+
+    /// With all that waits to be told.
+    fn wake_now(&self, mut lanes: [bool; 2]) {
+        let due = std::mem::take(&mut *self.gather()).lanes;
+        lanes.iter_mut().zip(due).for_each(|(this, due)| *this |= due);
+        self.bells.ring(lanes);
     }
 
     fn gather(&self) -> MutexGuard<'_, Gather> {

@@ -96,7 +96,7 @@ impl Publication {
         let Some(cell) = &self.cell else { return };
         // Nothing was pushed: the bytes came before this window, so the chunk can't be shown.
         let Some(place) = self.begun(cell, self.meta.length, sign) else { return };
-        cell.change(&self.hub, Wake::Lane(place.lane), |window| window.complete(place, sign));
+        cell.change(&self.hub, Wake::Whole(place.lane), |window| window.complete(place, sign));
     }
 
     /// The chunk is not what it was said to be.

@@ -190,8 +190,10 @@ async fn many_are_told_at_once_of_what_came_together() {
     }
     assert!(!waiting.is_finished(), "it waits for what comes right behind");
     publication.push(1_000, &Bytes::from(vec![5; 1_000]));
+    let before = tokio::time::Instant::now();
     publication.complete();
     let kinds: Vec<_> = frames(&waiting.await.unwrap()).iter().map(|frame| frame.kind).collect();
+    assert_eq!(before.elapsed(), Duration::ZERO, "nothing more comes of a chunk that is whole");
     assert_eq!(kinds.iter().filter(|kind| **kind == kind::PIECE).count(), 1, "{kinds:?}");
     assert!(kinds.contains(&kind::CHUNK) && kinds.contains(&kind::COMPLETE), "{kinds:?}");
 }
