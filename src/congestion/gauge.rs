@@ -22,6 +22,12 @@ const OVERHEAD: u64 = 45;
 const SPARE_PACKETS: u64 = 4;
 /// The same as a part of the window.
 const SPARE_PART: u64 = 4;
+/// An answer after so much silence ends an outage: by then another connection is tried. A link on which answers are
+/// shorter apart than that is slow, and what it has not answered is on its way.
+const OUTAGE: Duration = Duration::from_secs(2);
+/// Packets in flight that are let be after an outage: a connection that is not heard for longer than they are
+/// sent in is dead.
+const MOST_HELD: u64 = 256;
 
 /// quinn's clock.
 fn now() -> Instant {
@@ -83,15 +89,21 @@ pub struct Path {
     pub loss_permille: u64,
 }
 
+/// Bytes allowed beyond the window, in flight and of those written.
+#[derive(Debug, Clone, Copy, Default)]
+struct Extra {
+    flying: u64,
+    written: u64,
+}
+
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
     path: Path,
-    /// Bytes in flight allowed beyond the window, and those of them that may be written; see [`Gauge::nudge`].
-    beyond: u64,
-    room: u64,
-    /// Nothing was acknowledged since the last poke.
-    poked: bool,
+    /// What pokes allow until something is acknowledged; see [`Gauge::nudge`].
+    poked: Extra,
+    /// What is let be of an outage; it only becomes less.
+    held: Extra,
     /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
     wrote: Instant,
@@ -102,18 +114,23 @@ struct State {
 
 impl State {
     fn has_room(&self) -> bool {
-        self.ledger.has_room(self.room)
+        self.ledger.has_room(self.poked.written + self.held.written)
     }
 
-    /// What pokes sent beyond the window stays in flight until something sent after it is acknowledged: a late
-    /// answer to what was sent before an outage would else shut the window over all that. The first answer
-    /// after a poke lets another packet follow.
-    fn keep_beyond(&mut self, in_flight: u64) {
+    /// Something is acknowledged, and `in_flight` bytes are not. After an outage that is often a late answer to what
+    /// was sent before it. All that was sent in it still counts, until something sent after it is
+    /// acknowledged, and would shut the window: as much is let be, and one packet may follow.
+    fn answer(&mut self, at: Instant, in_flight: u64) {
         let packet = self.ledger.mtu;
-        let follows = if std::mem::take(&mut self.poked) { packet } else { 0 };
-        let keep = |kept: u64, over: u64| if over == 0 { 0 } else { kept.min(over) + follows };
-        self.beyond = keep(self.beyond, (in_flight + packet).saturating_sub(self.ledger.window));
-        self.room = keep(self.room, self.ledger.open().saturating_sub(self.ledger.most())).min(self.beyond);
+        let over = (in_flight + packet).saturating_sub(self.ledger.window);
+        let unwritten = self.ledger.open().saturating_sub(self.ledger.most());
+        let most = MOST_HELD * packet;
+        self.held = if over > 0 && at.saturating_duration_since(self.heard) >= OUTAGE {
+            Extra { flying: over.min(most) + packet, written: unwritten.min(most) + packet }
+        } else {
+            Extra { flying: self.held.flying.min(over), written: self.held.written.min(unwritten) }
+        };
+        (self.poked, self.heard) = (Extra::default(), at);
     }
 
     /// Nothing was written since the last acknowledgement.
@@ -144,9 +161,8 @@ impl Gauge {
         let state = State {
             ledger: Ledger::new(0, 1200),
             path: Path::default(),
-            beyond: 0,
-            room: 0,
-            poked: false,
+            poked: Extra::default(),
+            held: Extra::default(),
             heard: now(),
             wrote: now(),
             known: false,
@@ -212,9 +228,9 @@ impl Gauge {
     pub fn nudge(&self, write: bool) {
         let mut state = self.state();
         let packet = state.ledger.mtu;
-        (state.beyond, state.poked) = (state.beyond + packet, true);
+        state.poked.flying += packet;
         if write {
-            state.room += packet;
+            state.poked.written += packet;
             drop(state);
             self.moved.notify_waiters();
         }
@@ -248,7 +264,7 @@ impl Gauge {
     pub(super) fn started(&self, at: Instant, window: u64, mtu: u64) {
         let mut state = self.state();
         (state.ledger, state.tail) = (Ledger::new(window, mtu), Tail::new(at));
-        (state.beyond, state.room, state.poked) = (0, 0, false);
+        (state.poked, state.held) = (Extra::default(), Extra::default());
         drop(state);
         self.moved.notify_waiters();
     }
@@ -266,16 +282,16 @@ impl Gauge {
     pub(super) fn lost(&self, bytes: u64) {
         let mut state = self.state();
         state.tail.lost(bytes);
-        state.beyond = state.beyond.saturating_sub(bytes);
-        state.room = state.room.min(state.beyond);
+        state.held.flying = state.held.flying.saturating_sub(bytes);
+        state.held.written = state.held.written.min(state.held.flying);
     }
 
     pub(super) fn acknowledged(&self, at: Instant, window: u64, in_flight: u64, dry: bool, path: Path) {
         self.with_end(|state| {
             state.ledger.acknowledged(window, in_flight, dry);
             state.tail.batch_end(at, in_flight, dry);
-            (state.path, state.heard, state.known) = (path, at, true);
-            state.keep_beyond(in_flight);
+            (state.path, state.known) = (path, true);
+            state.answer(at, in_flight);
         });
         self.moved.notify_waiters();
     }
@@ -297,7 +313,8 @@ impl Gauge {
     }
 
     pub(super) fn beyond(&self) -> u64 {
-        self.state().beyond
+        let state = self.state();
+        state.poked.flying + state.held.flying
     }
 }
 
