@@ -54,7 +54,7 @@ pub(super) enum Wake {
     Lane(usize),
     /// The same, and it may be told with what comes next.
     News(usize),
-    /// Those who watch this lane, at once: a chunk is whole, and nothing more of it comes.
+    /// Those who watch this lane, at once if they were not just woken: a chunk is whole, and nothing more of it comes.
     Whole(usize),
     /// Everybody.
     All,
@@ -104,6 +104,8 @@ pub(super) struct Cell {
 struct Gather {
     at: Option<Instant>,
     lanes: [bool; 2],
+    /// The last one.
+    rang: Option<Instant>,
 }
 
 /// A window, and whether the hub still knows it.
@@ -164,12 +166,15 @@ impl Cell {
             Wake::Nobody => return,
             Wake::Lane(this) => (lane(this), SERVING),
             Wake::News(this) => (lane(this), TELLING),
-            Wake::Whole(this) => return self.wake_now(lane(this)),
+            Wake::Whole(this) => (lane(this), SERVING),
             Wake::All => ([true; 2], SERVING),
         };
         let time = self.gathering(each);
         match Handle::try_current() {
-            Ok(runtime) if time >= LEAST_GATHER => self.wake_within(&runtime, lanes, time),
+            Ok(runtime) if time >= LEAST_GATHER => {
+                let passed = if matches!(whom, Wake::Whole(_)) { self.since_rung() } else { Duration::ZERO };
+                self.wake_within(&runtime, lanes, time.saturating_sub(passed));
+            }
             _ => self.bells.ring(lanes),
         }
     }
@@ -183,7 +188,8 @@ impl Cell {
         self.gathering(SERVING) >= LEAST_GATHER
     }
 
-    /// By the runtime's clock: it paces work, and nothing that is told depends on it.
+    /// By the runtime's clock: it paces work, and nothing that is told depends on it. By another task also
+    /// if it is due: who brings bytes goes on.
     fn wake_within(self: &Arc<Self>, runtime: &Handle, lanes: [bool; 2], time: Duration) {
         let _entered = runtime.enter();
         let sleep = tokio::time::sleep(time);
@@ -196,24 +202,24 @@ impl Cell {
         gather.at = Some(at);
         let cell = Arc::clone(self);
         runtime.spawn(async move {
-            sleep.await;
+            // The timer would round it up.
+            if time >= LEAST_GATHER {
+                sleep.await;
+            }
             let lanes = {
                 let mut gather = cell.gather();
                 // An earlier one has taken everything, also what another waits for.
                 if gather.at.is_none_or(|due| due > at) {
                     return;
                 }
-                std::mem::take(&mut *gather).lanes
+                std::mem::replace(&mut *gather, Gather { rang: Some(Instant::now()), ..Gather::default() }).lanes
             };
             cell.bells.ring(lanes);
         });
     }
 
-    /// With all that waits to be told.
-    fn wake_now(&self, mut lanes: [bool; 2]) {
-        let due = std::mem::take(&mut *self.gather()).lanes;
-        lanes.iter_mut().zip(due).for_each(|(this, due)| *this |= due);
-        self.bells.ring(lanes);
+    fn since_rung(&self) -> Duration {
+        self.gather().rang.map_or(Duration::MAX, |rang| rang.elapsed())
     }
 
     fn gather(&self) -> MutexGuard<'_, Gather> {

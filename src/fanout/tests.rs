@@ -181,7 +181,7 @@ async fn many_are_told_at_once_of_what_came_together() {
         .collect();
     let mut one = contacts.pop().unwrap();
     drain(&mut one).await;
-    let waiting = tokio::spawn(async move { one.next().await });
+    let waiting = tokio::spawn(async move { (one.next().await, one) });
     tokio::task::yield_now().await;
     let publication = world.hub.publish(&group(), audio(1, 2_000));
     publication.push(0, &Bytes::from(vec![5; 1_000]));
@@ -192,10 +192,26 @@ async fn many_are_told_at_once_of_what_came_together() {
     publication.push(1_000, &Bytes::from(vec![5; 1_000]));
     let before = tokio::time::Instant::now();
     publication.complete();
-    let kinds: Vec<_> = frames(&waiting.await.unwrap()).iter().map(|frame| frame.kind).collect();
+    let (step, mut one) = waiting.await.unwrap();
+    let kinds: Vec<_> = frames(&step).iter().map(|frame| frame.kind).collect();
     assert_eq!(before.elapsed(), Duration::ZERO, "nothing more comes of a chunk that is whole");
     assert_eq!(kinds.iter().filter(|kind| **kind == kind::PIECE).count(), 1, "{kinds:?}");
     assert!(kinds.contains(&kind::CHUNK) && kinds.contains(&kind::COMPLETE), "{kinds:?}");
+    // Many small ones right behind it wait for each other, with what comes on the other lane.
+    let waiting = tokio::spawn(async move { one.next().await });
+    tokio::task::yield_now().await;
+    let next = world.hub.publish(&group(), meta("video", Variant::LivePreview, 1, 2_000));
+    next.push(0, &Bytes::from(vec![5; 1_000]));
+    for index in 2..5 {
+        world.whole(audio(index, 100));
+    }
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished(), "they were woken just now");
+    let begun = begun(&frames(&waiting.await.unwrap()));
+    assert_eq!(begun.len(), 4, "{begun:?}");
+    assert!(before.elapsed() <= Duration::from_millis(4), "{:?}", before.elapsed());
 }
 
 #[tokio::test]

@@ -196,7 +196,7 @@ impl Carrier {
         while let Some((to, packet)) = emulator.arrived(nanos(self.clock)) {
             let written = self.devices.of(to).write(&packet);
             emulator.handed_over(to, packet.len() as u64, written.is_ok());
-            if let Some(trace) = &mut self.trace {
+            if let Some(trace) = self.trace.as_mut().filter(|_| written.is_ok()) {
                 trace.note(to, &packet);
             }
         }
@@ -206,10 +206,11 @@ impl Carrier {
         for _ in 0..BATCH {
             // Empty for now, or gone: both mean that there is nothing more to take.
             let Ok(length) = self.devices.of(side).read(buffer) else { return };
+            let now = nanos(self.clock);
             if let Some(trace) = &mut self.trace {
                 trace.note(side, &buffer[..length]);
             }
-            lock(&self.emulator).take(side, &mut buffer[..length], nanos(self.clock));
+            lock(&self.emulator).take(side, &mut buffer[..length], now);
         }
     }
 

@@ -1,5 +1,7 @@
-//! What passes at the two ends of a link, written as tcpdump would there: `client.pcap` and `server.pcap`. A packet
-//! that is in one and not in the other was lost on the way.
+//! What is sent and handed over at the two ends of a link, written as tcpdump would there: `client.pcap` and
+//! `server.pcap`. A packet that is in one and not in the other was lost on the way, swallowed by the NAT, or under way at the
+//! end; after the NAT gave the client another address the files name different ones. Writing takes time on the link's
+//! thread: figures are taken without.
 //!
 //! The format is libpcap's with nanoseconds (draft-ietf-opsawg-pcap), packets of link type RAW (101): they
 //! begin with their IP header.
@@ -58,12 +60,14 @@ fn head(file: &mut impl Write) -> io::Result<()> {
     file.write_all(&LINK_TYPE_RAW.to_le_bytes())
 }
 
+/// In one write, so that what is refused is left out whole.
 fn record(file: &mut impl Write, at: Duration, packet: &[u8]) -> io::Result<()> {
     let kept = &packet[..packet.len().min(KEPT)];
-    for word in [at.as_secs() as u32, at.subsec_nanos(), kept.len() as u32, packet.len() as u32] {
-        file.write_all(&word.to_le_bytes())?;
-    }
-    file.write_all(kept)
+    let words = [at.as_secs() as u32, at.subsec_nanos(), kept.len() as u32, packet.len() as u32];
+    let mut record = Vec::with_capacity(16 + KEPT);
+    words.iter().for_each(|word| record.extend_from_slice(&word.to_le_bytes()));
+    record.extend_from_slice(kept);
+    file.write_all(&record)
 }
 
 #[cfg(test)]
