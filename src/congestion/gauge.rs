@@ -104,6 +104,8 @@ struct State {
     poked: Extra,
     /// What is let be of an outage; it only becomes less.
     held: Extra,
+    /// The packet that may follow its end, until it is sent: answers come in bursts.
+    follows: u64,
     /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
     wrote: Instant,
@@ -126,9 +128,11 @@ impl State {
         let unwritten = self.ledger.open().saturating_sub(self.ledger.most());
         let most = MOST_HELD * packet;
         self.held = if over > 0 && at.saturating_duration_since(self.heard) >= OUTAGE {
+            self.follows = packet;
             Extra { flying: over.min(most) + packet, written: unwritten.min(most) + packet }
         } else {
-            Extra { flying: self.held.flying.min(over), written: self.held.written.min(unwritten) }
+            let (flying, written) = (over + self.follows, unwritten + self.follows);
+            Extra { flying: self.held.flying.min(flying), written: self.held.written.min(written) }
         };
         (self.poked, self.heard) = (Extra::default(), at);
     }
@@ -163,6 +167,7 @@ impl Gauge {
             path: Path::default(),
             poked: Extra::default(),
             held: Extra::default(),
+            follows: 0,
             heard: now(),
             wrote: now(),
             known: false,
@@ -264,13 +269,19 @@ impl Gauge {
     pub(super) fn started(&self, at: Instant, window: u64, mtu: u64) {
         let mut state = self.state();
         (state.ledger, state.tail) = (Ledger::new(window, mtu), Tail::new(at));
-        (state.poked, state.held) = (Extra::default(), Extra::default());
+        (state.poked, state.held, state.follows) = (Extra::default(), Extra::default(), 0);
         drop(state);
         self.moved.notify_waiters();
     }
 
     pub(super) fn sent(&self, at: Instant, bytes: u64) {
-        self.with_end(|state| state.tail.sent(at, bytes));
+        self.with_end(|state| {
+            state.tail.sent(at, bytes);
+            // Less is an acknowledgement.
+            if bytes >= state.follows / 2 {
+                state.follows = 0;
+            }
+        });
     }
 
     pub(super) fn packet(&self, bytes: u64) {

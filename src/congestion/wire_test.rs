@@ -226,9 +226,13 @@ async fn a_poke_lets_one_packet_be_written_until_something_is_acknowledged() {
     sleep(20 * DELAY).await;
     gauge.acknowledged(now(), 8_000, 15_000, false, super::Path::default());
     assert_eq!(gauge.beyond(), 8000 + 1000, "what is over the window, and a packet");
+    gauge.sent(now(), 40);
+    gauge.acknowledged(now(), 8_000, 15_000, false, super::Path::default());
+    assert_eq!(gauge.beyond(), 8000 + 1000, "also if another answer comes before it is sent");
     assert!(room().await);
     gauge.written(1000);
     assert!(!room().await);
+    gauge.sent(now(), 1000);
     gauge.nudge(false);
     gauge.acknowledged(now(), 8_000, 15_000, false, super::Path::default());
     assert_eq!(gauge.beyond(), 8000, "no more than that, whatever was poked since");
@@ -274,7 +278,7 @@ async fn outage(early: bool) -> (Duration, usize, Duration) {
     let (_near, [client, server]) = connect(&ends, [&gauge, &Arc::new(Gauge::new())]).await;
     let bringing = tokio::spawn(bring(client, Arc::clone(&gauge)));
     let mut coming = server.accept_uni().await.unwrap();
-    let mut buffer = [0; 64 * 1024];
+    let mut buffer = vec![0; 64 * 1024];
     let until = Instant::now() + 5 * 10 * DELAY;
     while Instant::now() < until {
         coming.read(&mut buffer).await.unwrap();

@@ -172,8 +172,7 @@ impl Cell {
         let time = self.gathering(each);
         match Handle::try_current() {
             Ok(runtime) if time >= LEAST_GATHER => {
-                let passed = if matches!(whom, Wake::Whole(_)) { self.since_rung() } else { Duration::ZERO };
-                self.wake_within(&runtime, lanes, time.saturating_sub(passed));
+                self.wake_within(&runtime, lanes, time, matches!(whom, Wake::Whole(_)));
             }
             _ => self.bells.ring(lanes),
         }
@@ -188,38 +187,45 @@ impl Cell {
         self.gathering(SERVING) >= LEAST_GATHER
     }
 
-    /// By the runtime's clock: it paces work, and nothing that is told depends on it. By another task also
-    /// if it is due: who brings bytes goes on.
-    fn wake_within(self: &Arc<Self>, runtime: &Handle, lanes: [bool; 2], time: Duration) {
+    /// By the runtime's clock: it paces work, and nothing that is told depends on it. `at_once`: unless they were
+    /// woken less than `time` ago. Also then by another task: who brings bytes goes on.
+    fn wake_within(self: &Arc<Self>, runtime: &Handle, lanes: [bool; 2], time: Duration, at_once: bool) {
         let _entered = runtime.enter();
-        let sleep = tokio::time::sleep(time);
-        let at = sleep.deadline();
+        let later = tokio::time::sleep(time).deadline();
+        let now = later - time;
         let mut gather = self.gather();
+        let at = match gather.rang {
+            _ if !at_once => later,
+            Some(rang) => (rang + time).clamp(now, later),
+            None => now,
+        };
         gather.lanes.iter_mut().zip(lanes).for_each(|(due, this)| *due |= this);
         if gather.at.is_some_and(|due| due <= at) {
             return;
         }
         gather.at = Some(at);
+        drop(gather);
         let cell = Arc::clone(self);
         runtime.spawn(async move {
             // The timer would round it up.
-            if time >= LEAST_GATHER {
-                sleep.await;
+            if at - now >= LEAST_GATHER {
+                tokio::time::sleep_until(at).await;
             }
-            let lanes = {
-                let mut gather = cell.gather();
-                // An earlier one has taken everything, also what another waits for.
-                if gather.at.is_none_or(|due| due > at) {
-                    return;
-                }
-                std::mem::replace(&mut *gather, Gather { rang: Some(Instant::now()), ..Gather::default() }).lanes
-            };
-            cell.bells.ring(lanes);
+            cell.ring(at);
         });
     }
 
-    fn since_rung(&self) -> Duration {
-        self.gather().rang.map_or(Duration::MAX, |rang| rang.elapsed())
+    /// Wakes all who are to be woken by then.
+    fn ring(&self, at: Instant) {
+        let lanes = {
+            let mut gather = self.gather();
+            // An earlier one has taken everything, also what another waits for.
+            if gather.at.is_none_or(|due| due > at) {
+                return;
+            }
+            std::mem::replace(&mut *gather, Gather { rang: Some(at), ..Gather::default() }).lanes
+        };
+        self.bells.ring(lanes);
     }
 
     fn gather(&self) -> MutexGuard<'_, Gather> {
