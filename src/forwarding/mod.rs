@@ -2,6 +2,7 @@
 //! chunk then, so that what is most urgent at that moment goes (design, promise 5). It learns of
 //! work from staging alone.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -159,16 +160,30 @@ impl Forwarding {
         }
     }
 
-    /// Keeps the reason that waiting chunks are counted under.
+    /// Keeps the reason that waiting chunks are counted under: at once where the core went away or came back, so
+    /// that nobody reads of a core that is away and of chunks that wait for something else. What is told
+    /// of it in the log is what it is when somebody looks, four times a second.
     async fn watch_the_core(self, shutdown: CancellationToken) {
         const EVERY: Duration = Duration::from_millis(250);
-        while shutdown.run_until_cancelled(self.clock.sleep(EVERY)).await.is_some() {
-            let (before, now) = (self.staging.gate(), self.reason());
-            if now != before {
+        let (mut reach, mut told) = (self.core.reach(), self.staging.gate());
+        let watch = async {
+            loop {
+                let mut look = pin!(self.clock.sleep(EVERY));
+                loop {
+                    tokio::select! {
+                        Ok(()) = reach.changed() => self.staging.set_gate(self.reason()),
+                        () = &mut look => break,
+                    }
+                }
+                let now = self.reason();
                 self.staging.set_gate(now);
-                tell(now, before);
+                if now != told {
+                    tell(now, told);
+                    told = now;
+                }
             }
-        }
+        };
+        shutdown.run_until_cancelled(watch).await;
     }
 
     fn reason(&self) -> Reason {
