@@ -11,7 +11,7 @@ use waystation_proto::message::{StartAt, StartWord, Watch};
 use waystation_proto::{Media, PROTOCOL, Variant, WATCH_SUBPROTOCOL};
 use waystation_tests::{Chunk, Setup, http as plain};
 
-use super::process::Rig;
+use super::process::{Rig, until};
 use super::way::Way;
 
 const PAYLOAD: &str = "canary-payload-that-is-no-envelope";
@@ -136,7 +136,8 @@ async fn neither_log_nor_metrics_nor_readiness_nor_names_on_disk_tell_of_anybody
     chunks.extend(leave_some(&rig, &session, &capability).await);
     let canaries = canaries(&rig, &session, &chunks);
     let mut outputs = outputs(&rig, &session).await;
-    // Recovery and the end of a run have their lines too.
+    // What waits is logged a few times a second; recovery and the end of a run have their lines too.
+    until(async || rig.log().contains("waits_for")).await;
     rig.kill().await;
     rig.begin().await;
     rig.terminate().await;
