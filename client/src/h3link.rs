@@ -34,6 +34,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// A sign after so much silence from a capture client, which says `ALIVE` anyway: NATs of mobile
 /// networks forget a quiet flow after 30 s and more.
 pub(crate) const CAPTURE_KEEP_ALIVE: Duration = Duration::from_secs(15);
+const _: () = assert!(CAPTURE_KEEP_ALIVE.as_secs() < 30);
 /// The same from a contact, which says nothing else: a relay that is gone is found out by it.
 pub(crate) const WATCH_KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// The same in keep-alives: a contact has nothing else to find a dead relay by.

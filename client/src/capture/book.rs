@@ -33,6 +33,8 @@ const ATTEMPTS_OF_A_RUN: u64 = 1 << 24;
 const ELSEWHERE_MS: u64 = 60_000;
 /// The core may have it; the relay is asked again so often.
 const UNSETTLED_MS: u64 = 60_000;
+/// Pause after something on the way answered in the relay's place: it may take the bytes each time.
+const BETWEEN_MS: u64 = 15_000;
 /// Pause after a chunk's file could not be read; it doubles so often.
 const UNREAD_MS: u64 = 1000;
 const UNREAD_DOUBLINGS: u32 = 7;
@@ -79,6 +81,8 @@ pub(crate) struct Give {
     pub(crate) offer: Offer,
     /// It was offered before: the relay may hold part of it.
     pub(crate) resume: bool,
+    /// The relay said that it holds it whole.
+    pub(crate) held: bool,
 }
 
 /// Chunks that are not confirmed, by what the relay said last.
@@ -190,7 +194,7 @@ impl Book {
         let resume = entry.note.offered;
         let mut offer = (*entry.offer).clone();
         offer.attempt = entry.attempt;
-        Some(Give { id: item.id, rank, offer, resume })
+        Some(Give { id: item.id, rank, offer, resume, held: item.held })
     }
 
     /// A chunk that was taken was given to the connection: from now on a relay may hold part of it.
@@ -216,6 +220,13 @@ impl Book {
         self.wait(id, now_ms + (UNREAD_MS << before.min(UNREAD_DOUBLINGS)));
         let code = Some("file_unreadable".to_owned());
         (before == 0).then_some(Effect::Item { label, state: ItemState::Retrying, code })
+    }
+
+    /// Bytes of a chunk are on their way.
+    pub(crate) fn moves(&mut self, id: u64, attempt: u64, now_ms: u64) {
+        if let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.attempt == attempt) {
+            entry.heard_ms = now_ms;
+        }
     }
 
     /// Every byte of a chunk was sent.

@@ -8,32 +8,28 @@
 
 mod names;
 mod puts;
+mod writer;
 
-use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_congestion::{Beat, Owes, Path, Pulse};
-use waystation_proto::ChunkState;
 
 use super::book::Verdict;
 use super::control::{self, Say};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
-use super::native::{self, MAX_OFFSETS};
-use super::plan::Next;
+use super::native::{self, MAX_OFFSETS, meanwhile};
 use super::sign::Line;
 use crate::connect::ConnectError;
-use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Sending};
+use crate::h3link::{CAPTURE_KEEP_ALIVE, Early, H3, Receiving};
 use crate::http::{Broken, Reply};
 use names::Names;
-use puts::{Entry, Waiting};
+use puts::Waiting;
 
 /// Chunks given to the connection at once: the next one's bytes are at hand when the last one's
 /// are written.
@@ -88,7 +84,7 @@ async fn run(
     });
     let mut control =
         AbortOnDropHandle::new(tokio::spawn(control::run(Arc::clone(&shared), dial.tokens.clone(), sayings)));
-    let _writer = AbortOnDropHandle::new(tokio::spawn(write(Arc::clone(&shared))));
+    let _writer = AbortOnDropHandle::new(tokio::spawn(writer::write(Arc::clone(&shared))));
     let mut running = JoinSet::new();
     let (mut pulse, mut beside) = (Pulse::default(), Beside::default());
     let mut tick = tokio::time::interval(TICK);
@@ -198,6 +194,11 @@ impl Shared {
         out
     }
 
+    /// As [`Shared::with`], for the writer, which needs no waking.
+    fn with_quietly<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     async fn bring(self: Arc<Self>, job: Arc<Job>) {
         let (id, attempt) = (job.id, job.offer.attempt);
         let last = match self.verdict(&job).await {
@@ -212,7 +213,7 @@ impl Shared {
     async fn verdict(&self, job: &Arc<Job>) -> Result<Verdict, Broken> {
         let mut offset = 0;
         if job.resume {
-            let asking = self.connection.ask(native::head(job)?);
+            let asking = self.connection.ask(native::head(job, false)?);
             match native::held(&limited(GRACE, asking).await?, job) {
                 Ok(held) => offset = held,
                 Err(verdict) => return Ok(*verdict),
@@ -238,21 +239,47 @@ impl Shared {
     async fn put(&self, job: &Arc<Job>, offset: u64) -> Result<Reply, Broken> {
         let limit = Duration::from_secs(self.wait_s) + GRACE;
         let (begun, receiving) = oneshot::channel();
-        let (handle, wait_s) = self.with(|waiting| waiting.begin(job, offset, self.wait_s, begun));
+        let (all, sent) = oneshot::channel();
+        let (handle, wait_s) = self.with(|waiting| waiting.begin(job, offset, self.wait_s, begun, all));
         let put = Put { shared: self, handle, length: job.offer.length };
         if offset >= job.offer.length {
             return limited(limit, self.connection.ask(native::put(job, offset, wait_s, self.names.has(&job.token))?))
                 .await;
         }
+        tokio::select! {
+            reply = self.answer(receiving, put.handle, limit) => reply,
+            never = self.ask_meanwhile(job, sent) => match never {},
+        }
+    }
+
+    async fn answer(
+        &self,
+        receiving: oneshot::Receiver<Receiving>,
+        handle: u64,
+        limit: Duration,
+    ) -> Result<Reply, Broken> {
         let mut reply = std::pin::pin!(receiving.await.map_err(|_| Broken)?.reply());
         // As long as bytes wait the connection's own silence counts; then the relay's promise.
         loop {
             match tokio::time::timeout(limit, &mut reply).await {
                 Ok(reply) => return reply,
-                Err(_) if self.with_quietly(|waiting| waiting.plan.holds(put.handle)) => {}
+                Err(_) if self.with_quietly(|waiting| waiting.plan.holds(handle)) => {}
                 Err(_) => return Err(Broken),
             }
         }
+    }
+
+    /// Asks what the relay has, once all is sent, until the answer is there.
+    async fn ask_meanwhile(&self, job: &Job, sent: oneshot::Receiver<()>) -> Infallible {
+        if sent.await.is_ok() {
+            let ask = async || self.connection.ask(native::head(job, self.names.has(&job.token))?).await;
+            let round_trip = self.connection.gauge().path().rtt;
+            if let Some(verdict) = meanwhile::held(job, round_trip, || Box::pin(ask())).await {
+                let (id, attempt) = (job.id, job.offer.attempt);
+                let _ = self.news.send(FromLink::Verdict { id, attempt, verdict }).await;
+            }
+        }
+        std::future::pending().await
     }
 }
 
@@ -271,106 +298,4 @@ impl Drop for Put<'_> {
 
 async fn limited<T>(limit: Duration, work: impl Future<Output = Result<T, Broken>>) -> Result<T, Broken> {
     tokio::time::timeout(limit, work).await.map_err(|_| Broken)?
-}
-
-/// A piece that was handed over, with the stream to go on with.
-type Handed = (Next, Option<Sending>);
-
-/// Sends pieces as long as there are any. The one place that writes bodies.
-async fn write(shared: Arc<Shared>) {
-    let mut streams: HashMap<u64, Sending> = HashMap::new();
-    // Pieces that the relay does not take now: it holds up one chunk, and no other.
-    let mut blocked = FuturesUnordered::new();
-    loop {
-        let woken = shared.wake.notified();
-        let next = shared.next(&mut streams);
-        match next {
-            Some(next) => {
-                let stream = streams.remove(&next.handle);
-                let mut work = Box::pin(shared.piece(stream, next));
-                match futures_util::poll!(&mut work) {
-                    Poll::Ready(handed) => shared.handed(handed, &mut streams).await,
-                    Poll::Pending => blocked.push(work),
-                }
-                shared.connection.gauge().room().await;
-            }
-            None => tokio::select! {
-                () = woken => {}
-                Some(handed) = blocked.next(), if !blocked.is_empty() => shared.handed(handed, &mut streams).await,
-            },
-        }
-    }
-}
-
-impl Shared {
-    /// As [`Shared::with`], for the writer, which needs no waking.
-    fn with_quietly<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
-        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The next piece; its chunk waits until it is handed over.
-    fn next(&self, streams: &mut HashMap<u64, Sending>) -> Option<Next> {
-        let path = self.connection.gauge().path();
-        self.with_quietly(|waiting| {
-            streams.retain(|id, _| waiting.entries.contains_key(id));
-            let next = waiting.next(path)?;
-            waiting.plan.pause(next.handle, true);
-            Some(next)
-        })
-    }
-
-    async fn piece(&self, stream: Option<Sending>, next: Next) -> Handed {
-        let bytes = next.bytes.clone();
-        let handing = async {
-            let mut sending = match stream {
-                Some(stream) => stream,
-                None => self.begin(next.handle).await?,
-            };
-            self.wrote();
-            sending.send(bytes).await?;
-            if next.last {
-                sending.finish().await?;
-            }
-            Ok::<Sending, Broken>(sending)
-        };
-        let sending = handing.await.ok();
-        (next, sending)
-    }
-
-    async fn handed(&self, (next, sending): Handed, streams: &mut HashMap<u64, Sending>) {
-        let handle = next.handle;
-        match sending {
-            Some(_) if next.last => self.sent(handle).await,
-            Some(sending) => {
-                streams.insert(handle, sending);
-                self.with_quietly(|waiting| waiting.plan.pause(handle, false));
-            }
-            // The answer, or its absence, tells the rest.
-            None => self.with_quietly(|waiting| waiting.plan.forget(handle)),
-        }
-    }
-
-    /// Opens the stream of a chunk whose turn has come.
-    async fn begin(&self, handle: u64) -> Result<Sending, Broken> {
-        let found = self.with_quietly(|waiting| {
-            let entry = waiting.entries.get_mut(&handle)?;
-            Some((Arc::clone(&entry.job), entry.offset, entry.wait_s, entry.begun.take()?))
-        });
-        let (job, offset, wait_s, begun) = found.ok_or(Broken)?;
-        let (sending, receiving) = self
-            .connection
-            .begin(native::put(&job, offset, wait_s, self.names.has(&job.token))?, job.rank.priority())
-            .await?;
-        begun.send(receiving).map_err(|_| Broken)?;
-        let verdict = Verdict { state: Some(ChunkState::Receiving), ..Verdict::default() };
-        let _ = self.news.send(FromLink::Verdict { id: job.id, attempt: job.offer.attempt, verdict }).await;
-        Ok(sending)
-    }
-
-    async fn sent(&self, handle: u64) {
-        let of = |entry: &Entry| (entry.job.id, entry.job.offer.attempt);
-        if let Some((id, attempt)) = self.with_quietly(|waiting| waiting.entries.get(&handle).map(of)) {
-            let _ = self.news.send(FromLink::Sent { id, attempt }).await;
-        }
-    }
 }

@@ -46,6 +46,8 @@ pub(crate) struct Job {
     pub(crate) token: Token,
     /// The relay may hold part of it.
     pub(crate) resume: bool,
+    /// The relay said that it holds it whole.
+    pub(crate) held: bool,
 }
 
 /// What a session asks of its connection.
@@ -66,6 +68,8 @@ pub(crate) enum FromLink {
     Sent { id: u64, attempt: u64 },
     /// The relay spoke of a chunk.
     Verdict { id: u64, attempt: u64, verdict: Verdict },
+    /// Bytes of a chunk go to the network; told now and then.
+    Moves { id: u64, attempt: u64 },
     /// The relay holds so many bytes of a chunk.
     Offset { id: u64, attempt: u64, offset: u64 },
     /// One chunk's way broke off, the connection did not.

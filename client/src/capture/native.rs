@@ -1,6 +1,8 @@
 //! Native HTTP (`docs/protocol.md`, section 5): the requests that bring a chunk and what their
 //! answers say. Pure.
 
+pub(super) mod meanwhile;
+
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use waystation_proto::known::{CapabilityName, KNOWN_SCHEME};
 use waystation_proto::message::{Answer, Chunk};
@@ -26,9 +28,9 @@ pub(super) fn put(job: &Job, offset: u64, wait_s: u64, known: bool) -> Result<Re
     request.body(()).map_err(|_| Broken)
 }
 
-/// `HEAD`: how much does the relay hold?
-pub(super) fn head(job: &Job) -> Result<Request<()>, Broken> {
-    builder(Method::HEAD, job, false)?.body(()).map_err(|_| Broken)
+/// `HEAD`: how much does the relay hold? `known`: as for [`put`].
+pub(super) fn head(job: &Job, known: bool) -> Result<Request<()>, Broken> {
+    builder(Method::HEAD, job, known)?.body(()).map_err(|_| Broken)
 }
 
 /// The offset that the answer to a `HEAD` names, or what else it says. It has no body that could
@@ -47,6 +49,14 @@ pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Box<Verdict>> {
         status if status.is_client_error() => Ok(0),
         _ => Err(later(reply)),
     }
+}
+
+/// The state of a chunk that the relay holds whole, by the answer to a `HEAD`: nothing of it
+/// ends a chunk, and what else is said is told by the answer to the `PUT`.
+fn staged(reply: &Reply) -> Option<Verdict> {
+    let said = reply.headers.get("waystation-state").filter(|_| reply.status.is_success())?.to_str().ok()?;
+    let state = ChunkState::parse(said).filter(|state| state.held() && *state != ChunkState::Unsettled)?;
+    Some(Verdict { state: Some(state), ..Verdict::default() })
 }
 
 /// Nothing is known; it is asked again.
@@ -126,7 +136,7 @@ mod tests {
         let (class, first, started_ms) = (Class::Audio, true, 0);
         let rank = rank(&Waiting { id: 0, class, first, started_ms, length: 100, held: false, due_ms: 0 }, None);
         let token = Token::parse(&forge(&[("s", 64)], 0, 1000)).unwrap();
-        Job { id: 0, rank, offer, bytes: bytes::Bytes::from_static(&[0; 100]), token, resume: true }
+        Job { id: 0, rank, offer, bytes: bytes::Bytes::from_static(&[0; 100]), token, resume: true, held: false }
     }
 
     fn reply(status: u16, headers: &[(&'static str, &str)], body: &str) -> Reply {

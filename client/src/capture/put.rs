@@ -15,10 +15,12 @@ use waystation_proto::ChunkState;
 
 use super::book::Verdict;
 use super::link::{FromLink, Job, Link, ToLink};
-use super::native::{self, MAX_OFFSETS};
+use super::native::{self, MAX_OFFSETS, meanwhile};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{self as wire, Broken, Client, Progress, Reply, Upload};
 
+/// A body that is not stalled moves: told so often.
+const MOVES_EVERY: Duration = Duration::from_secs(10);
 /// Bodies that move at once.
 const BODIES: usize = 6;
 
@@ -61,7 +63,7 @@ async fn bring(client: Arc<Client>, job: Job, wait_s: u64, news: mpsc::Sender<Fr
 async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<FromLink>) -> Result<Verdict, Broken> {
     let mut offset = 0;
     if job.resume {
-        match native::held(&client.send(native::head(job)?, Bytes::new()).await?, job) {
+        match native::held(&client.send(native::head(job, false)?, Bytes::new()).await?, job) {
             Ok(held) => offset = held,
             Err(verdict) => return Ok(*verdict),
         }
@@ -97,10 +99,26 @@ async fn put(
     let upload = Upload::new(rest, Arc::clone(&progress), Some(sent));
     let exchange = client.exchange(request, upload);
     let mut work = std::pin::pin!(wire::unless_stalled(exchange, &progress, Duration::from_secs(wait_s)));
-    tokio::select! {
-        reply = &mut work => return reply,
-        Ok(()) = taken => {}
+    let mut taken = std::pin::pin!(async {
+        // Nobody reads the body any more: its answer follows.
+        if taken.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    loop {
+        tokio::select! {
+            reply = &mut work => return reply,
+            () = &mut taken => break,
+            () = tokio::time::sleep(MOVES_EVERY) => drop(news.send(FromLink::Moves { id, attempt }).await),
+        }
     }
     let _ = news.send(FromLink::Sent { id, attempt }).await;
+    let ask = async || client.send(native::head(job, false)?, Bytes::new()).await;
+    tokio::select! {
+        reply = &mut work => return reply,
+        Some(verdict) = meanwhile::held(job, Duration::ZERO, || Box::pin(ask())) => {
+            let _ = news.send(FromLink::Verdict { id, attempt, verdict }).await;
+        }
+    }
     work.await
 }

@@ -321,6 +321,22 @@ mod tests {
         }
 
         #[test]
+        fn a_transport_is_given_the_same_order(
+            items in prop::collection::vec(any_item(), 2..40),
+            rate in prop::option::of(1u64..1 << 24),
+        ) {
+            // Cut in the order of their times, as a recorder does.
+            let mut started: Vec<i64> = items.iter().map(|item| item.started_ms).collect();
+            started.sort_unstable();
+            let items = (0..).zip(items).zip(started);
+            let ranks: Vec<Rank> =
+                items.map(|((id, item), started_ms)| super::rank(&Waiting { id, started_ms, ..item }, rate)).collect();
+            for (a, b) in ranks.iter().flat_map(|a| ranks.iter().map(move |b| (a, b))) {
+                prop_assert_eq!(a.cmp(b), b.priority().cmp(&a.priority()), "{:?} {:?}", a, b);
+            }
+        }
+
+        #[test]
         fn no_later_chunk_of_a_class_goes_before_an_earlier_one(
             items in prop::collection::vec(any_item(), 0..40),
             rate in prop::option::of(1u64..1 << 24),

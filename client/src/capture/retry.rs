@@ -24,6 +24,9 @@ pub(crate) enum Meaning {
     GoOn,
     /// Not now: the core is away, or the relay asks for fewer requests.
     Wait,
+    /// No relay said so, but something on the way: a portal, a proxy without its relay. It decides
+    /// nothing and counts nothing.
+    Between,
     /// A new capability is needed first.
     Renew,
     /// The core may have it: only asking the core tells.
@@ -44,13 +47,15 @@ pub(crate) fn meaning(error: &Error) -> Meaning {
     match (code, error.retry) {
         (Some(Code::BodyStalled | Code::BodyIncomplete | Code::OffsetMismatch), _) => Meaning::GoOn,
         (Some(Code::AttemptSuperseded), _) => Meaning::GoOn,
-        // No relay said so, but something on the way: a portal, a proxy. It decides nothing.
-        (None, Retry::Never) if error.code.starts_with("http_") && error.core_code.is_none() => Meaning::Failure,
+        (None, Retry::Never | Retry::Now | Retry::Later)
+            if error.code.starts_with("http_") && error.core_code.is_none() =>
+        {
+            Meaning::Between
+        }
         (_, Retry::Renew) => Meaning::Renew,
         (_, Retry::Reconcile) => Meaning::Reconcile,
         (_, Retry::Never) => Meaning::Refused,
         (Some(code), _) if code.spec().fault == Fault::Core || code.spec().status == 429 => Meaning::Wait,
-        (None, _) if error.code == "http_429" => Meaning::Wait,
         (_, Retry::Now | Retry::Later) => Meaning::Failure,
     }
 }
@@ -126,12 +131,13 @@ mod tests {
         assert_eq!(meaning(&core("duplicate_chunk")), Meaning::Reconcile);
         assert_eq!(meaning(&core("stream_not_open")), Meaning::Refused);
         let http = |code: &str, retry| Error { code: code.into(), message: String::new(), retry, core_code: None };
-        assert_eq!(meaning(&http("http_429", Retry::Later)), Meaning::Wait);
-        assert_eq!(meaning(&http("http_408", Retry::Later)), Meaning::Failure);
-        assert_eq!(meaning(&http("http_502", Retry::Later)), Meaning::Failure);
-        for code in ["http_302", "http_403", "http_404", "http_413"] {
-            assert_eq!(meaning(&http(code, Retry::Never)), Meaning::Failure, "{code} is none of the relay's");
+        for code in ["http_408", "http_429", "http_502"] {
+            assert_eq!(meaning(&http(code, Retry::Later)), Meaning::Between, "{code} is none of the relay's");
         }
+        for code in ["http_302", "http_403", "http_404", "http_413"] {
+            assert_eq!(meaning(&http(code, Retry::Never)), Meaning::Between, "{code} is none of the relay's");
+        }
+        assert_eq!(meaning(&http("http_401", Retry::Renew)), Meaning::Renew);
         assert_eq!(meaning(&http("code_of_a_newer_relay", Retry::Never)), Meaning::Refused);
     }
 

@@ -300,7 +300,13 @@ impl Reader {
             }
             kind::CREDIT => {
                 let credit: Credit = frame::control(frame).ok()?;
-                self.shared.with(|out| out.plan.credit(credit.handle, credit.bytes));
+                let chunk = self.shared.with(|out| {
+                    out.plan.credit(credit.handle, credit.bytes);
+                    out.chunks.get(&credit.handle).copied()
+                });
+                if let Some((id, attempt)) = chunk {
+                    let _ = self.news.send(FromLink::Moves { id, attempt }).await;
+                }
                 Some(true)
             }
             kind::CAPTURE_STATE => {

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use waystation_client::Capture;
+use waystation_client::capture::policy::Change;
 use waystation_client::capture::status::{ItemState, Network, NetworkKind, SessionState, Status};
 use waystation_client::capture::{ChunkError, Event, StartError, Summary};
 use waystation_client::connect::Transport;
 use waystation_client::envelope::{self, Identity};
+use waystation_proto::message::Hint;
 use waystation_proto::{ChunkState, Variant};
 
 use super::support::authority::TestAuthority;
@@ -118,6 +120,48 @@ async fn nothing_is_sent_without_a_network_and_everything_at_once_with_one() {
 }
 
 #[tokio::test]
+async fn the_queue_follows_the_relays_advice_and_comes_back() {
+    for transport in [Transport::Ws, Transport::H3] {
+        let relay = Relay::start().await;
+        let (capture, mut events) =
+            Capture::start(config(&relay, transport, &[AUDIO, MASTER]), authority()).await.unwrap();
+        // The first of a lane goes whatever is advised.
+        capture.chunk(Variant::EvidenceMaster, vec![2; 500], 0, 5000).await.unwrap();
+        status(&capture, |status| status.complete == 1).await;
+        let full = Hint { pressure: Some([0.0, 0.0, 0.0, 1.0]), chunk_ms: Some(1000), ..Hint::default() };
+        relay.with(|state| state.hints.push(full.clone()));
+        until(&mut events, |event| *event == Event::Hint(full.clone())).await;
+        until(&mut events, |event| *event == Event::Advice(Change::ChunkLength(Some(1000)))).await;
+        capture.chunk(Variant::EvidenceMaster, vec![2; 500], 0, 5000).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+        status(&capture, |status| status.complete == 2 && status.queued == 1).await;
+        let begun = relay.with(|state| state.begun.clone());
+        assert_eq!(begun.last(), Some(&("audio_priority".to_owned(), 1)), "{transport:?}");
+        relay.with(|state| state.hints.push(Hint { pressure: Some([0.0; 4]), ..Hint::default() }));
+        assert_eq!(finish(capture).await.confirmed, 3, "{transport:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_low_battery_ends_the_connection_and_what_is_under_way_goes_on_later() {
+    for transport in [Transport::Ws, Transport::H3] {
+        let relay = Relay::start().await;
+        relay.with(|state| (state.knobs.hold, state.knobs.patient) = (true, true));
+        let (capture, mut events) = Capture::start(config(&relay, transport, &[AUDIO]), authority()).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+        until(&mut events, |event| *event == Event::EvidenceReady).await;
+        let control = capture.control();
+        control.network(Network { kind: NetworkKind::Cellular, battery_low: true }).await;
+        relay.until(|state| state.open == 0).await;
+        let hellos = relay.with(|state| state.hellos);
+        control.network(Network { kind: NetworkKind::Cellular, battery_low: false }).await;
+        relay.release();
+        assert_eq!(finish(capture).await.confirmed, 1, "{transport:?}");
+        assert!(relay.with(|state| state.hellos) > hellos || transport == Transport::H3);
+    }
+}
+
+#[tokio::test]
 async fn on_another_network_the_connection_goes_on_from_another_port_at_once() {
     let relay = Relay::start().await;
     let (capture, _events) = Capture::start(config(&relay, Transport::H3, &[AUDIO]), authority()).await.unwrap();
@@ -194,9 +238,10 @@ async fn a_portal_on_the_way_ends_neither_a_chunk_nor_the_session() {
     let authority = authority();
     let (capture, _events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
     capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
-    status(&capture, |status| status.retrying == 1).await;
+    relay.until(|state| state.turned_away > 0).await;
     let summary = capture.finish(Duration::from_millis(100), "stopped").await;
     assert_eq!((summary.pending, summary.rejected, files(dir.path())), (1, 0, 1));
+    assert_eq!(summary.failed, 0, "no relay refused it");
     relay.with(|state| state.knobs.portal = None);
     let (capture, _events) = Capture::start(config, authority).await.expect("the session is not over");
     capture.control().retry().await;
@@ -254,6 +299,29 @@ async fn the_next_relay_is_tried_when_one_is_not_there_or_goes_away() {
     capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
     until(&mut events, |event| matches!(event, Event::Disconnected { .. })).await;
     assert_eq!(finish(capture).await.confirmed, 1);
+}
+
+/// Whoever waits for the core's answer to a request is not to wait for it to know that a relay has the chunk.
+#[tokio::test]
+async fn evidence_ready_does_not_wait_for_the_core_over_any_transport() {
+    for transport in ALL {
+        let relay = Relay::start().await;
+        relay.with(|state| (state.knobs.hold, state.knobs.patient) = (true, true));
+        let mut config = config(&relay, transport, &[AUDIO]);
+        // Longer than the test may take.
+        config.wait_s = 60;
+        let (capture, mut events) = Capture::start(config, authority()).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+        let told =
+            |event: &Event| matches!(event, Event::EvidenceReady | Event::State { state: ChunkState::Staged, .. });
+        let (first, second) = (until(&mut events, told).await, until(&mut events, told).await);
+        assert_ne!(first, second, "{transport:?}");
+        relay.release();
+        let confirmed = |event: &Event| matches!(event, Event::State { state: ChunkState::Confirmed, .. });
+        until(&mut events, confirmed).await;
+        let offers = relay.with(|state| state.offers.len());
+        assert_eq!((offers, finish(capture).await.confirmed), (1, 1), "{transport:?}");
+    }
 }
 
 #[tokio::test]

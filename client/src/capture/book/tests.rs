@@ -275,7 +275,8 @@ fn a_chunk_of_which_nothing_is_heard_is_queued_again_and_its_old_attempt_ignored
     take(&mut book, 0);
     book.requeue_stalled(STALLED_MS - 1);
     assert!(book.queue.is_empty());
-    book.offset(1, 1, 10, STALLED_MS - 1);
+    book.moves(1, 1, STALLED_MS - 1);
+    book.moves(0, 9, 3 * STALLED_MS);
     book.requeue_stalled(STALLED_MS);
     assert!(book.queue.is_empty(), "one waits behind the other");
     book.requeue_stalled(2 * STALLED_MS);
@@ -442,18 +443,21 @@ fn what_can_not_be_read_is_told_once_and_tried_later_each_time() {
 }
 
 #[test]
-fn what_something_on_the_way_answers_ends_no_chunk() {
+fn what_something_on_the_way_answers_counts_nothing_and_ends_no_chunk() {
     let mut book = book(1);
     let mut now = 0;
-    for _ in 0..6 {
+    for n in 0..10 {
+        assert_eq!(now, n * BETWEEN_MS);
         let (id, attempt, _) = take(&mut book, now).expect("it is due");
         let made_up = crate::http::error_of(http::StatusCode::NOT_FOUND, b"<html>not here</html>");
         book.verdict(id, attempt, Verdict { error: Some(made_up), last: true, ..Verdict::default() }, now);
         assert_eq!((book.count().rejected, book.all_ended()), (0, false));
         now = book.next_due(now).unwrap_or(now);
     }
-    assert_eq!(book.items(false).next().unwrap().state, ItemState::Failed);
+    let item = book.items(false).next().unwrap();
+    assert_eq!((item.state, item.retries), (ItemState::Queued, 0));
     assert_eq!(book.open().count(), 1, "the session is not over");
-    book.retry_all(now);
-    assert!(take(&mut book, now).is_some(), "it is tried again when the network changes");
+    assert_eq!(take(&mut book, now - 1), None);
+    book.retry_all(now - 1);
+    assert!(take(&mut book, now - 1).is_some(), "it is tried at once when the network changes");
 }

@@ -111,6 +111,7 @@ impl Book {
             Meaning::GoOn if error.retry == waystation_proto::Retry::Never => self.go_on(id, 1000, now_ms),
             Meaning::GoOn => self.go_on(id, floor_ms.unwrap_or(0), now_ms),
             Meaning::Wait => self.again(id, floor_ms.unwrap_or(1000), now_ms),
+            Meaning::Between => self.again(id, floor_ms.unwrap_or(BETWEEN_MS), now_ms),
             Meaning::Renew => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Parked);

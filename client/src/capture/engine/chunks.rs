@@ -344,7 +344,8 @@ impl Engine {
             self.act(effect.into_iter().collect());
             self.write_down().await;
             let bytes = Bytes::from_owner(bytes);
-            let job = Job { id, rank: next.rank, offer: next.offer, bytes, token, resume: next.resume };
+            let (rank, resume, held) = (next.rank, next.resume, next.held);
+            let job = Job { id, rank, offer: next.offer, bytes, token, resume, held };
             let given = self.link.as_ref().is_some_and(|link| link.jobs.try_send(ToLink::Job(Box::new(job))).is_ok());
             if !given {
                 self.book.give_back(id, now_ms);

@@ -118,6 +118,7 @@ impl Engine {
                 let effects = self.book.verdict(id, attempt, verdict, now_ms);
                 self.act(effects);
             }
+            Some(FromLink::Moves { id, attempt }) => self.book.moves(id, attempt, now_ms),
             Some(FromLink::Offset { id, attempt, offset }) => {
                 let effect = self.book.offset(id, attempt, offset, now_ms);
                 self.act(effect.into_iter().collect());

@@ -56,9 +56,7 @@ impl Engine {
         self.records.push(Record::Session { state });
         self.emit(Event::Session(state));
         if state == SessionState::Paused {
-            self.let_go();
-            let now_ms = self.now_ms();
-            self.book.disconnected(now_ms);
+            self.stop_sending();
         }
     }
 
@@ -77,10 +75,21 @@ impl Engine {
             self.early = self.connections > 0;
             self.retry_all();
         }
+        if network.battery_low && !before.battery_low {
+            // Not so without a network: the connection goes on over the next one.
+            self.stop_sending();
+        }
         if let Some(link) = self.link.as_ref().filter(|_| network.kind != before.kind && network.is_usable()) {
             // A full channel has a stalled connection behind it, which finds out by itself.
             let _ = link.jobs.try_send(ToLink::Moved);
         }
+    }
+
+    /// The connection goes, and with it what is under way.
+    fn stop_sending(&mut self) {
+        self.let_go();
+        let now_ms = self.now_ms();
+        self.book.disconnected(now_ms);
     }
 
     /// Everything is tried and asked for at once, whoever said to wait.

@@ -162,6 +162,24 @@ impl Rig {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_is_not_there_is_called_at_once_then_later_and_then_every_second() {
+    let mut rig = rig();
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        rig.engine.disconnected(None, None);
+        pauses.push((rig.engine.connect_at - Instant::now()).as_millis());
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(pauses, [0, 250, 500, 1000, 1000, 1000, 1000]);
+    // One that was good for a while is called at once again.
+    rig.engine.link = Some(Link::spawn(1, |_, _| async {}));
+    rig.engine.connected_at = Instant::now();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    rig.engine.disconnected(None, None);
+    assert_eq!(rig.engine.connect_at, Instant::now());
+}
+
 #[tokio::test]
 async fn a_chunk_that_the_disk_does_not_give_now_is_kept_and_the_others_go_on() {
     let mut rig = rig();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::capture::link::Job;
 use crate::capture::plan::{Next, Plan};
@@ -19,6 +20,9 @@ const PIECE_BYTES: (u64, u64) = (2 * 1024, 16 * 1024);
 /// has instead of waiting for the core: a core that is away takes no streams and no memory here.
 const MAX_UNANSWERED: usize = 32;
 const MAX_UNANSWERED_BYTES: u64 = 32 << 20;
+/// A chunk's bytes move: told so often.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 /// One `PUT` whose turn comes.
 pub(super) struct Entry {
     pub(super) job: Arc<Job>,
@@ -27,6 +31,10 @@ pub(super) struct Entry {
     pub(super) wait_s: u64,
     /// Where the answer is waited for.
     pub(super) begun: Option<oneshot::Sender<Receiving>>,
+    /// Told when all of it is sent.
+    all: oneshot::Sender<()>,
+    /// When it was last told that its bytes move.
+    told: Instant,
 }
 
 #[derive(Default)]
@@ -47,6 +55,7 @@ impl Waiting {
         offset: u64,
         wait_s: u64,
         begun: oneshot::Sender<Receiving>,
+        all: oneshot::Sender<()>,
     ) -> (u64, u64) {
         let wait_s = if self.is_patient() { wait_s } else { 0 };
         self.puts += 1;
@@ -55,9 +64,26 @@ impl Waiting {
         if offset < job.offer.length {
             self.plan.offered(self.puts, job.rank, job.bytes.clone());
             self.plan.send(self.puts, offset, u64::MAX);
-            self.entries.insert(self.puts, Entry { job: Arc::clone(job), offset, wait_s, begun: Some(begun) });
+            let (job, begun, told) = (Arc::clone(job), Some(begun), Instant::now());
+            self.entries.insert(self.puts, Entry { job, offset, wait_s, begun, all, told });
         }
         (self.puts, wait_s)
+    }
+
+    /// A piece, not the last one, was handed over. Its chunk, if it is time to tell that it moves.
+    pub(super) fn handed(&mut self, handle: u64) -> Option<(u64, u64)> {
+        self.plan.pause(handle, false);
+        let entry = self.entries.get_mut(&handle).filter(|entry| entry.told.elapsed() >= TELL_EVERY)?;
+        entry.told = Instant::now();
+        Some((entry.job.id, entry.job.offer.attempt))
+    }
+
+    /// The last piece was handed over. Its chunk.
+    pub(super) fn sent(&mut self, handle: u64) -> Option<(u64, u64)> {
+        let entry = self.entries.remove(&handle)?;
+        // Nobody waits for it if the answer is there.
+        let _ = entry.all.send(());
+        Some((entry.job.id, entry.job.offer.attempt))
     }
 
     pub(super) fn end(&mut self, handle: u64, length: u64) {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::connect::{Endpoint, Transport, Trust};
 use waystation_proto::frame::{self, Piece, kind};
-use waystation_proto::message::{ChunkBegins, Complete, ContactChunkState};
+use waystation_proto::message::{ChunkBegins, Complete, ContactChunkState, Hint};
 use waystation_proto::{ChunkRef, ChunkState, Code, ContactState, Offer};
 
 use super::{web, ws};
@@ -70,6 +70,12 @@ pub struct State {
     /// Ports that requests over QUIC came from.
     pub ports: HashSet<u16>,
     pub hellos: usize,
+    /// What is advised in every session.
+    pub hints: Vec<Hint>,
+    /// WebSockets and QUIC connections of capture clients that are open.
+    pub open: usize,
+    /// `PUT`s that something on the way answered.
+    pub turned_away: usize,
     pub capabilities: usize,
     pub alive: usize,
     pub ends: usize,
@@ -189,6 +195,22 @@ impl Relay {
             let held: Vec<ChunkRef> = state.chunks.iter().filter(|(_, h)| h.state.held()).map(|(r, _)| *r).collect();
             held.into_iter().for_each(|chunk| state.confirm(chunk));
         });
+    }
+}
+
+/// Counts a connection as long as it is there.
+pub struct Open(Arc<Shared>);
+
+impl Open {
+    pub fn new(shared: &Arc<Shared>) -> Self {
+        shared.with(|state| state.open += 1);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.with(|state| state.open -= 1);
     }
 }
 

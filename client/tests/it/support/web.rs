@@ -18,7 +18,7 @@ use waystation_proto::frame::{self, Piece, kind};
 use waystation_proto::message::{Answer, Chunk, ChunkBegins, Complete, Watching, Withdrawn};
 use waystation_proto::{ChunkRef, ChunkState, Code, Offer};
 
-use super::relay::Shared;
+use super::relay::{Open, Shared, State};
 
 /// Bytes of a request, and of an answer that has no end of its own.
 type BodyIn = mpsc::Receiver<Bytes>;
@@ -47,6 +47,7 @@ async fn handle(shared: Arc<Shared>, head: http::request::Parts, body: BodyIn) -
     let name = ChunkRef::parse(head.uri.path().strip_prefix("/chunks/").unwrap()).unwrap();
     let portal = shared.with(|state| state.knobs.portal).filter(|_| head.method == Method::PUT);
     if let Some(status) = portal {
+        shared.with(|state| state.turned_away += 1);
         return Ok(reply(status, &[], Bytes::from_static(b"<html>log in</html>")));
     }
     match head.method {
@@ -268,6 +269,13 @@ pub async fn h1(stream: TcpStream, shared: &Arc<Shared>) {
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
+/// Advice that a session was not told yet.
+pub fn advice(state: &State, told: &mut usize) -> Vec<Bytes> {
+    let new = &state.hints[*told..];
+    *told = state.hints.len();
+    new.iter().map(|hint| frame::encode_json(kind::HINT, hint)).collect()
+}
+
 // === HTTP/3 ===
 
 pub fn tls(certificate: &CertificateDer<'static>, key: &PrivateKeyDer<'static>, alpn: &[u8]) -> rustls::ServerConfig {
@@ -293,6 +301,7 @@ pub fn h3(shared: Arc<Shared>, tls: rustls::ServerConfig) -> (SocketAddr, impl F
             let shared = Arc::clone(&shared);
             running.spawn(async move {
                 let Ok(connection) = incoming.await else { return };
+                let _open = Open::new(&shared);
                 let mut generation = shared.generation.subscribe();
                 generation.mark_unchanged();
                 tokio::select! {
@@ -328,6 +337,23 @@ async fn requests(connection: quinn::Connection, shared: &Arc<Shared>) {
                 }
             };
             let (head, ()) = request.into_parts();
+            if head.uri.path() == "/capture" {
+                let _ = send.send_response(Response::new(())).await;
+                let (mut changed, mut told) = (shared.changed.subscribe(), 0);
+                let advising = async {
+                    loop {
+                        let hints: Vec<Bytes> = advice(&shared.state.lock().unwrap(), &mut told);
+                        for hint in hints {
+                            let _ = send.send_data(hint).await;
+                        }
+                        changed.changed().await.unwrap();
+                    }
+                };
+                tokio::select! {
+                    () = feeding => return,
+                    () = advising => return,
+                }
+            }
             let reads = head.method == Method::GET && head.uri.path() != "/watch";
             let (answer, ()) = tokio::join!(handle(Arc::clone(&shared), head, rx), feeding);
             let Ok(mut answer) = answer else { return connection.close(0u32.into(), b"") };

@@ -16,7 +16,8 @@ use waystation_proto::message::{
 };
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkRef, ChunkState, Code, PROTOCOL, WATCH_SUBPROTOCOL};
 
-use super::relay::Shared;
+use super::relay::{Open, Shared};
+use super::web::advice;
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
@@ -86,12 +87,17 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     assert_eq!((first[0].kind, hello.protocol), (kind::HELLO, PROTOCOL));
     assert!(!hello.capabilities.is_empty());
     shared.with(|state| state.hellos += 1);
+    let (_open, mut told) = (Open::new(shared), 0);
     let limits = Limits { max_chunk: 1 << 24, max_piece: 8 * 1024, offers: 64, in_flight: 8, known: 0 };
     let welcome = Welcome { protocol: PROTOCOL, node: "n".into(), limits };
     send(&mut socket, frame::encode_json(kind::WELCOME, &welcome)).await;
     let mut session = Session { handles: HashMap::new(), told: HashMap::new(), credit: HashMap::new() };
     let mut changed = shared.changed.subscribe();
     loop {
+        let hints = advice(&shared.state.lock().unwrap(), &mut told);
+        for hint in hints {
+            send(&mut socket, hint).await;
+        }
         let going = tokio::select! {
             frames = next(&mut socket) => match frames {
                 Some(frames) => session.frames(frames, &mut socket, shared).await,
