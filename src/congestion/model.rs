@@ -63,6 +63,8 @@ const MOST_LOSS: f64 = 0.2;
 const OVERLOAD_LOSS: f64 = 0.22;
 /// Packets it takes to know such a share.
 const OVERLOAD_PACKETS: u64 = 80;
+/// Acknowledgements of the first flight that tell a rate.
+const TRAIN: usize = 4;
 /// The window while a full queue is eased, of what it would be.
 const EASE: f64 = 0.7;
 /// What a round's counts of acknowledged and lost bytes keep in the next.
@@ -257,6 +259,15 @@ impl Model {
         Some((self.delivered - mark.delivered) as f64 * 1e6 / time as f64)
     }
 
+    /// Before the first sample, which takes two round trips: the rate at which acknowledgements of the first flight
+    /// come. Not a sample: a few that come bunched up make it too high, which here only caps less.
+    fn train(&self, now: Micros) -> Rate {
+        let Some(first) = self.marks.front().filter(|_| self.marks.len() >= TRAIN) else { return 0.0 };
+        let sending = self.marks.back().map_or(0, |last| last.newest_sent - first.newest_sent);
+        let time = now.saturating_sub(first.at).max(sending).max(1);
+        (self.delivered - first.delivered) as f64 * 1e6 / time as f64
+    }
+
     fn mark(&mut self, now: Micros, sent: Micros) {
         let newest_sent = self.marks.back().map_or(sent, |mark| mark.newest_sent.max(sent));
         self.marks.push_back(Mark { at: now, delivered: self.delivered, newest_sent });
@@ -300,7 +311,8 @@ impl Model {
     }
 
     fn set_window(&mut self, now: Micros, sent: Micros) {
-        let path = self.rate() * self.least_rtt().unwrap_or(0) as f64 / 1e6;
+        let rate = if self.rate() > 0.0 { self.rate() } else { self.train(now) };
+        let path = rate * self.least_rtt().unwrap_or(0) as f64 / 1e6;
         let ease = if self.overloaded() { EASE } else { 1.0 };
         let needed = ease * path / (1.0 - self.loss().min(MOST_LOSS));
         if needed <= 0.0 {

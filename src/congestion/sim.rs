@@ -126,6 +126,8 @@ pub(super) struct Flow {
     /// Bytes sent.
     pub(super) sent_bytes: u64,
     in_flight: u64,
+    /// The most there ever was.
+    pub(super) most_in_flight: u64,
     sent: BTreeMap<u64, Micros>,
     last_sent: u64,
     largest_acked: u64,
@@ -152,6 +154,7 @@ impl Flow {
             acked: 0,
             sent_bytes: 0,
             in_flight: 0,
+            most_in_flight: 0,
             sent: BTreeMap::new(),
             last_sent: 0,
             largest_acked: 0,
@@ -406,6 +409,7 @@ impl World {
         let number = flow.last_sent;
         flow.sent.insert(number, now);
         flow.in_flight += PACKET;
+        flow.most_in_flight = flow.most_in_flight.max(flow.in_flight);
         flow.sent_bytes += PACKET;
         let waits = self.busy_until.saturating_sub(now);
         self.queued.push((now, waits));

@@ -80,6 +80,24 @@ fn alone_it_keeps_the_queue_short() {
 }
 
 #[test]
+fn what_is_in_flight_has_a_hard_cap() {
+    for (name, link) in [("lossy", LOSSY), ("burst", BURST), ("congested", CONGESTED), ("poor3g", POOR_3G)] {
+        let path = link.rate / 8.0 * link.rtt;
+        let packets = |n: u64| (n * PACKET) as f64;
+        for seed in seeds(9) {
+            let mut world = World::new(link, seed, vec![ours(u64::MAX / 2, 0)]);
+            world.run(3_000_000);
+            let start = std::mem::take(&mut world.flows[0].most_in_flight) as f64;
+            world.run(60_000_000);
+            let later = world.flows[0].most_in_flight as f64;
+            println!("{name}, seed {seed}: {:.2} of the path, then {:.2}", start / path, later / path);
+            assert!(start <= packets(24).max(2.5 * path) + packets(6), "{name}, seed {seed}: {start} at the start");
+            assert!(later <= 2.0 * path + packets(4), "{name}, seed {seed}: {later} later");
+        }
+    }
+}
+
+#[test]
 fn a_start_that_meets_a_queue_stops_growing() {
     // The fifth round trip and the next: without that, twice what the path holds is in flight.
     let queues = seeds(9).map(|seed| {
