@@ -109,8 +109,10 @@ struct State {
     /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
     wrote: Instant,
-    /// Something was acknowledged.
+    /// Something was acknowledged on this network.
     known: bool,
+    /// When this network began.
+    began: Instant,
     tail: Tail,
 }
 
@@ -171,6 +173,7 @@ impl Gauge {
             heard: now(),
             wrote: now(),
             known: false,
+            began: now(),
             tail: Tail::new(now()),
         };
         Self { state: Mutex::new(state), moved: Notify::new(), ends: Notify::new() }
@@ -216,7 +219,13 @@ impl Gauge {
     pub fn silence(&self, owes: Owes) -> Option<Duration> {
         let state = self.state();
         let open = state.ledger.open() > 0 && !(owes == Owes::Sign && state.answered());
-        open.then(|| now().saturating_duration_since(state.heard))
+        open.then(|| now().saturating_duration_since(state.heard.max(state.began)))
+    }
+
+    /// The way may be another from now on: nothing was heard on it.
+    pub fn elsewhere(&self) {
+        let mut state = self.state();
+        (state.known, state.began) = (false, now());
     }
 
     /// What is owed, where `chunks` are under way or not.

@@ -18,10 +18,10 @@ const LATER: Duration = Duration::from_millis(300);
 /// it is asked after so much silence, or three round trips, and again.
 const SIGN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(1500));
 /// What a path has been good for, and so how long its silence is borne before it is given up for
-/// another, unless it is heard first. Six round trips are always borne.
+/// another, unless it is heard first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owes {
-    /// It was never heard: what was sent goes with the handshake, on trust.
+    /// It was never heard: what was sent goes with the handshake, or on another network, on trust.
     Trust,
     /// Bytes of chunks.
     Bytes,
@@ -30,11 +30,12 @@ pub enum Owes {
 }
 
 impl Owes {
-    const fn patience(self) -> Duration {
+    /// Some round trips are always borne.
+    fn patience(self, rtt: Duration) -> Duration {
         match self {
-            Self::Trust => Duration::from_secs(1),
-            Self::Bytes => Duration::from_secs(2),
-            Self::Sign => Duration::from_secs(6),
+            Self::Trust => Duration::from_millis(500).max(3 * rtt),
+            Self::Bytes => Duration::from_secs(2).max(6 * rtt),
+            Self::Sign => Duration::from_secs(6).max(6 * rtt),
         }
     }
 }
@@ -75,7 +76,7 @@ impl Pulse {
         let Some(silence) = silence.filter(|silence| *silence > QUIET.max(2 * rtt)) else {
             return if std::mem::take(self).stalled { Beat::Flows } else { Beat::Rest };
         };
-        if !self.stalled && silence > owes.patience().max(6 * rtt) {
+        if !self.stalled && silence > owes.patience(rtt) {
             self.stalled = true;
             return Beat::Stalls;
         }
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_sign_of_life_is_borne_longer_and_trust_less() {
-        for (owes, patience) in [(Owes::Trust, 1000), (Owes::Bytes, 2000), (Owes::Sign, 6000)] {
+        for (owes, patience) in [(Owes::Trust, 500), (Owes::Bytes, 2000), (Owes::Sign, 6000)] {
             let mut pulse = Pulse::default();
             let mut look = |ms| pulse.look(Some(Duration::from_millis(ms)), Duration::from_millis(100), owes);
             let beats: Vec<Beat> = (4..=patience / 100).map(|n| look(n * 100)).collect();

@@ -102,6 +102,7 @@ async fn run(
                 }
                 Some(ToLink::Moved) => {
                     shared.connection.rebind();
+                    shared.connection.gauge().elsewhere();
                     shared.connection.nudge(true);
                 }
                 Some(ToLink::End(reason)) => {
@@ -169,7 +170,7 @@ fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
         Beat::Flows => beside.stop(),
     }
     if pulse.stalls() {
-        beside.begin(dial.clone().connect(false));
+        beside.begin(dial.clone().beside());
     }
 }
 

@@ -192,7 +192,7 @@ impl Dial {
     /// complete.
     pub(crate) async fn connect(self, early: bool) -> Result<Link, ConnectError> {
         match self.transport {
-            Transport::Auto => self.race(early).await,
+            Transport::Auto => self.race(early, HEAD_START, GRACE).await,
             Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, Part::Alone).await,
             Transport::Ws | Transport::WsPlain => super::bundle::connect(self).await,
             Transport::H1 => super::put::connect(&self.relay, self.wait_s).await,
@@ -200,17 +200,25 @@ impl Dial {
         }
     }
 
+    /// Connects beside a connection over QUIC that stalls: it has had its head start.
+    pub(super) async fn beside(self) -> Result<Link, ConnectError> {
+        match self.transport {
+            Transport::Auto => self.race(false, Duration::ZERO, Duration::ZERO).await,
+            _ => self.connect(false).await,
+        }
+    }
+
     /// QUIC and TCP at once; QUIC is taken unless it is late.
-    async fn race(self, early: bool) -> Result<Link, ConnectError> {
+    async fn race(self, early: bool, head_start: Duration, grace: Duration) -> Result<Link, ConnectError> {
         let (quic, mut tcp) = (self.clone(), Self { transport: Transport::Ws, ..self });
         let other = async move {
-            tokio::time::sleep(HEAD_START).await;
+            tokio::time::sleep(head_start).await;
             let link = Box::pin(tcp.clone().connect(false)).await?;
             // What QUIC is replaced by when it stalls is raced again.
             tcp.transport = Transport::Auto;
             Ok(link.looking_for(tcp))
         };
-        race::prefer(super::h3::connect(quic, early), other, GRACE).await
+        race::prefer(super::h3::connect(quic, early), other, grace).await
     }
 
     /// One more capability; the newest are kept, as many as one `HELLO` brings.

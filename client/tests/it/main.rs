@@ -9,4 +9,5 @@ mod cli;
 mod core;
 mod queue;
 mod support;
+mod udp;
 mod watch;

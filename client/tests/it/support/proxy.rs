@@ -1,9 +1,11 @@
 //! Somebody between client and relay: counts connections, falls silent, refuses.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, copy_bidirectional, sink};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_client::connect::{Endpoint, Transport, Trust};
@@ -94,4 +96,54 @@ async fn through(mut client: TcpStream, to: String, seen: Arc<watch::Sender<Seen
         seen.send_modify(|seen| seen.refused += 1);
     }
     seen.send_modify(|seen| seen.open -= 1);
+}
+
+/// Somebody between client and relay who lets UDP through, or not. TCP does not pass here: it goes to the same
+/// port of the relay itself.
+pub struct Udp {
+    shut: Arc<watch::Sender<bool>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Udp {
+    /// Stands at the port where the relay serves WebSockets over TLS.
+    pub async fn before(relay: &Relay, shut: bool) -> Self {
+        let own = UdpSocket::bind(relay.secure()).await.unwrap();
+        let shut = Arc::new(watch::Sender::new(shut));
+        let task = spawn(datagrams(own, relay.quic(), shut.subscribe()));
+        Self { shut, _task: task }
+    }
+
+    /// From now on nothing passes; or it does.
+    pub fn shut(&self, shut: bool) {
+        self.shut.send_replace(shut);
+    }
+}
+
+/// Each client's port has one of its own here, so that the relay can tell them apart.
+async fn datagrams(own: UdpSocket, to: SocketAddr, shut: watch::Receiver<bool>) {
+    let own = Arc::new(own);
+    let (mut ways, mut running) = (HashMap::new(), tokio::task::JoinSet::new());
+    let mut packet = vec![0; 65_536];
+    loop {
+        let (length, from) = own.recv_from(&mut packet).await.unwrap();
+        if *shut.borrow() {
+            continue;
+        }
+        if !ways.contains_key(&from) {
+            let way = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            way.connect(to).await.unwrap();
+            ways.insert(from, Arc::clone(&way));
+            let (own, shut) = (Arc::clone(&own), shut.clone());
+            running.spawn(async move {
+                let mut packet = vec![0; 65_536];
+                while let Ok(length) = way.recv(&mut packet).await {
+                    if !*shut.borrow() {
+                        let _ = own.send_to(&packet[..length], from).await;
+                    }
+                }
+            });
+        }
+        let _ = ways[&from].send(&packet[..length]).await;
+    }
 }

@@ -152,6 +152,16 @@ impl Relay {
         Endpoint::parse(&self.url(Transport::H3), trust).unwrap()
     }
 
+    /// Where WebSockets over TLS are served.
+    pub fn secure(&self) -> SocketAddr {
+        self.wss
+    }
+
+    /// Where QUIC is served.
+    pub fn quic(&self) -> SocketAddr {
+        self.tls
+    }
+
     /// Where `/capture` is served over TLS.
     pub fn secure_endpoint(&self, trust: Trust) -> Endpoint {
         Endpoint::parse(&format!("https://127.0.0.1:{}", self.wss.port()), trust).unwrap()
