@@ -80,14 +80,7 @@ async fn serve(file: PathBuf) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if config.capability.proofline_secret.is_some() {
-        warn!(
-            component = "relay",
-            startup_stage = "config_validate",
-            config_key_class = "secret_config",
-            "the core's capability secret is configured: whoever takes this relay can mint capabilities"
-        );
-    }
+    warn_of(&config);
     // Before anybody is told where it listens: from then on a stop must be a graceful one.
     let shutdown = CancellationToken::new();
     let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
@@ -110,6 +103,27 @@ async fn serve(file: PathBuf) -> ExitCode {
         "stopped; what is staged goes on at the next start"
     );
     ExitCode::SUCCESS
+}
+
+/// What an operator should know of a configuration that is sound.
+fn warn_of(config: &Config) {
+    let (component, startup_stage) = ("relay", "config_validate");
+    if config.capability.proofline_secret.is_some() {
+        warn!(
+            component,
+            startup_stage,
+            config_key_class = "secret_config",
+            "the core's capability secret is configured: whoever takes this relay can mint capabilities"
+        );
+    }
+    for config_key in config.without_tls() {
+        warn!(
+            component,
+            startup_stage,
+            config_key,
+            "http, and not to this machine: who is on the way reads tokens and can forge answers and keys"
+        );
+    }
 }
 
 /// JSON lines on stderr. Libraries are silent: theirs name peers (promise 7).

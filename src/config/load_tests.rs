@@ -22,7 +22,9 @@ fn the_default_file_holds_every_key_and_the_defaults() {
             assert_eq!(there, *kind != Kind::Secret, "{section}.{key}");
         }
     }
-    let from_file = Config::parse(text, []).expect("the default file loads");
+    // Whom it listens to is the operator's to say.
+    let listens = ("WAYSTATION_LISTEN__PLAIN".to_owned(), "127.0.0.1:0".to_owned());
+    let from_file = Config::parse(text, [listens]).expect("the default file loads");
     let bare = Config::parse(LEAST, []).unwrap();
     assert_eq!(format!("{:?}", from_file.limits), format!("{:?}", bare.limits));
     assert_eq!(format!("{:?}", from_file.fanout), format!("{:?}", bare.fanout));
@@ -107,6 +109,25 @@ fn secrets_come_from_files_or_the_environment_and_are_never_shown() {
     std::fs::write(&file, "canary").unwrap();
     let found = mistakes(&text);
     assert!(found.iter().any(|line| line.contains("shorter than 32")) && !found.join("").contains("canary"));
+}
+
+#[test]
+fn a_core_that_is_reached_without_tls_is_named() {
+    for (url, told) in [
+        ("http://core.example:8080", true),
+        ("http://10.0.0.1", true),
+        ("http://[fd00::1]:8080", true),
+        ("https://core.example", false),
+        ("http://127.0.0.1:8080", false),
+        ("http://localhost", false),
+        ("http://[::1]:8080/prefix", false),
+    ] {
+        let env = [("WAYSTATION_CORE__SERVICE_TOKEN".to_owned(), "t".repeat(32))];
+        let text = format!("{LEAST}[core]\nurl = \"{url}\"\n[capability]\njwks_url = \"{url}/keys\"\n");
+        let config = Config::parse(&text, env).unwrap();
+        let wanted: &[&str] = if told { &["core.url", "capability.jwks_url"] } else { &[] };
+        assert_eq!(config.without_tls().collect::<Vec<_>>(), wanted, "{url}");
+    }
 }
 
 #[test]

@@ -36,6 +36,23 @@ pub struct Config {
     pub limits: Limits,
 }
 
+impl Config {
+    /// Keys whose URL leads over a network without TLS.
+    pub fn without_tls(&self) -> impl Iterator<Item = &'static str> {
+        let core = self.core.as_ref().map(|core| core.url.as_str());
+        let urls = [("core.url", core), ("capability.jwks_url", self.capability.jwks_url.as_deref())];
+        urls.into_iter().filter(|(_, url)| url.is_some_and(in_the_clear)).map(|(key, _)| key)
+    }
+}
+
+/// `http`, and not to this machine.
+fn in_the_clear(url: &str) -> bool {
+    let Ok(url) = url.parse::<http::Uri>() else { return false };
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|at| at.is_loopback());
+    url.scheme_str() == Some("http") && !here
+}
+
 /// `[relay]`: labels of this node; never printed.
 #[derive(Clone)]
 pub struct Relay {

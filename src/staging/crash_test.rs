@@ -2,8 +2,8 @@
 //!
 //! A seed is a history: chunks are begun, appended, resumed, committed in groups, removed; the
 //! machine stops during any of it, also during recovery; what comes back is held against what
-//! was answered. `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` sets how many are run: 25,000 make
-//! 100,000 crashes, some minutes on two cores; without it there are a tenth of them.
+//! was answered. `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` sets how many are run; without it there
+//! are 25,000, which make 100,000 crashes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;

@@ -78,6 +78,12 @@ impl Vault {
     pub fn open(disk: Arc<dyn Disk>, key: &SealKey, clock: Clock) -> io::Result<(Self, Recovered)> {
         let sealer = Sealer::new(key, clock)?;
         let boot = disk.boot_id();
+        if boot.is_none() {
+            tracing::warn!(
+                component = "staging",
+                "this machine tells no boot id: what came of unfinished uploads is removed at each start"
+            );
+        }
         let scan = recover::scan(&*disk, &sealer, boot)?;
         let inner = Inner {
             disk,

@@ -210,7 +210,7 @@ impl Job {
         if state == Some(ChunkState::Rejected)
             && let Some(times) = self.staging.0.rejections.happened(self.staging.0.clock.now_ms())
         {
-            tracing::warn!(component = "staging", times, "rejected: the core refused chunks, or their bytes rotted");
+            tracing::warn!(component = "staging", times, "rejected: the core refused chunks");
         }
         match state {
             Some(state) if state.ended() && !gone => self.staging.remove_ended(self.key).await,

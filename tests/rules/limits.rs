@@ -63,6 +63,24 @@ fn what_a_connection_may_hold_has_its_line() {
     }
 }
 
+#[test]
+fn bounds_of_the_clients_name_tests_that_exist() {
+    let page = source::read("docs/limits.md");
+    let tests = book::tests();
+    for title in ["## The capture client", "## The contact over plain HTTP/3 requests"] {
+        let part = page.split_once(title).unwrap().1.split_once("\n## ").unwrap().0;
+        let rows: Vec<_> = table::rows(part).into_iter().skip(2).collect();
+        assert!(rows.len() > 3, "{title}: {} bounds", rows.len());
+        for row in &rows {
+            let [bound, value, _, test] = &row[..] else { panic!("{row:?}") };
+            assert!(!value.is_empty(), "{bound} has no value");
+            for name in table::code(test) {
+                assert!(tests.contains(name), "{bound}: there is no test {name}");
+            }
+        }
+    }
+}
+
 /// A bound in the code: where, its value as written, what its comment says.
 struct Bound {
     name: String,
