@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use waystation_client::authority::{FixedAuthority, TokenForm};
 use waystation_client::capture::local::KeyFile;
+use waystation_client::capture::status::{Network, NetworkKind};
 use waystation_client::capture::{Capture, Config, Event, Label, LaneSpec, Storage};
 use waystation_client::connect::Trust;
 use waystation_client::session::Session;
@@ -155,6 +156,8 @@ async fn run(plan: &Path) -> Result<bool, Error> {
     let (began, began_ms) = (Instant::now(), unix_ms());
     say(&Said::Began { at_ms: began_ms });
     let (capture, events) = Capture::start(config, authority).await?;
+    // As phones behind such links are: one chunk at once.
+    capture.control().network(Network { kind: NetworkKind::Cellular, battery_low: false }).await;
     let telling = tokio::spawn(tell(events));
     for lane in &mut plan.lanes {
         // The queue knows what was cut by the phone before this one.
