@@ -82,6 +82,7 @@ fn five_kills_over_a_lossy_link_lose_nothing() {
     if links_can_be_made() {
         let line = line(&["--scenario", "kills", "--kills", "5", "--profile", "lossy", "--transport", "ws"]);
         assert_eq!(line["kills"], 5);
+        assert_eq!(line["again_bar_met"], true, "{line}");
     }
 }
 
