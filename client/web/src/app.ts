@@ -103,6 +103,7 @@ class Page {
     if (this.ahead) this.overtake(now);
     if (this.player.at === null) this.begin(now);
     else if (!this.player.live) this.refill(this.player.at);
+    this.wake.tick(this.player.plays, now);
     this.view.draw(this.shown(facts, phone, now), now);
     this.speak(phone, now);
   }
@@ -189,7 +190,6 @@ class Page {
     }
     const trouble = troubleOf(this.session.facts);
     const screen = screenOf(this.session.facts);
-    if (this.session.facts.stopped) void this.wake.want(false);
     if (screen) {
       const words = [...text.screens[screen], aside(text, screen, phone, null)].filter(Boolean).join(". ");
       if (this.spoken !== words) this.view.announce(words);
@@ -199,7 +199,6 @@ class Page {
       if (trouble) this.view.announce(text.trouble[trouble]);
     } else if (phone !== this.said) {
       this.said = phone;
-      if (phone === "ended" || phone === "stopped" || phone === "closed") void this.wake.want(false);
       const ago = heardAgo(this.session.facts, now);
       this.view.announce([text.phone[phone], ago !== null && ago >= 5 ? text.heard(length(text, ago * 1000)) : "", text.because[phone]].filter(Boolean).join(". "));
       this.spokenAt = now;
@@ -235,7 +234,7 @@ class Page {
       }
       this.started = true;
       void player.listen();
-      void this.wake.want(true);
+      this.wake.again();
     };
     view.pause.onclick = () => (player.paused = !player.paused);
     view.live.onclick = () => (player.growing ? this.goLive() : this.seek(session.ledger.all()[0]?.started ?? 0));
@@ -259,9 +258,9 @@ class Page {
     addEventListener("online", () => session.poke());
     addEventListener("pageshow", () => session.poke());
     document.addEventListener("visibilitychange", () => {
-      if (document.visibilityState !== "visible") return;
-      session.poke();
-      void this.wake.returned();
+      this.wake.again();
+      this.wake.tick(player.plays, performance.now());
+      if (document.visibilityState === "visible") session.poke();
     });
   }
 

@@ -92,6 +92,11 @@ export class Player {
     return !this.audioOnly && (this.at === null || !!line.at(this.at) || !!line.at(this.at - LINGER_MS));
   }
 
+  /** Something is seen or heard, or what comes next is. */
+  get plays(): boolean {
+    return this.at !== null && !this.paused && (!this.waiting || (this.live && this.growing));
+  }
+
   private tick(now: number): void {
     const passed = Math.min(1000, now - this.ticked);
     this.ticked = now;
