@@ -86,7 +86,7 @@ function begin(): { session: Session; heard: Heard } {
   assert.ok(link);
   const heard: Heard = { missed: [], catchingUp: 0 };
   const session = new Session(link, false, {
-    show: () => undefined, missed: (missed) => heard.missed.push(missed), catchingUp: () => heard.catchingUp++,
+    key: () => new Uint8Array(32), show: () => undefined, missed: (missed) => heard.missed.push(missed), catchingUp: () => heard.catchingUp++,
   });
   return { session, heard };
 }
