@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { noScripts, pick } from "../src/ui/text";
 
 const policyOf = (file: string): string | undefined => /http-equiv="Content-Security-Policy" content="([^"]*)"/.exec(readFileSync(file, "utf8"))?.[1];
 
@@ -13,6 +14,12 @@ test("devcore serves the page with the page's own policy, and with what only a h
   const served = /const POLICY: &str = "([^"]*)"/.exec(source)?.[1]?.replace(/\\\n\s*/g, "");
   assert.equal(served, `${policyOf("index.html")}; frame-ancestors 'none'`);
   assert.equal(policyOf("dist/index.html"), policyOf("index.html"));
+});
+
+test("the words that stand without a script come from where all words stand", () => {
+  const [source, built] = [readFileSync("index.html", "utf8"), readFileSync("dist/index.html", "utf8")];
+  assert.doesNotMatch(source.replace(/\{\{\w+\}\}/g, ""), /<(title|noscript)>[^<]/);
+  assert.deepEqual([/<title>(.*)<\/title>/.exec(built)?.[1], /<noscript>(.*)<\/noscript>/.exec(built)?.[1]], [pick(["en"]).text.title, noScripts().join(" ")]);
 });
 
 test("the style keeps to what Safari 14.0 knows", () => {
