@@ -16,10 +16,20 @@ async function page(out) {
   const common = { ...shared, outdir: out, minify: true, target: ["safari14", "chrome90"], supported: { destructuring: true } };
   await build({ ...common, entryPoints: { app: "src/app.ts", worker: "src/worker.ts" }, format: "iife" });
   await build({ ...common, entryPoints: { style: "src/ui/style.css" } });
-  for (const name of ["index.html", "icon.svg"]) copyFileSync(here(name), `${out}/${name}`);
+  copyFileSync(here("icon.svg"), `${out}/icon.svg`);
+  writeFileSync(`${out}/index.html`, await index());
   const sum = (name) => createHash("sha256").update(readFileSync(`${out}/${name}`)).digest("hex");
   const lines = readdirSync(out).sort().map((name) => `${sum(name)}  ${name}\n`);
   writeFileSync(`${out}/hashes.txt`, lines.join(""));
+}
+
+/** The page's one file with words beside the scripts: they come from where all words stand. */
+async function index() {
+  const { outputFiles } = await build({ ...shared, entryPoints: ["src/ui/text.ts"], format: "esm", write: false });
+  const { noScripts, pick } = await import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
+  const words = { title: pick([]).text.title, noScript: noScripts().join(" ") };
+  const escaped = (text) => text.replace(/[&<>]/g, (char) => `&#${char.charCodeAt(0)};`);
+  return readFileSync(here("index.html"), "utf8").replace(/\{\{(\w+)\}\}/g, (_, name) => escaped(words[name]));
 }
 
 async function tests() {

@@ -40,9 +40,10 @@ const IDLE: Duration = Duration::from_secs(30);
 /// An answer that is not taken in is given up.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// What a browser lets the page do: its own script and style, media it made itself, calls to relay and core.
+/// What a browser lets the page do: its own script and style, media it made itself, calls to relay and core. It is the
+/// policy of the page's `index.html` and `frame-ancestors`, which only a header can say; a test of the page compares them.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; child-src 'self'; \
-     img-src 'self' blob:; media-src blob:; connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* \
+     img-src 'self'; media-src blob:; connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* \
      http://localhost:* ws://localhost:*; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// It watches and listens; it needs no sensor and no device.
 const PERMISSIONS: &str = "autoplay=(self), fullscreen=(self), screen-wake-lock=(self), camera=(), microphone=(), \

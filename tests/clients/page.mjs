@@ -17,11 +17,8 @@ import { thin } from "./page_thin.mjs";
 const emit = (value) => console.log(JSON.stringify(value));
 const dist = new URL("../../client/web/dist/", import.meta.url);
 const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "text/css", svg: "image/svg+xml" };
-/** What a host of the page says, as devcore does; the page's own meta element says the same but for the last one. */
-const policy =
-  "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; child-src 'self'; img-src 'self'; media-src blob:; " +
-  "connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*; base-uri 'none'; " +
-  "form-action 'none'; frame-ancestors 'none'";
+/** What a host of the page says, as devcore does: the policy of the page's own meta element, and what only a header can say. */
+const policy = `${/http-equiv="Content-Security-Policy" content="([^"]*)"/.exec(readFileSync(new URL("index.html", dist), "utf8"))[1]}; frame-ancestors 'none'`;
 /** How long anything may take that must come, on a busy machine. */
 const PATIENCE_MS = 70_000;
 
@@ -50,9 +47,10 @@ class Wire {
   sockets = 0;
   handles = new Map();
 
-  async watch(context, page) {
+  async watch(context, page, asked) {
     const session = await context.newCDPSession(page);
-    session.on("Network.webSocketCreated", () => (this.sockets++, this.handles.clear()));
+    session.on("Network.webSocketCreated", ({ url }) => (this.sockets++, this.handles.clear(), asked.add(url)));
+    session.on("Network.webTransportCreated", ({ url }) => asked.add(url));
     session.on("Network.webSocketFrameReceived", ({ response }) => response.opcode === 2 && this.message(Buffer.from(response.payloadData, "base64")));
     await session.send("Network.enable");
   }
@@ -72,16 +70,60 @@ class Wire {
   }
 }
 
+const hostOf = (url) => new URL(url.replace(/^blob:/, "")).host;
+
 /** One person's browser: its page, what it says, and what a person could see. */
 class Person {
-  constructor(context, page, wire) {
-    Object.assign(this, { context, page, wire, said: [] });
-    page.on("console", (message) => this.said.push(`${message.type()}: ${message.text()}`));
-    page.on("pageerror", (error) => this.said.push(`error: ${error.stack}`));
+  wire = new Wire();
+  said = [];
+  /** Addresses that were asked for anything, and the hosts of the links that were opened: no other one may be among them. */
+  asked = new Set();
+  named = new Set();
+
+  constructor(context) {
+    this.context = context;
+    context.on("request", (request) => this.asked.add(request.url()));
+  }
+
+  /** A tab of its own, empty. */
+  async tab() {
+    this.page = await this.context.newPage();
+    this.page.on("console", (message) => this.said.push(`${message.type()}: ${message.text()}`));
+    this.page.on("pageerror", (error) => this.said.push(`error: ${error.stack}`));
+    await this.wire.watch(this.context, this.page, this.asked);
   }
 
   open(link) {
+    const [page, text] = link.split("#w1.");
+    const { relay, core, wt } = text ? JSON.parse(Buffer.from(text, "base64url")) : {};
+    for (const url of [page, relay, core, wt?.url]) if (url) this.named.add(hostOf(url));
     return this.page.goto(link);
+  }
+
+  /** Hosts that were asked for something, all of which the links name. */
+  hosts() {
+    const hosts = [...new Set([...this.asked].map(hostOf))];
+    const others = hosts.filter((host) => !this.named.has(host));
+    assert.deepEqual(others, [], `asked beside ${[...this.named]}`);
+    return hosts;
+  }
+
+  /** How many seconds what plays is behind the newest that is whole here, looked at for a while: by nine looks of ten at most, and how often it stood still. */
+  behind(id, seconds) {
+    return this.page.evaluate(async ([id, seconds]) => {
+      const element = document.getElementById(id);
+      const looks = [];
+      let [stood, before] = [0, null];
+      for (const end = performance.now() + seconds * 1000; performance.now() < end; ) {
+        const { buffered, currentTime } = element;
+        looks.push(buffered.end(buffered.length - 1) - currentTime);
+        if (currentTime === before && looks.length > 1) stood++;
+        before = currentTime;
+        await new Promise((go) => setTimeout(go, 100));
+      }
+      looks.sort((a, b) => a - b);
+      return { most: looks[Math.floor(looks.length * 0.9)], farthest: looks.at(-1), stood, looks: looks.length };
+    }, [id, seconds]);
   }
 
   /** What stands on the page. */
@@ -240,10 +282,8 @@ class World {
   async person(options = {}) {
     const context = await this.browser.newContext({ viewport: { width: 360, height: 760 }, acceptDownloads: true, ...options.context });
     if (options.before) await context.addInitScript(options.before);
-    const page = await context.newPage();
-    const wire = new Wire();
-    await wire.watch(context, page);
-    const person = new Person(context, page, wire);
+    const person = new Person(context);
+    await person.tab();
     this.people.push(person);
     return person;
   }
@@ -314,7 +354,9 @@ const browser = await chromium.launch({
 });
 let result;
 try {
-  result = { ok: true, ...(await { ...scenarios, thin }[params.scenario](new World(params, browser, origin, lines))) };
+  const world = new World(params, browser, origin, lines);
+  result = { ok: true, ...(await { ...scenarios, thin }[params.scenario](world)) };
+  for (const person of world.people) person.hosts();
 } catch (error) {
   result = { ok: false, error: String(error?.stack ?? error) };
 }

@@ -1,12 +1,12 @@
 // The page: joins session, player and view.
 
 import { Player } from "./io/player";
-import { arrive, keep, replaced } from "./io/place";
+import { arrive, keep, kept, replaced } from "./io/place";
 import { Session } from "./io/session";
 import { Wake } from "./io/wake";
 import type { Lane } from "./rules/assembly";
 import { type Chunk, keyOf, type Mark, markOf } from "./rules/ledger";
-import { type Link, readLink } from "./rules/link";
+import { type Link, readKey, readLink } from "./rules/link";
 import { Pauses } from "./rules/pauses";
 import { type Facts, heardAgo, type Phone, phoneOf, screenOf, troubleOf } from "./rules/status";
 import { type Summary, summary } from "./rules/summary";
@@ -51,8 +51,9 @@ class Page {
   /** Of what was shown, the last one recorded. */
   private readonly newest: Partial<Record<Lane, Chunk>> = {};
 
-  constructor(link: Link, private readonly fragment: string, audioOnly: boolean, private readonly text: Text, lang: string) {
+  constructor(link: Link, audioOnly: boolean, private readonly text: Text, lang: string) {
     this.session = new Session(link, audioOnly, {
+      key: () => readKey(kept().fragment ?? ""),
       show: (chunk, bytes) => this.show(chunk, bytes),
       missed: ({ caughtUpMs, missingMs }) => {
         const [came, lost] = [length(text, caughtUpMs), length(text, missingMs)];
@@ -103,6 +104,7 @@ class Page {
     if (this.ahead) this.overtake(now);
     if (this.player.at === null) this.begin(now);
     else if (!this.player.live) this.refill(this.player.at);
+    this.wake.tick(this.player.plays, now);
     this.view.draw(this.shown(facts, phone, now), now);
     this.speak(phone, now);
   }
@@ -189,7 +191,6 @@ class Page {
     }
     const trouble = troubleOf(this.session.facts);
     const screen = screenOf(this.session.facts);
-    if (this.session.facts.stopped) void this.wake.want(false);
     if (screen) {
       const words = [...text.screens[screen], aside(text, screen, phone, null)].filter(Boolean).join(". ");
       if (this.spoken !== words) this.view.announce(words);
@@ -199,7 +200,6 @@ class Page {
       if (trouble) this.view.announce(text.trouble[trouble]);
     } else if (phone !== this.said) {
       this.said = phone;
-      if (phone === "ended" || phone === "stopped" || phone === "closed") void this.wake.want(false);
       const ago = heardAgo(this.session.facts, now);
       this.view.announce([text.phone[phone], ago !== null && ago >= 5 ? text.heard(length(text, ago * 1000)) : "", text.because[phone]].filter(Boolean).join(". "));
       this.spokenAt = now;
@@ -235,14 +235,14 @@ class Page {
       }
       this.started = true;
       void player.listen();
-      void this.wake.want(true);
+      this.wake.again();
     };
     view.pause.onclick = () => (player.paused = !player.paused);
     view.live.onclick = () => (player.growing ? this.goLive() : this.seek(session.ledger.all()[0]?.started ?? 0));
     view.audioOnly.onchange = () => {
       player.audioOnly = view.audioOnly.checked;
       session.setAudioOnly(player.audioOnly);
-      keep({ fragment: this.fragment, audioOnly: player.audioOnly });
+      keep({ ...kept(), audioOnly: player.audioOnly });
     };
     // A switch answers Enter too; a checkbox of a browser does not.
     view.audioOnly.addEventListener("keydown", ({ key }) => {
@@ -259,9 +259,9 @@ class Page {
     addEventListener("online", () => session.poke());
     addEventListener("pageshow", () => session.poke());
     document.addEventListener("visibilitychange", () => {
-      if (document.visibilityState !== "visible") return;
-      session.poke();
-      void this.wake.returned();
+      this.wake.again();
+      this.wake.tick(player.plays, performance.now());
+      if (document.visibilityState === "visible") session.poke();
     });
   }
 
@@ -285,15 +285,15 @@ class Page {
 }
 
 function begin(): void {
-  const kept = arrive();
+  const { fragment, audioOnly, forgotten } = arrive();
   // Another link opened in this tab is another page.
   addEventListener("hashchange", () => void replaced());
   const { lang, text } = pick(navigator.languages ?? [navigator.language]);
-  const link = kept.fragment === undefined ? null : readLink(kept.fragment);
+  const link = fragment === undefined ? null : readLink(fragment);
   let usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
   if (link && usable) {
     try {
-      new Page(link, kept.fragment as string, kept.audioOnly === true, text, lang);
+      new Page(link, audioOnly === true, text, lang);
       return;
     } catch {
       // Something that this browser does not have: better said than a page that stays empty.
@@ -307,7 +307,7 @@ function begin(): void {
     keep({ forgotten: true });
     location.reload();
   };
-  const screen = kept.forgotten ? "forgotten" : link ? "no_crypto" : "no_link";
+  const screen = forgotten ? "forgotten" : link ? "no_crypto" : "no_link";
   view.draw({ screen, phone: "unknown" } as Shown, 0);
   view.announce(text.screens[screen].join(". "));
 }

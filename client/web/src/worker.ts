@@ -1,4 +1,4 @@
-// The worker: digests, opens and verifies, apart from the page. It holds the group key where nothing can read it.
+// The worker: digests, opens and verifies, apart from the page. It holds the group key as one that can't be read back.
 
 import { open, setKey, verify, type Order } from "./io/crypto";
 

@@ -29,8 +29,8 @@ const turn = (): Promise<void> => new Promise((go) => setImmediate(go));
 const identity = { incident: "i", stream: "s", media: "audio", index: 1 };
 
 test("a worker that is slow is given so much, and no more", async () => {
-  const vault = new Vault("worker.js", { lost: () => assert.fail(), back: () => assert.fail() });
-  const keyed = vault.setKey(new Uint8Array(32));
+  const vault = new Vault("worker.js", { key: () => new Uint8Array(32), lost: () => assert.fail(), back: () => assert.fail() });
+  const keyed = vault.ready();
   Slow.last.answer();
   await keyed;
   const open = (length: number): ReturnType<Vault["open"]> => vault.open({ identity, sha256: "00", bytes: new Uint8Array(length) });
@@ -55,9 +55,9 @@ const fails = (worker: Slow): void => worker.onerror?.({ preventDefault: () => u
 test("a worker that does not load is made again, knows the key then, and is given up after a few times", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout"] });
   let [lost, back] = [0, 0];
-  const vault = new Vault("worker.js", { lost: () => lost++, back: () => back++ });
+  const vault = new Vault("worker.js", { key: () => new Uint8Array(32), lost: () => lost++, back: () => back++ });
   let keyed = false;
-  void vault.setKey(new Uint8Array(32)).then(() => (keyed = true));
+  void vault.ready().then(() => (keyed = true));
   const first = Slow.last;
   const waits = vault.open({ identity, sha256: "00", bytes: new Uint8Array(1) });
   fails(first);
@@ -80,6 +80,43 @@ test("a worker that does not load is made again, knows the key then, and is give
   const last = Slow.last;
   context.mock.timers.tick(60_000);
   assert.equal(Slow.last, last, "no more");
+});
+
+test("the key is given to each worker and kept by nobody else", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const [given, told] = [[], []] as [Uint8Array[], Uint8Array[]];
+  /** As a browser does it: what is given away is gone. */
+  class Thread extends Slow {
+    override postMessage(message: { id: number; order?: string; key?: Uint8Array<ArrayBuffer> }, transfer: Transferable[] = []): void {
+      const { id, key } = structuredClone(message, { transfer: transfer as ArrayBuffer[] });
+      if (key) told.push(key);
+      super.postMessage({ id });
+    }
+  }
+  Object.assign(globalThis, { Worker: Thread });
+  let there = true;
+  const key = (): Uint8Array<ArrayBuffer> | null => {
+    if (!there) return null;
+    const one = new Uint8Array(32).fill(9);
+    given.push(one);
+    return one;
+  };
+  const vault = new Vault("worker.js", { key, lost: () => assert.fail(), back: () => undefined });
+  Slow.last.answer();
+  await vault.ready();
+  fails(Slow.last);
+  context.mock.timers.tick(500);
+  Slow.last.answer();
+  await vault.ready();
+  assert.deepEqual(told, [new Uint8Array(32).fill(9), new Uint8Array(32).fill(9)]);
+  assert.deepEqual(given.map(({ length }) => length), [0, 0]);
+  assert.ok(!Object.values(vault).some((value) => value instanceof Uint8Array));
+  // Forgotten meanwhile.
+  there = false;
+  fails(Slow.last);
+  context.mock.timers.tick(2000);
+  await assert.rejects(vault.ready());
+  Object.assign(globalThis, { Worker: Slow });
 });
 
 /** A session whose streams the test opens. */
@@ -184,7 +221,7 @@ class Socket {
 function race(): { ways: Ways; told: string[]; connection: Connection } {
   [Two.made, Socket.made] = [[], []];
   Object.assign(globalThis, { WebTransport: Two, WebSocket: Socket });
-  const ways = new Ways({ relay: "https://relay", core: "https://core", grant: "", key: new Uint8Array(32), webTransport: { url: "https://relay", hashes: [] } });
+  const ways = new Ways({ relay: "https://relay", core: "https://core", grant: "", webTransport: { url: "https://relay", hashes: [] } });
   const told: string[] = [];
   const listener: Listener = { opened: () => told.push("opened"), frames: () => undefined, closed: () => told.push("closed") };
   return { ways, told, connection: ways.open(listener) };

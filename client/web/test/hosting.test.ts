@@ -1,12 +1,25 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { noScripts, pick } from "../src/ui/text";
+
+const policyOf = (file: string): string | undefined => /http-equiv="Content-Security-Policy" content="([^"]*)"/.exec(readFileSync(file, "utf8"))?.[1];
 
 test("where a browser does not know `worker-src`, the page may have its worker all the same", () => {
-  for (const file of ["index.html", "dist/index.html", "../../devcore/src/page.rs", "../../tests/clients/page.mjs"]) {
-    const text = readFileSync(file, "utf8");
-    assert.match(text, /worker-src 'self'; child-src 'self';/, file);
-  }
+  assert.match(policyOf("index.html") ?? "", /worker-src 'self'; child-src 'self';/);
+});
+
+test("devcore serves the page with the page's own policy, and with what only a header can say", () => {
+  const source = readFileSync("../../devcore/src/page.rs", "utf8");
+  const served = /const POLICY: &str = "([^"]*)"/.exec(source)?.[1]?.replace(/\\\n\s*/g, "");
+  assert.equal(served, `${policyOf("index.html")}; frame-ancestors 'none'`);
+  assert.equal(policyOf("dist/index.html"), policyOf("index.html"));
+});
+
+test("the words that stand without a script come from where all words stand", () => {
+  const [source, built] = [readFileSync("index.html", "utf8"), readFileSync("dist/index.html", "utf8")];
+  assert.doesNotMatch(source.replace(/\{\{\w+\}\}/g, ""), /<(title|noscript)>[^<]/);
+  assert.deepEqual([/<title>(.*)<\/title>/.exec(built)?.[1], /<noscript>(.*)<\/noscript>/.exec(built)?.[1]], [pick(["en"]).text.title, noScripts().join(" ")]);
 });
 
 test("the style keeps to what Safari 14.0 knows", () => {

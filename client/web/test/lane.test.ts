@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { readMedia } from "../src/rules/mp4";
-import { MseOutput, type Piece, type Shared } from "../src/io/lane";
+import { MseOutput, mediaSource, type Piece, type Shared } from "../src/io/lane";
 
 const turn = (): Promise<void> => new Promise((go) => setImmediate(go));
 const file = (path: string): Uint8Array<ArrayBuffer> => new Uint8Array(readFileSync(`../recording/${path}`));
@@ -183,4 +183,27 @@ test("a piece that can't be played is told, and so is the next one that can", as
   sound.add(piece(now + 4000, "audio_priority/02.mp4"));
   await settled();
   assert.deepEqual(said, [true, false, true]);
+});
+
+test("where a browser has ManagedMediaSource alone, as an iPhone does, it plays through that", async () => {
+  class Managed extends Source {}
+  const had = globalThis.MediaSource;
+  try {
+    Object.assign(globalThis, { ManagedMediaSource: Managed });
+    assert.equal(mediaSource(), Source, "where both are, the older one");
+    delete (globalThis as { MediaSource?: unknown }).MediaSource;
+    assert.equal(mediaSource(), Managed);
+    const element = new Element();
+    const sound = new MseOutput(element as never, { origin: null, moved: [] });
+    const now = Date.UTC(2026, 0, 1);
+    sound.add(piece(now, "audio_priority/01.mp4"));
+    await settled();
+    assert.ok(Source.made[Source.made.length - 1] instanceof Managed && sound.line.at(now + 1000));
+    assert.equal((element as { disableRemotePlayback?: boolean }).disableRemotePlayback, true, "else it would not open there");
+    delete (globalThis as { ManagedMediaSource?: unknown }).ManagedMediaSource;
+    assert.equal(mediaSource(), null);
+  } finally {
+    Object.assign(globalThis, { MediaSource: had });
+    delete (globalThis as { ManagedMediaSource?: unknown }).ManagedMediaSource;
+  }
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { readLink, watchUrl, writeLink } from "../src/rules/link";
+import { readKey, readLink, watchUrl, writeLink } from "../src/rules/link";
 
 const secret = Buffer.alloc(32, 7).toString("base64url");
 const good = { relay: "https://relay.example:4433/", core: "https://core.example", grant: secret, key: secret };
@@ -9,7 +9,9 @@ test("a link is read, and unknown members are ignored", () => {
   const link = readLink(`#${writeLink({ ...good, later: 1 })}`);
   assert.ok(link);
   assert.equal(watchUrl(link), "wss://relay.example:4433/watch");
-  assert.deepEqual([link.core, link.grant, link.key.length], ["https://core.example", secret, 32]);
+  assert.deepEqual([link.core, link.grant, "key" in link], ["https://core.example", secret, false]);
+  assert.deepEqual(readKey(`#${writeLink(good)}`), new Uint8Array(32).fill(7));
+  assert.equal(readKey(""), null);
   assert.deepEqual(link.webTransport, { url: "https://relay.example:4433", hashes: [] });
 });
 

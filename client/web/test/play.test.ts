@@ -69,17 +69,27 @@ test("a lane in any order is a line without overlaps, each chunk near its time",
   });
 });
 
-const playing = (at: number, lines: Line[], live = true, growing = true) => step({ at, lines, live, growing });
+const playing = (at: number, lines: Line[], live = true, growing = true, since = 0) => step({ at, lines, live, growing, since });
 
-test("at the edge it follows within two chunks, and hurries a little before it jumps", () => {
+test("at the edge it follows within two chunks, and hurries or holds back a little before it jumps or waits", () => {
   const sound = line([0, 2000], [2000, 4000], [4000, 6000], [6000, 8000]);
-  assert.deepEqual(playing(5500, [sound]), { what: "go", rate: 1 });
-  assert.deepEqual(playing(4200, [sound]), { what: "go", rate: 1.06 });
-  assert.deepEqual(playing(1000, [sound]), { what: "jump", to: 5500, over: 4500, why: "live" });
+  assert.deepEqual(playing(5000, [sound]), { what: "go", rate: 1 });
+  assert.deepEqual(playing(4400, [sound]), { what: "go", rate: 1.06 });
+  assert.deepEqual(playing(5400, [sound]), { what: "go", rate: 0.95 });
+  // The same places just before the next chunk comes.
+  assert.deepEqual(playing(6900, [sound], true, true, 1900), { what: "go", rate: 1 });
+  assert.deepEqual(playing(6300, [sound], true, true, 1900), { what: "go", rate: 1.06 });
+  assert.deepEqual(playing(7300, [sound], true, true, 1900), { what: "go", rate: 0.95 });
+  assert.deepEqual(playing(7400, [sound], true, true, 9000), { what: "go", rate: 0.95 }, "it is late: what is left is made to last");
+  assert.deepEqual(playing(3950, [sound]), { what: "go", rate: 1.06 });
+  assert.deepEqual(playing(3890, [sound]), { what: "jump", to: 5000, over: 1110, why: "live" });
+  assert.deepEqual(playing(1000, [sound]), { what: "jump", to: 5000, over: 4000, why: "live" });
+  assert.deepEqual(playing(1000, [sound], true, true, 1500), { what: "jump", to: 6500, over: 5500, why: "live" });
   assert.deepEqual(playing(1000, [sound], false), { what: "go", rate: 1 }, "who looks back is left alone");
   assert.deepEqual(playing(1000, [sound], true, false), { what: "go", rate: 1 }, "nothing more comes: the rest is played");
   assert.deepEqual(playing(8000, [sound]), { what: "wait" });
-  assert.equal(liveStart([sound]), 5500);
+  assert.equal(liveStart([sound]), 6000);
+  assert.equal(liveStart([line([0, 2000], [2000, 4000], [4000, 4500])]), 2500, "the last one may be cut short");
 });
 
 test("a gap is jumped, unless the other lane fills it", () => {
@@ -121,7 +131,7 @@ test("the newest is the one that came last in the recording's order, whatever it
   const sound = line([10_000, 12_000], [12_000, 14_000]);
   sound.add({ start: 4000, end: 6000, key: "new" }, true);
   assert.deepEqual(playing(13_900, [sound]), { what: "jump", to: 4000, over: -9900, why: "live" });
-  assert.deepEqual(playing(4000, [sound]), { what: "go", rate: 1 });
+  assert.equal(playing(4000, [sound]).what, "go");
   assert.deepEqual(playing(6000, [sound]), { what: "wait" }, "not on into what is older");
   assert.equal(liveStart([sound]), 4000);
   assert.deepEqual(playing(6000, [sound], false), { what: "jump", to: 10_000, over: 4000, why: "gap" }, "who looks back sees all");

@@ -86,7 +86,7 @@ function begin(): { session: Session; heard: Heard } {
   assert.ok(link);
   const heard: Heard = { missed: [], catchingUp: 0 };
   const session = new Session(link, false, {
-    show: () => undefined, missed: (missed) => heard.missed.push(missed), catchingUp: () => heard.catchingUp++,
+    key: () => new Uint8Array(32), show: () => undefined, missed: (missed) => heard.missed.push(missed), catchingUp: () => heard.catchingUp++,
   });
   return { session, heard };
 }
@@ -237,6 +237,81 @@ test("a device that slept asks at once, and its ages go on", async () => {
   assert.deepEqual([Socket.all.length, Socket.all[0]?.readyState], [2, 3]);
   session.end();
   performance.now = steady;
+});
+
+/** Capabilities by their number, each good for 300 seconds; `asked` counts them. */
+function renewable(): { asked: number } {
+  const count = { asked: 0 };
+  core = async (path) => (path.endsWith("/capability") ? { ...given, capability: `${++count.asked}${given.capability}` } : gives(path));
+  return count;
+}
+const sent = (socket: Socket, what: number): string[] =>
+  socket.sent.filter((frame) => frame.kind === what).map((frame) => String(JSON.parse(new TextDecoder().decode(frame.body)).capability));
+/** A second, with a sign of life, so that the connection is not asked. */
+async function second(): Promise<void> {
+  last().say(control(kind.SIGN, { last_sign: 0 }));
+  await pass(1000);
+}
+
+test("a capability is renewed on the open connection after two thirds of its life, and again", async () => {
+  const { session } = begin();
+  const count = renewable();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching);
+  for (let i = 0; i < 199; i++) await second();
+  assert.deepEqual([count.asked, sent(last(), kind.RENEW)], [1, []]);
+  for (let i = 0; i < 2; i++) await second();
+  assert.deepEqual([count.asked, sent(last(), kind.RENEW)], [2, [`2${given.capability}`]]);
+  for (let i = 0; i < 202; i++) await second();
+  assert.deepEqual([count.asked, sent(last(), kind.RENEW)], [3, [`2${given.capability}`, `3${given.capability}`]]);
+  assert.deepEqual([Socket.all.length, session.facts.watching], [1, true], "all on one connection");
+  session.end();
+});
+
+test("a core that is away while the capability is renewed is asked again, and ends nothing", async () => {
+  const { session } = begin();
+  const count = renewable();
+  const there = core;
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching);
+  core = async () => Promise.reject(new Error("away"));
+  for (let i = 0; i < 210; i++) await second();
+  assert.deepEqual([count.asked, sent(last(), kind.RENEW), session.facts.coreAway, session.facts.watching], [1, [], true, true]);
+  core = there;
+  for (let i = 0; i < 8; i++) await second();
+  assert.deepEqual([count.asked, sent(last(), kind.RENEW), session.facts.coreAway], [2, [`2${given.capability}`], false]);
+  assert.equal(Socket.all.length, 1);
+  session.end();
+});
+
+test("a relay that says that the capability ran out is watched again with a new one", async () => {
+  const { session } = begin();
+  const count = renewable();
+  void session.run();
+  await pass(250);
+  last().open();
+  last().say(watching, sound(1, false), control(kind.ENDING, { reason: "capability_expired" }));
+  last().onclose?.();
+  await pass(1000);
+  assert.deepEqual([Socket.all.length, count.asked], [2, 2]);
+  last().open();
+  await pass(250);
+  assert.deepEqual(sent(last(), kind.WATCH), [`2${given.capability}`]);
+  last().say(watching);
+  await pass(1250);
+  assert.deepEqual([session.facts.watching, session.facts.stopped], [true, undefined]);
+  // What ends for another reason goes on with what it has.
+  last().say(control(kind.ENDING, { reason: "draining" }));
+  last().onclose?.();
+  await pass(1000);
+  last().open();
+  await pass(250);
+  assert.deepEqual([count.asked, sent(last(), kind.WATCH)], [2, [`2${given.capability}`]]);
+  session.end();
 });
 
 test("what was refused is asked for only by somebody, and nothing is asked for without end", async () => {

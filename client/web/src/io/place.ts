@@ -6,17 +6,17 @@ export interface Kept {
   forgotten?: boolean;
 }
 
+export const kept = (): Kept => (history.state ?? {}) as Kept;
+
 /** Takes the link out of the address bar. */
 export function arrive(): Kept {
-  const state = (history.state ?? {}) as Kept;
-  if (location.hash.length <= 1) return state;
-  const kept: Kept = { fragment: location.hash };
-  keep(kept);
-  return kept;
+  if (location.hash.length <= 1) return kept();
+  keep({ fragment: location.hash });
+  return kept();
 }
 
-export function keep(kept: Kept): void {
-  history.replaceState(kept, "", location.pathname + location.search);
+export function keep(all: Kept): void {
+  history.replaceState(all, "", location.pathname + location.search);
 }
 
 /** How long going back one entry may take. */
@@ -28,13 +28,13 @@ const BACK_MS = 1_000;
  */
 export async function replaced(): Promise<void> {
   if (location.hash.length <= 1) return;
-  const kept: Kept = { fragment: location.hash };
+  const link: Kept = { fragment: location.hash };
   keep({});
   await new Promise((gone) => {
     addEventListener("popstate", gone, { once: true });
     setTimeout(gone, BACK_MS);
     history.back();
   });
-  keep(kept);
+  keep(link);
   location.reload();
 }

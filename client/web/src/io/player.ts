@@ -34,6 +34,8 @@ export class Player {
   /** What somebody went to is waited for until then. */
   private patientUntil = -Infinity;
   private ticked = 0;
+  /** The newest piece of the lane that leads, and when it was first seen here. */
+  private newest = { key: "", at: 0 };
 
   constructor(audio: HTMLAudioElement, video: HTMLVideoElement, private readonly told: Told) {
     const shared: Shared = { origin: null, moved: [] };
@@ -90,6 +92,11 @@ export class Player {
     return !this.audioOnly && (this.at === null || !!line.at(this.at) || !!line.at(this.at - LINGER_MS));
   }
 
+  /** Something is seen or heard, or what comes next is. */
+  get plays(): boolean {
+    return this.at !== null && !this.paused && (!this.waiting || (this.live && this.growing));
+  }
+
   private tick(now: number): void {
     const passed = Math.min(1000, now - this.ticked);
     this.ticked = now;
@@ -104,7 +111,7 @@ export class Player {
     else if (performance.now() < this.patientUntil) return this.hold();
     const leads = this.heard ? this.outputs.audio.clock() : null;
     let at = leads !== null && Math.abs(leads - before) < 1500 ? leads : before + (this.waiting ? 0 : passed * this.rate);
-    const next = step({ at, lines: this.lines(), live: this.live, growing: this.growing });
+    const next = step({ at, lines: this.lines(), live: this.live, growing: this.growing, since: this.since() });
     if (next.what === "wait") {
       const end = Math.max(...this.lines().map((line) => line.end));
       // It stands at the end of what there is, not beyond.
@@ -121,6 +128,13 @@ export class Player {
     this.at = at;
     this.drive("audio", at, this.heard);
     this.drive("video", at, !this.audioOnly);
+  }
+
+  private since(): number {
+    const key = this.lines().find((line) => line.spans.length)?.last?.key ?? "";
+    const now = performance.now();
+    if (key !== this.newest.key) this.newest = { key, at: now };
+    return now - this.newest.at;
   }
 
   private drive(lane: Lane, at: number, wanted: boolean): void {

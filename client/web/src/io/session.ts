@@ -30,6 +30,8 @@ const SPOKEN_OF_MS = 1_500;
 const MOST_MENDED = 16;
 
 export interface Hooks extends Shown {
+  /** The group key, to be given away. */
+  key(): Uint8Array<ArrayBuffer> | null;
   /** After a pause: what came meanwhile. */
   missed(missed: Missed): void;
   /** The connection is back, and what came meanwhile is still coming. */
@@ -77,17 +79,17 @@ export class Session {
   private back: { cutAt: number; at: number; long: boolean; told: boolean } | null = null;
   private awaySince: number | null = null;
 
-  constructor(private readonly link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
+  constructor(link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
     this.audioOnly = audioOnly;
     this.facts = { watching: false, watched: false, admitted: false, coreAway: false, relayAway: false, anyChunk: false };
     this.core = new Core(link.core, link.grant);
     this.ways = new Ways(link);
-    this.vault = new Vault("worker.js", { lost: () => this.stop("no_worker"), back: () => this.mend() });
+    this.vault = new Vault("worker.js", { key: () => hooks.key(), lost: () => this.stop("no_worker"), back: () => this.mend() });
     this.intake = new Intake(this.facts, this.ledger, this.vault, this.core, hooks);
   }
 
   async run(): Promise<void> {
-    this.vault.setKey(this.link.key).catch(() => this.stop("no_crypto"));
+    this.vault.ready().catch(() => this.stop("no_crypto"));
     const beat = setInterval(() => this.beat(performance.now()), 1000);
     // The relay is reached for while the core is asked: on a thin link each of the two takes a second.
     this.early = new Reach(this.ways);

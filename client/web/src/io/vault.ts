@@ -23,23 +23,20 @@ export class Vault {
   private readonly waiting = new Map<number, (answer: Answer) => void>();
   private last = 0;
   private waitingBytes = 0;
-  private key: Uint8Array<ArrayBuffer> | null = null;
   private keyed: Promise<void>;
   private isKeyed: () => void = () => undefined;
   private noKey: (why: Error) => void = () => undefined;
   private failures = 0;
   private over = false;
 
-  /** `lost`: there will be none. `back`: there is one again, which knows the key. */
-  constructor(private readonly source: string, private readonly hooks: { lost(): void; back(): void }) {
+  /** `key` is asked for the group key for each worker, to which it is given away: none is kept here. `lost`: there will be none. `back`: there is one again, which knows the key. */
+  constructor(private readonly source: string, private readonly hooks: { key(): Uint8Array<ArrayBuffer> | null; lost(): void; back(): void }) {
     this.keyed = this.unkeyed();
     this.make();
   }
 
-  /** What is to be opened waits for it. */
-  setKey(key: Uint8Array<ArrayBuffer>): Promise<void> {
-    this.key = key.slice();
-    if (this.worker) this.giveKey(this.worker);
+  /** When the worker knows the key. What is to be opened waits for it. */
+  ready(): Promise<void> {
     return this.keyed;
   }
 
@@ -99,7 +96,7 @@ export class Vault {
       worker.terminate();
       this.broke();
     };
-    if (this.key) this.giveKey(worker);
+    this.giveKey(worker);
   }
 
   /** The worker is gone, and what was given to it. */
@@ -123,7 +120,9 @@ export class Vault {
   }
 
   private giveKey(worker: Worker): void {
-    void this.ask({ order: "key", key: (this.key as Uint8Array<ArrayBuffer>).slice() }).then(({ failed, bad }) => {
+    const key = this.hooks.key();
+    if (!key) return this.noKey(new Error("no key"));
+    void this.ask({ order: "key", key }, [key.buffer]).then(({ failed, bad }) => {
       // Another worker has it to be told.
       if (worker !== this.worker || bad) return;
       if (failed) return this.noKey(new Error("no key"));

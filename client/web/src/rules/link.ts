@@ -10,28 +10,36 @@ export interface Link {
   relay: string;
   core: string;
   grant: string;
-  /** The group key, 32 bytes. */
-  key: Uint8Array<ArrayBuffer>;
   webTransport?: { url: string; hashes: Uint8Array<ArrayBuffer>[] };
 }
 
-/** Reads a fragment, with or without its `#`; `null` if it is no link. */
+/** Reads a fragment, with or without its `#`; `null` if it is no link. The key is read apart, when it is needed. */
 export function readLink(fragment: string): Link | null {
-  const text = fragment.replace(/^#/, "");
-  if (!text.startsWith(PREFIX) || text.length > MAX_CHARS) return null;
-  const bytes = fromBase64url(text.slice(PREFIX.length));
-  const value = bytes && jsonObject(bytes);
-  if (!value) return null;
+  const value = members(fragment);
+  if (!value || !readKey(fragment)) return null;
   const relay = base(value["relay"]);
   const core = base(value["core"]);
-  const key = typeof value["key"] === "string" ? fromBase64url(value["key"]) : null;
   const grant = value["grant"];
-  if (!relay || !core || key?.length !== 32 || typeof grant !== "string" || fromBase64url(grant)?.length !== 32) return null;
-  const link: Link = { relay, core, grant, key };
+  if (!relay || !core || typeof grant !== "string" || fromBase64url(grant)?.length !== 32) return null;
+  const link: Link = { relay, core, grant };
   const webTransport = readWebTransport(value["wt"]);
   if (webTransport) link.webTransport = webTransport;
   else if (relay.startsWith("https:")) link.webTransport = { url: relay, hashes: [] };
   return link;
+}
+
+/** The group key of a link, 32 bytes that nobody else has; `null` if there is none. */
+export function readKey(fragment: string): Uint8Array<ArrayBuffer> | null {
+  const text = members(fragment)?.["key"];
+  const key = typeof text === "string" ? fromBase64url(text) : null;
+  return key?.length === 32 ? key : null;
+}
+
+function members(fragment: string): Record<string, unknown> | null {
+  const text = fragment.replace(/^#/, "");
+  if (!text.startsWith(PREFIX) || text.length > MAX_CHARS) return null;
+  const bytes = fromBase64url(text.slice(PREFIX.length));
+  return bytes && jsonObject(bytes);
 }
 
 /** Writes one, for tests. */

@@ -96,9 +96,18 @@ export function farthest(line: Line, at: number): Span | null {
 
 /** Holes up to this long are played over without a word. */
 const HOLE_MS = 120;
-/** How far behind the newest whole chunk's end the playhead aims, in chunks. */
-const AIM = 1.25;
-const MOST = 2.2;
+/**
+ * How far behind the newest whole chunk's end the playhead is, in chunks. The next chunk comes a chunk's length after it, so whoever
+ * is never to wait is at least one behind when it has just come; and at most two, in the chunk before it. Between those is the aim.
+ */
+const LEAST = 1;
+const AIM = 1.5;
+const MOST = 2;
+/** Nearer than this it plays more slowly, so that a late chunk is not waited for; further away faster. The pitch stays. */
+const SLOW = { below: 1.35, rate: 0.95 };
+const FAST = { above: 1.75, rate: 1.06 };
+/** Encoders cut at whole frames, and the playhead is moved now and then: what is so little too far is not jumped. */
+const SLACK_MS = 100;
 
 export interface Playing {
   /** The playhead. */
@@ -109,6 +118,8 @@ export interface Playing {
   live: boolean;
   /** The phone still sends, as far as one knows. */
   growing: boolean;
+  /** How long ago the newest chunk came. */
+  since: number;
 }
 
 export type Step =
@@ -117,7 +128,7 @@ export type Step =
   | { what: "jump"; to: number; over: number; why: "gap" | "live" };
 
 /** What the playhead does next. */
-export function step({ at, lines, live, growing }: Playing): Step {
+export function step({ at, lines, live, growing, since }: Playing): Step {
   const here = lines.some((line) => line.at(at));
   const main = lines.find((line) => line.spans.length);
   const last = main?.last;
@@ -125,16 +136,18 @@ export function step({ at, lines, live, growing }: Playing): Step {
   const following = live && growing;
   const edge = Math.max(...lines.map((line) => line.last?.end ?? -Infinity));
   if (following) {
-    const chunk = last.end - last.start;
+    const chunk = lengthOf(main, last);
     const lag = last.end - at;
-    const aim = last.end - AIM * chunk;
+    // What has passed since the newest chunk came is what is left of its length.
+    const waited = Math.min(since, chunk);
     // Beyond all that is new lies what a wrong clock put there.
-    if (lag > MOST * chunk + 300 || at > edge + chunk + 1000) {
+    if (lag > MOST * chunk + SLACK_MS || at > edge + chunk + 1000) {
+      const aim = last.end - (AIM * chunk - waited);
       // There may be a hole where it aims.
       const to = Math.max(aim, main.at(aim)?.start ?? main.after(aim)?.start ?? last.start);
       return { what: "jump", to, over: to - at, why: "live" };
     }
-    if (here) return { what: "go", rate: lag > 1.7 * chunk ? 1.06 : 1 };
+    if (here) return { what: "go", rate: rateAt((lag + waited) / chunk) };
   } else if (here) {
     return { what: "go", rate: 1 };
   }
@@ -143,9 +156,17 @@ export function step({ at, lines, live, growing }: Playing): Step {
   return next - at <= HOLE_MS ? { what: "jump", to: next, over: 0, why: "gap" } : { what: "jump", to: next, over: next - at, why: "gap" };
 }
 
-/** Where following the recording begins. */
+const rateAt = (behind: number): number => (behind > FAST.above ? FAST.rate : behind < SLOW.below ? SLOW.rate : 1);
+
+/** How long a chunk is: the last one of a recording is cut short. */
+function lengthOf(line: Line, last: Laid): number {
+  const before = line.spans[line.spans.indexOf(last) - 1];
+  return Math.max(last.end - last.start, before ? before.end - before.start : 0);
+}
+
+/** Where following the recording begins: when the next chunk comes is not known, and then it is not to be too far. */
 export function liveStart(lines: Line[]): number | null {
   const main = lines.find((line) => line.spans.length);
   const last = main?.last;
-  return last ? Math.max(main.start, last.end - AIM * (last.end - last.start)) : null;
+  return last ? Math.max(main.start, last.end - LEAST * lengthOf(main, last)) : null;
 }

@@ -7,6 +7,8 @@ import type { Phone, Screen } from "../rules/status";
 const en = {
   dir: "ltr" as "ltr" | "rtl",
   title: "Watching",
+  /** Stands in `index.html`, into which the build puts it with the title. */
+  noScript: "This page needs JavaScript: it decrypts the recording here, on your device.",
   phone: {
     unknown: "Catching up…",
     idle: "Nothing new at the moment",
@@ -138,6 +140,9 @@ export type Text = typeof en;
 
 /** `ar-XB` is the tag of a made-up language to try what goes from right to left: this one has English words. */
 const languages: Record<string, Text> = { en, "ar-XB": { ...en, dir: "rtl" } };
+
+/** What is said where no script runs to choose a language: each one's words, once. */
+export const noScripts = (): string[] => [...new Set(Object.values(languages).map(({ noScript }) => noScript))];
 
 /** The words of the first language that there are words for. */
 export function pick(wanted: readonly string[]): { lang: string; text: Text } {
