@@ -1,6 +1,7 @@
 //! Somebody between client and relay: counts connections, falls silent, refuses.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -130,20 +131,24 @@ async fn datagrams(own: UdpSocket, to: SocketAddr, shut: watch::Receiver<bool>) 
         if *shut.borrow() {
             continue;
         }
-        if !ways.contains_key(&from) {
-            let way = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            way.connect(to).await.unwrap();
-            ways.insert(from, Arc::clone(&way));
-            let (own, shut) = (Arc::clone(&own), shut.clone());
-            running.spawn(async move {
-                let mut packet = vec![0; 65_536];
-                while let Ok(length) = way.recv(&mut packet).await {
-                    if !*shut.borrow() {
-                        let _ = own.send_to(&packet[..length], from).await;
-                    }
-                }
-            });
+        let way = match ways.entry(from) {
+            Entry::Occupied(way) => way.into_mut(),
+            Entry::Vacant(place) => {
+                let way = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                way.connect(to).await.unwrap();
+                running.spawn(back(Arc::clone(&way), Arc::clone(&own), from, shut.clone()));
+                place.insert(way)
+            }
+        };
+        let _ = way.send(&packet[..length]).await;
+    }
+}
+
+async fn back(way: Arc<UdpSocket>, own: Arc<UdpSocket>, to: SocketAddr, shut: watch::Receiver<bool>) {
+    let mut packet = vec![0; 65_536];
+    while let Ok(length) = way.recv(&mut packet).await {
+        if !*shut.borrow() {
+            let _ = own.send_to(&packet[..length], to).await;
         }
-        let _ = ways[&from].send(&packet[..length]).await;
     }
 }
