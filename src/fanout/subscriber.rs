@@ -199,6 +199,20 @@ impl Subscription {
         self.ending.get_or_insert(reason);
     }
 
+    /// The reason with which it ended, if its last step was handed out and names one.
+    #[must_use]
+    pub const fn ended(&self) -> Option<Code> {
+        if self.over { self.ending } else { None }
+    }
+
+    /// It ends here, for this reason, unless it has ended: its contact takes no last step.
+    pub fn let_go(&mut self, reason: Code) {
+        if !self.over {
+            self.over = true;
+            self.seat.hub.metrics.fanout.ending(Some(reason));
+        }
+    }
+
     fn look(&mut self) {
         self.rest = None;
         let view = view(&self.seat.hub, &self.grant, self.lanes.as_deref());
@@ -285,7 +299,7 @@ impl Subscription {
     }
 
     fn finish(&mut self, mut frames: Vec<Bytes>, reason: Option<Code>) -> Step {
-        self.over = true;
+        (self.over, self.ending) = (true, reason);
         self.seat.hub.metrics.fanout.ending(reason);
         let reason = reason.map_or("ended", Code::name).to_owned();
         frames.push(encode_json(kind::ENDING, &Ending { reason }));

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::body::Stopped;
 use super::conn::Ctx;
 use super::cors;
 use super::frames::{self, Bundle, Goodbye, Out, Outbox, Outlet, Reader, Room};
@@ -98,7 +99,7 @@ where
         let rest = reader.rest();
         let (goodbye, direct) = session(ctx.clone(), reader, Direct::new(&ctx, writer)).await;
         let lingers = !matches!(goodbye, Goodbye::Left);
-        let (told, stalled) = direct.farewell(goodbye).await;
+        let (told, stalled) = direct.farewell(&ctx, goodbye).await;
         if lingers && stalled.is_none() {
             let _ = ctx.within(frames::LINGER, rest).await;
         }
@@ -268,8 +269,9 @@ impl Direct {
         Self { writer, chores, stalled: None }
     }
 
-    /// Sends the last frame and the close. Returns the code they carry, and the one it gave up with.
-    async fn farewell(mut self, goodbye: Goodbye) -> (Option<Code>, Option<Code>) {
+    /// Sends the last frame and the close, as far as they are taken in time. Returns the code they carry, and
+    /// the one it gave up with.
+    async fn farewell(mut self, ctx: &Ctx, goodbye: Goodbye) -> (Option<Code>, Option<Code>) {
         let told = match goodbye {
             Goodbye::Told(last, code) => {
                 if !last.is_empty() {
@@ -279,19 +281,23 @@ impl Direct {
             }
             Goodbye::Done | Goodbye::Left => None,
         };
-        let closed = self.writer.close(told).await;
-        let stalled = closed.err().and_then(|error| gave_up(&error));
+        let closing = self.writer.close(told);
+        let closed = match told {
+            // A reason ends it now, however slow the contact is.
+            Some(_) => ctx.within(frames::LINGER, closing).await,
+            None => Some(closing.await),
+        };
+        let stalled =
+            closed.map_or(Some(Code::ContactTooSlow), |closed| closed.err().and_then(|error| gave_up(&error)));
         (told, self.stalled.or(stalled))
     }
 }
 
 impl Outlet for Direct {
-    async fn room(&mut self) -> Option<()> {
-        let written = self.writer.write().await;
-        if let Err(error) = &written {
-            self.stalled = gave_up(error);
-        }
-        written.ok()
+    async fn room(&mut self) -> Result<(), Stopped> {
+        let Err(error) = self.writer.write().await else { return Ok(()) };
+        self.stalled = gave_up(&error);
+        Err(self.stalled.map_or(Stopped::Gone, |_| Stopped::TooSlow))
     }
 
     fn send(&mut self, batch: Vec<Bundle>) {
