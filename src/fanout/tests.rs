@@ -753,8 +753,9 @@ async fn whole_chunks_come_after_their_hash_and_a_slow_reader_is_told() {
     publication.push(0, &Bytes::from_static(&[3; 10]));
     assert!(tokio::time::timeout(Duration::from_millis(10), reader.next()).await.is_err(), "not whole yet");
     publication.complete();
-    let WholeEvent::Chunk(meta, pieces) = reader.next().await else { panic!() };
-    assert_eq!((meta.index, pieces.concat()), (2, vec![3; 10]));
+    let WholeEvent::Chunk(meta) = reader.next().await else { panic!() };
+    assert_eq!((meta.index, reader.piece()), (2, Ok(Some(Bytes::from_static(&[3; 10])))));
+    assert_eq!(reader.piece(), Ok(None));
     world.hub.state(audio(1, 0).chunk, ContactState::Confirmed, None, None);
     world.hub.state(meta.chunk, ContactState::Rejected, None, Some((Code::CoreCommitRejected, Some("quota".into()))));
     let WholeEvent::State(meta, state, error) = reader.next().await else { panic!() };
@@ -768,6 +769,21 @@ async fn whole_chunks_come_after_their_hash_and_a_slow_reader_is_told() {
     let mut reader = world.hub.subscribe_whole(&grant(600), &stream("audio")).unwrap();
     world.clock.advance(Duration::from_secs(600));
     assert!(matches!(reader.next().await, WholeEvent::End(Code::CapabilityExpired)));
+}
+
+#[tokio::test]
+async fn a_whole_chunk_is_read_from_the_window_and_not_kept_beside_it() {
+    let world = World::with(config::Fanout { memory_per_session: 1 << 20, ..config::Fanout::default() }, 10);
+    let mut reader = world.hub.subscribe_whole(&grant(600), &stream("audio")).unwrap();
+    world.whole(audio(1, 300_000));
+    assert!(matches!(reader.next().await, WholeEvent::Chunk(meta) if meta.index == 1));
+    assert!(reader.piece().unwrap().is_some_and(|piece| piece.len() < 1 << 16));
+    for index in 2..=4 {
+        world.whole(audio(index, 300_000));
+    }
+    assert_eq!(reader.piece(), Err(Code::ContactTooSlow), "its bytes gave way to newer ones");
+    assert!(matches!(reader.next().await, WholeEvent::End(Code::ContactTooSlow)));
+    assert_eq!(world.metric("fanout_subscription_endings_total{reason=\"too_slow\"}"), 1);
 }
 
 #[tokio::test]
