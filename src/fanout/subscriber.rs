@@ -161,6 +161,12 @@ impl Subscription {
         self.look();
     }
 
+    /// The handles of the chunks that were begun and of which there is more to come.
+    #[must_use]
+    pub fn bringing(&self) -> Vec<u64> {
+        self.contact.bringing(&self.seat.cell.lock().window)
+    }
+
     /// How long the link took for what it was given last: from that it is known to be thin.
     ///
     /// One that asks for the bytes of each chunk by itself is never thin here: it asks for less.

@@ -233,6 +233,14 @@ impl Contact {
         Cursor { instance: window.instance, event: self.event, lanes: [lane(0), lane(1)] }.encode()
     }
 
+    /// The handles of the chunks that it was told of and is still to be brought, on whichever lanes.
+    #[must_use]
+    pub fn bringing(&self, window: &Window) -> Vec<u64> {
+        let open = self.lanes.iter().flat_map(|lane| &lane.open).chain(&self.fetches).filter(|open| open.begun);
+        let entries = open.filter_map(|open| window.lanes[open.place.lane].entry(open.place.seq));
+        entries.map(|entry| entry.handle).collect()
+    }
+
     fn is_fetched(&self, place: Place) -> bool {
         self.fetches.iter().any(|open| open.place == place)
     }
