@@ -418,6 +418,21 @@ async fn a_quiet_group_is_let_go_after_its_linger() {
 }
 
 #[tokio::test]
+async fn a_quiet_group_is_let_go_though_nobody_calls() {
+    let world = World::with(config::Fanout { linger: Duration::from_secs(7200), ..config::Fanout::default() }, 10);
+    world.whole(audio(1, 100));
+    let letting = tokio::spawn(world.hub.clone().let_go_of_quiet());
+    for (minute, groups) in (1..=121).map(|minute| (minute, u64::from(minute < 120))) {
+        tokio::task::yield_now().await;
+        world.clock.advance(Duration::from_secs(60));
+        tokio::task::yield_now().await;
+        assert_eq!(world.metric("fanout_groups"), groups, "after {minute} minutes");
+    }
+    assert_eq!(world.metric("fanout_window_bytes"), 0);
+    letting.abort();
+}
+
+#[tokio::test]
 async fn memory_takes_first_from_what_nobody_watches() {
     let config = config::Fanout { memory: 400_000, memory_per_session: 390_000, ..config::Fanout::default() };
     let world = World::with(config, 10);
