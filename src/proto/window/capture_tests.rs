@@ -85,7 +85,11 @@ fn a_contact_that_is_far_behind_hears_how_the_device_is() {
     assert_eq!(told(&mut contact, &mut window, SILENT_MS), [Told::Capture(CaptureWord::Silent, 15)]);
     window.alive(20_000);
     more(&mut window);
-    assert_eq!(told(&mut contact, &mut window, 21_000), [Told::Capture(CaptureWord::Back, 1)], "its word was forgotten");
+    assert_eq!(
+        told(&mut contact, &mut window, 21_000),
+        [Told::Capture(CaptureWord::Back, 1)],
+        "its word was forgotten"
+    );
     more(&mut window);
     assert!(told(&mut contact, &mut window, 21_000).is_empty(), "it is told once");
     window.ended(22_000);
