@@ -75,6 +75,7 @@ pub struct Relay {
     ops: Ops,
     forwarding: Option<Forwarding>,
     staging: Staging,
+    hub: Hub,
     admission: Admission,
     verifier: Verifier,
     readiness: Readiness,
@@ -121,7 +122,7 @@ impl Relay {
             clock: clock.clone(),
             metrics: metrics.clone(),
         };
-        let admission = Admission::new(parts, &config);
+        let (hub, admission) = (parts.hub.clone(), Admission::new(parts, &config));
         let readiness = Readiness::new(&config, core.clone(), verifier.clone(), staging.clone());
 
         let shared = Shared {
@@ -140,7 +141,19 @@ impl Relay {
         let addresses =
             Addresses { public: ingress.public, plain: ingress.plain, ops: ops.local_addr().map_err(StartError::Ops)? };
         let forwarding = core.map(|core| Forwarding::new(core, staging.clone(), clock));
-        Ok(Self { addresses, ingress, ops, forwarding, staging, admission, verifier, readiness, recovered, config })
+        Ok(Self {
+            addresses,
+            ingress,
+            ops,
+            forwarding,
+            staging,
+            hub,
+            admission,
+            verifier,
+            readiness,
+            recovered,
+            config,
+        })
     }
 
     /// Where it listens: what port 0 became.
@@ -161,9 +174,10 @@ impl Relay {
         drop(self.recovered);
         self.readiness.until(shutdown.clone());
         background.spawn(self.staging.clone().expire());
-        let every = self.config.fanout.reauthorize_every;
+        background.spawn(self.hub.let_go_of_quiet());
+        let within = self.config.fanout.reauthorize_every;
         let verifier = self.verifier;
-        background.spawn(async move { verifier.poll_revocations(every).await });
+        background.spawn(async move { verifier.poll_revocations(within).await });
         let admission = self.admission;
         background.spawn(async move { admission.reauthorize().await });
         let forwarding = self.forwarding.map(|forwarding| tokio::spawn(forwarding.run(forwarding_end.clone())));

@@ -9,32 +9,43 @@ use super::offer::{permit, refused};
 use super::reauthorize::Hold;
 use super::{Admission, Refusal};
 use crate::capability::{Capability, Trust, Verifier};
+use crate::clock::Clock;
 use crate::core::FanoutFields;
-use crate::fanout::{ChunkReader, GroupKey, Subscription, Wanted};
+use crate::fanout::{ChunkReader, GroupKey, Subscription, Timer, Wanted};
 use crate::proto::budget::Call;
 use crate::proto::claims::{Grant, Use};
 use crate::proto::outcome::Outcome;
 use crate::proto::{ChunkRef, Code};
 
-/// Hears when the core takes a capability back.
+/// Hears when a capability is over: its time is up, or the core takes it back. It is waited for beside
+/// whatever its holder is sent, so that nobody goes on for being slow.
 pub struct Revocation {
     verifier: Verifier,
     changes: watch::Receiver<u64>,
     grant: Arc<Grant>,
     hold: Option<Hold>,
+    clock: Clock,
+    timer: Timer,
 }
 
 impl Revocation {
-    fn new(verifier: &Verifier, grant: &Arc<Grant>, hold: Option<Hold>) -> Self {
+    fn new(verifier: &Verifier, grant: &Arc<Grant>, hold: Option<Hold>, clock: &Clock) -> Self {
         let mut changes = verifier.revocations();
         // It may have been taken back since it was read.
         changes.mark_changed();
-        Self { verifier: verifier.clone(), changes, grant: Arc::clone(grant), hold }
+        let (grant, clock) = (Arc::clone(grant), clock.clone());
+        Self { verifier: verifier.clone(), changes, grant, hold, clock, timer: Timer::default() }
     }
 
-    /// Ends when the capability is taken back, with the code that its holder is told. Cancel-safe.
+    /// The same for what the core is not asked about again.
+    #[cfg(test)]
+    pub(crate) fn of(verifier: &Verifier, grant: &Arc<Grant>, clock: &Clock) -> Self {
+        Self::new(verifier, grant, None, clock)
+    }
+
+    /// Ends when the capability is over, with the code that its holder is told. Cancel-safe.
     pub async fn heard(&mut self) -> Code {
-        let Self { verifier, changes, grant, hold } = self;
+        let Self { verifier, changes, grant, hold, clock, timer } = self;
         let listed = async {
             while changes.changed().await.is_ok() {
                 if verifier.is_revoked(grant) {
@@ -43,15 +54,22 @@ impl Revocation {
             }
             std::future::pending().await
         };
-        match hold {
-            None => {
-                listed.await;
-                Code::CapabilityRevoked
+        let refused = async {
+            match hold {
+                Some(hold) => hold.refused().await,
+                None => std::future::pending().await,
             }
-            Some(hold) => tokio::select! {
-                () = listed => Code::CapabilityRevoked,
-                code = hold.refused() => code,
-            },
+        };
+        let expired = async {
+            while let left @ 1.. = grant.exp.saturating_mul(1000).saturating_sub(clock.unix_ms()) {
+                timer.until(clock, clock.now_ms().saturating_add_signed(left)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = listed => Code::CapabilityRevoked,
+            code = refused => code,
+            () = expired => Code::CapabilityExpired,
         }
     }
 }
@@ -68,12 +86,13 @@ pub(super) fn fanout_fields(capability: &Capability) -> Option<FanoutFields<'_>>
 }
 
 impl Admission {
-    /// Hears when this capability is taken back: what is open by it must end then.
+    /// Hears when this capability is over: what is open by it must end then.
     ///
     /// # Errors
     /// `TooManyContacts`: there is no room to ask the core about it again.
     pub fn revocation(&self, capability: &Capability) -> Result<Revocation, Code> {
-        Ok(Revocation::new(&self.0.parts.verifier, &capability.grant, self.hold(capability)?))
+        let hold = self.hold(capability)?;
+        Ok(Revocation::new(&self.0.parts.verifier, &capability.grant, hold, &self.0.parts.clock))
     }
 
     /// Opens a contact's subscription; asks the core first where the capability could not be

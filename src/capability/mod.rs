@@ -145,9 +145,10 @@ impl Verifier {
         self.0.revocations.changes()
     }
 
-    /// Polls the revocation list each `every`, and the keys each ten minutes; never ends. A core
-    /// that is away ends nothing: the last list and the last keys stay good.
-    pub async fn poll_revocations(&self, every: Duration) {
+    /// Polls the revocation list twice in `within`, so that what is taken back is known here by then, and the
+    /// keys each ten minutes; never ends. A core that is away ends nothing: the last list and the last
+    /// keys stay good.
+    pub async fn poll_revocations(&self, within: Duration) {
         let inner = &*self.0;
         let mut keys_at: Option<u64> = None;
         loop {
@@ -157,7 +158,7 @@ impl Verifier {
                 inner.keys.refresh().await;
             }
             self.poll_once().await;
-            inner.clock.sleep(every).await;
+            inner.clock.sleep(within / 2).await;
         }
     }
 

@@ -165,7 +165,8 @@ pub struct Fanout {
     pub allow_unlabelled: bool,
     /// Without media and `ALIVE` for so long a capture device counts as silent.
     pub silent_after: Duration,
-    /// How often the revocation list is fetched, and within which contacts with Proofline tokens are authorised again.
+    /// Within which a revoked capability is known: the revocation list is fetched twice in it, and contacts with
+    /// Proofline tokens are authorised again.
     pub reauthorize_every: Duration,
 }
 

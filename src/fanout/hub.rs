@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use dashmap::DashMap;
 
@@ -133,6 +134,15 @@ impl Hub {
     /// The capture device said that the recording is over.
     pub fn ended(&self, group: &GroupKey) {
         self.0.sign(group, Window::ended);
+    }
+
+    /// Lets go of groups that have been quiet for `fanout.linger`, also while nobody calls. Runs until it is
+    /// dropped.
+    pub async fn let_go_of_quiet(self) {
+        loop {
+            self.0.clock.sleep(Duration::from_millis(SWEEP_MS)).await;
+            self.0.sweep();
+        }
     }
 
     /// Opens a subscription.

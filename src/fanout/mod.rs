@@ -24,4 +24,5 @@ pub use hub::{Hub, MAX_GROUPS};
 pub use publication::Publication;
 pub use reader::ChunkReader;
 pub use subscriber::{Step, Subscription, Wanted};
+pub(crate) use timer::Timer;
 pub use whole::{WholeEvent, WholeSubscription};

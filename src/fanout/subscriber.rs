@@ -161,6 +161,12 @@ impl Subscription {
         self.look();
     }
 
+    /// The handles of the chunks that were begun and of which there is more to come.
+    #[must_use]
+    pub fn bringing(&self) -> Vec<u64> {
+        self.contact.bringing(&self.seat.cell.lock().window)
+    }
+
     /// How long the link took for what it was given last: from that it is known to be thin.
     ///
     /// One that asks for the bytes of each chunk by itself is never thin here: it asks for less.
@@ -197,6 +203,20 @@ impl Subscription {
     pub fn end(&mut self, reason: Code) {
         self.rest = None;
         self.ending.get_or_insert(reason);
+    }
+
+    /// The reason with which it ended, if its last step was handed out and names one.
+    #[must_use]
+    pub const fn ended(&self) -> Option<Code> {
+        if self.over { self.ending } else { None }
+    }
+
+    /// It ends here, for this reason, unless it has ended: its contact takes no last step.
+    pub fn let_go(&mut self, reason: Code) {
+        if !self.over {
+            self.over = true;
+            self.seat.hub.metrics.fanout.ending(Some(reason));
+        }
     }
 
     fn look(&mut self) {
@@ -285,7 +305,7 @@ impl Subscription {
     }
 
     fn finish(&mut self, mut frames: Vec<Bytes>, reason: Option<Code>) -> Step {
-        self.over = true;
+        (self.over, self.ending) = (true, reason);
         self.seat.hub.metrics.fanout.ending(reason);
         let reason = reason.map_or("ended", Code::name).to_owned();
         frames.push(encode_json(kind::ENDING, &Ending { reason }));

@@ -418,6 +418,21 @@ async fn a_quiet_group_is_let_go_after_its_linger() {
 }
 
 #[tokio::test]
+async fn a_quiet_group_is_let_go_though_nobody_calls() {
+    let world = World::with(config::Fanout { linger: Duration::from_secs(7200), ..config::Fanout::default() }, 10);
+    world.whole(audio(1, 100));
+    let letting = tokio::spawn(world.hub.clone().let_go_of_quiet());
+    for (minute, groups) in (1..=121).map(|minute| (minute, u64::from(minute < 120))) {
+        tokio::task::yield_now().await;
+        world.clock.advance(Duration::from_secs(60));
+        tokio::task::yield_now().await;
+        assert_eq!(world.metric("fanout_groups"), groups, "after {minute} minutes");
+    }
+    assert_eq!(world.metric("fanout_window_bytes"), 0);
+    letting.abort();
+}
+
+#[tokio::test]
 async fn memory_takes_first_from_what_nobody_watches() {
     let config = config::Fanout { memory: 400_000, memory_per_session: 390_000, ..config::Fanout::default() };
     let world = World::with(config, 10);
@@ -753,8 +768,9 @@ async fn whole_chunks_come_after_their_hash_and_a_slow_reader_is_told() {
     publication.push(0, &Bytes::from_static(&[3; 10]));
     assert!(tokio::time::timeout(Duration::from_millis(10), reader.next()).await.is_err(), "not whole yet");
     publication.complete();
-    let WholeEvent::Chunk(meta, pieces) = reader.next().await else { panic!() };
-    assert_eq!((meta.index, pieces.concat()), (2, vec![3; 10]));
+    let WholeEvent::Chunk(meta) = reader.next().await else { panic!() };
+    assert_eq!((meta.index, reader.piece()), (2, Ok(Some(Bytes::from_static(&[3; 10])))));
+    assert_eq!(reader.piece(), Ok(None));
     world.hub.state(audio(1, 0).chunk, ContactState::Confirmed, None, None);
     world.hub.state(meta.chunk, ContactState::Rejected, None, Some((Code::CoreCommitRejected, Some("quota".into()))));
     let WholeEvent::State(meta, state, error) = reader.next().await else { panic!() };
@@ -768,6 +784,21 @@ async fn whole_chunks_come_after_their_hash_and_a_slow_reader_is_told() {
     let mut reader = world.hub.subscribe_whole(&grant(600), &stream("audio")).unwrap();
     world.clock.advance(Duration::from_secs(600));
     assert!(matches!(reader.next().await, WholeEvent::End(Code::CapabilityExpired)));
+}
+
+#[tokio::test]
+async fn a_whole_chunk_is_read_from_the_window_and_not_kept_beside_it() {
+    let world = World::with(config::Fanout { memory_per_session: 1 << 20, ..config::Fanout::default() }, 10);
+    let mut reader = world.hub.subscribe_whole(&grant(600), &stream("audio")).unwrap();
+    world.whole(audio(1, 300_000));
+    assert!(matches!(reader.next().await, WholeEvent::Chunk(meta) if meta.index == 1));
+    assert!(reader.piece().unwrap().is_some_and(|piece| piece.len() < 1 << 16));
+    for index in 2..=4 {
+        world.whole(audio(index, 300_000));
+    }
+    assert_eq!(reader.piece(), Err(Code::ContactTooSlow), "its bytes gave way to newer ones");
+    assert!(matches!(reader.next().await, WholeEvent::End(Code::ContactTooSlow)));
+    assert_eq!(world.metric("fanout_subscription_endings_total{reason=\"too_slow\"}"), 1);
 }
 
 #[tokio::test]

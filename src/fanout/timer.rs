@@ -15,13 +15,13 @@ type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The armed sleep, with its end in milliseconds of the clock.
 #[derive(Default)]
-pub(super) struct Timer {
+pub(crate) struct Timer {
     armed: Option<(u64, Rare<Sleep>)>,
 }
 
 impl Timer {
     /// Waits until `due` (milliseconds of `clock`) or earlier. Cancel-safe.
-    pub(super) async fn until(&mut self, clock: &Clock, due: u64) {
+    pub(crate) async fn until(&mut self, clock: &Clock, due: u64) {
         let now = clock.now_ms();
         let due = due.min(now.saturating_add(MAX_SLEEP_MS));
         let armed = match &mut self.armed {

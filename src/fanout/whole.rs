@@ -11,7 +11,7 @@ use super::group::GroupKey;
 use super::hub::Inner;
 use super::timer::Timer;
 use crate::proto::claims::Grant;
-use crate::proto::window::{LANES, Whole, WholeNext};
+use crate::proto::window::{LANES, Pieces, PiecesEnd, Whole, WholeNext, lane_of};
 use crate::proto::{Code, ContactState, StreamId};
 
 /// A subscription that sees whole chunks only, for the drop-in route (contract B.4).
@@ -21,13 +21,15 @@ pub struct WholeSubscription {
     grant: Grant,
     wake: Listener,
     timer: Timer,
+    /// The chunk that was told last, as far as it is read.
+    reading: Option<(usize, Pieces)>,
     ended: Option<Code>,
 }
 
 /// What a [`WholeSubscription`] sees.
 pub enum WholeEvent {
-    /// A chunk, whole and hashed, in pieces.
-    Chunk(ChunkMeta, Vec<Bytes>),
+    /// A chunk, whole and hashed; [`WholeSubscription::piece`] hands out its bytes.
+    Chunk(ChunkMeta),
     /// Its verdict.
     State(ChunkMeta, ContactState, Option<(Code, Option<Box<str>>)>),
     /// Nothing more comes.
@@ -46,7 +48,7 @@ impl WholeSubscription {
         let seat = hub.seat(grant, Sits::Contact)?;
         let wake = seat.cell.listen(Channel::Any);
         let whole = Whole::new(&seat.cell.lock().window, stream.clone());
-        Ok(Self { seat, whole, grant: grant.clone(), wake, timer: Timer::default(), ended: None })
+        Ok(Self { seat, whole, grant: grant.clone(), wake, timer: Timer::default(), reading: None, ended: None })
     }
 
     /// Waits for the next event. Cancel-safe. A subscriber that falls too far behind is ended
@@ -66,6 +68,37 @@ impl WholeSubscription {
         }
     }
 
+    /// The next bytes of the chunk that was told last; `None` after them all. They stay in the window until
+    /// they are asked for, and are counted there.
+    ///
+    /// # Errors
+    /// `ContactTooSlow`: the window let go of the chunk meanwhile. What went of it is no chunk, and the
+    /// subscription is over.
+    pub fn piece(&mut self) -> Result<Option<Bytes>, Code> {
+        let Some((lane, pieces)) = &mut self.reading else { return Ok(None) };
+        let polled = pieces.poll(&mut self.seat.cell.lock().window);
+        match polled {
+            Ok(Some(piece)) => {
+                self.seat.hub.metrics.fanout.delivered(*lane, 1, piece.len() as u64);
+                Ok(Some(piece))
+            }
+            Err(PiecesEnd::Whole) => Ok(None),
+            Ok(None) | Err(PiecesEnd::Gone | PiecesEnd::Withdrawn(_)) => {
+                self.let_go(Code::ContactTooSlow);
+                Err(Code::ContactTooSlow)
+            }
+        }
+    }
+
+    /// It ends here, for this reason, unless it has ended.
+    pub fn let_go(&mut self, reason: Code) {
+        if self.ended.is_none() {
+            self.ended = Some(reason);
+            self.reading = None;
+            self.seat.hub.metrics.fanout.ending(Some(reason));
+        }
+    }
+
     fn poll(&mut self) -> Result<WholeEvent, u64> {
         if let Some(reason) = self.ended {
             return Ok(WholeEvent::End(reason));
@@ -76,14 +109,12 @@ impl WholeSubscription {
             return Ok(self.finish(Code::CapabilityExpired));
         }
         let due = clock.now_ms().saturating_add_signed(left);
-        let next = self.whole.poll(&mut self.seat.cell.lock().window);
+        let next = self.whole.poll(&self.seat.cell.lock().window);
         match next {
             None => Err(due),
             Some(WholeNext::Chunk(meta, pieces)) => {
-                let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-                let lane = crate::proto::window::lane_of(meta.variant).unwrap_or(LANES.len());
-                self.seat.hub.metrics.fanout.delivered(lane, pieces.len() as u64, bytes);
-                Ok(WholeEvent::Chunk(meta.as_ref().clone(), pieces))
+                self.reading = Some((lane_of(meta.variant).unwrap_or(LANES.len()), pieces));
+                Ok(WholeEvent::Chunk(meta.as_ref().clone()))
             }
             Some(WholeNext::State(meta, state, error)) => Ok(WholeEvent::State(meta.as_ref().clone(), state, error)),
             Some(WholeNext::Slow) => Ok(self.finish(Code::ContactTooSlow)),
@@ -91,8 +122,7 @@ impl WholeSubscription {
     }
 
     fn finish(&mut self, reason: Code) -> WholeEvent {
-        self.ended = Some(reason);
-        self.seat.hub.metrics.fanout.ending(Some(reason));
+        self.let_go(reason);
         WholeEvent::End(reason)
     }
 }

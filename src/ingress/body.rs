@@ -342,11 +342,15 @@ impl super::pour::Sink for Outflow {
     async fn finish(self, ctx: &Ctx) {
         Self::finish(self, ctx).await;
     }
+
+    fn cut(&self, ctx: &Ctx) {
+        Self::cut(ctx);
+    }
 }
 
 impl Outflow {
     /// Sends bytes, in pieces that each must be taken within `idle_timeout`. A peer that takes
-    /// nothing loses its connection on HTTP/1.1 and 2; on HTTP/3 its stream is reset.
+    /// nothing is cut.
     pub(super) async fn send(&self, ctx: &Ctx, mut bytes: Bytes) -> Result<(), Stopped> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
@@ -354,14 +358,20 @@ impl Outflow {
                 Some(Ok(())) => {}
                 Some(Err(_)) => return Err(Stopped::Gone),
                 None => {
-                    if ctx.transport != Transport::H3 {
-                        ctx.conn.cut.cancel();
-                    }
+                    Self::cut(ctx);
                     return Err(Stopped::TooSlow);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The peer does not take what there is in time: it loses its connection on HTTP/1.1 and 2; on HTTP/3 its
+    /// stream is reset when this is dropped.
+    fn cut(ctx: &Ctx) {
+        if ctx.transport != Transport::H3 {
+            ctx.conn.cut.cancel();
+        }
     }
 
     /// The answer is complete.

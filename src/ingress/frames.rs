@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::body::Stopped;
 use super::conn::Ctx;
 use super::io::Sign;
 use super::{duplex, ws};
@@ -146,8 +147,8 @@ impl Outbox {
 
 /// Where a contact's frames go.
 pub(super) trait Outlet: Send {
-    /// Waits until what was sent is taken; `None` when the connection is gone. Cancel-safe.
-    fn room(&mut self) -> impl Future<Output = Option<()>> + Send;
+    /// Waits until what was sent is taken. Cancel-safe.
+    fn room(&mut self) -> impl Future<Output = Result<(), Stopped>> + Send;
 
     /// Sends messages of whole frames, once there is room, in one write if they are small enough.
     fn send(&mut self, batch: Vec<Bundle>);
@@ -157,8 +158,8 @@ pub(super) trait Outlet: Send {
 }
 
 impl Outlet for Outbox {
-    async fn room(&mut self) -> Option<()> {
-        self.0.reserve().await.ok().map(drop)
+    async fn room(&mut self) -> Result<(), Stopped> {
+        self.0.reserve().await.map(drop).map_err(|_| Stopped::Gone)
     }
 
     fn send(&mut self, batch: Vec<Bundle>) {

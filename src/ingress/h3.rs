@@ -194,6 +194,10 @@ impl pour::Sink for Stream<'_> {
     async fn finish(mut self, _: &Ctx) {
         let _ = in_time(self.conn, self.send.finish()).await;
     }
+
+    fn cut(&self, _: &Ctx) {
+        // The stream is reset when it is dropped.
+    }
 }
 
 /// How many of a thousand packets to this contact were lost of late: one who knows asks for sound twice.

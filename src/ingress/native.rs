@@ -137,7 +137,13 @@ async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, len
             Ok(None) => (std::mem::take(&mut last), true),
             Err(code) => return ctx.ticket.ended(Some(code)),
         };
-        match out.send(&ctx, bytes).await {
+        let sent = tokio::select! {
+            biased;
+            sent = out.send(&ctx, bytes) => sent,
+            () = ctx.cut.cancelled() => return,
+            code = revocation.heard() => return ctx.ticket.ended(Some(code)),
+        };
+        match sent {
             Ok(()) if ends => return out.finish(&ctx).await,
             Ok(()) => {}
             Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),

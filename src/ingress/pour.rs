@@ -8,6 +8,7 @@ use super::body::Stopped;
 use super::conn::Ctx;
 use super::frames::LINGER;
 use super::watch::Watching;
+use crate::admission::Revocation;
 use crate::fanout::Step;
 use crate::proto::Code;
 
@@ -41,6 +42,9 @@ pub(super) trait Sink: Send {
 
     /// The answer is complete.
     fn finish(self, ctx: &Ctx) -> impl Future<Output = ()> + Send;
+
+    /// Ends what the peer does not take in time.
+    fn cut(&self, ctx: &Ctx);
 }
 
 /// Sends what a contact sees until it ends or leaves.
@@ -52,8 +56,7 @@ pub(super) async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
             step = subscription.next() => Ok(step),
             () = out.gone() => return,
             () = ctx.cut.cancelled() => return,
-            code = revocation.heard(), if ending.is_none() => Err(code),
-            () = ctx.drain.cancelled(), if ending.is_none() => Err(Code::Draining),
+            code = over(&ctx, &mut revocation), if ending.is_none() => Err(code),
         };
         let step = match next {
             Ok(step) => step,
@@ -66,23 +69,26 @@ pub(super) async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
         };
         let (frames, last) = match step {
             Step::Frames(frames) => (frames, false),
-            Step::End(frames) => (frames, true),
-        };
-        let began = ctx.shared.clock.now_ms();
-        let ended = async {
-            tokio::select! {
-                code = revocation.heard() => code,
-                () = ctx.drain.cancelled() => Code::Draining,
+            Step::End(frames) => {
+                ending = ending.or(subscription.ended());
+                (frames, true)
             }
         };
+        let began = ctx.shared.clock.now_ms();
+        let sending = all(&ctx, &mut out, frames);
         let sent = tokio::select! {
             biased;
-            sent = all(&ctx, &mut out, frames, ended, &mut ending) => sent,
+            sent = unless_over(&ctx, sending, over(&ctx, &mut revocation), &mut ending) => sent,
             () = ctx.cut.cancelled() => return,
         };
         match sent {
             Ok(()) => {}
-            Err(Stopped::TooSlow) => return ctx.ticket.ended(ending.or(Some(Code::ContactTooSlow))),
+            Err(Stopped::TooSlow) => {
+                let code = ending.unwrap_or(Code::ContactTooSlow);
+                out.cut(&ctx);
+                subscription.let_go(code);
+                return ctx.ticket.ended(Some(code));
+            }
             Err(Stopped::Gone) => return,
         }
         if let Some(code) = ending {
@@ -96,27 +102,39 @@ pub(super) async fn pour(ctx: Ctx, watching: Watching, mut out: impl Sink) {
     }
 }
 
-/// Sends all of it. When the subscription `ended` meanwhile, what is left of it must be taken within
-/// [`LINGER`]: it may be all that a slow contact is still to see.
-async fn all(
-    ctx: &Ctx,
-    out: &mut impl Sink,
-    frames: Vec<Bytes>,
-    ended: impl Future<Output = Code>,
-    ending: &mut Option<Code>,
-) -> Result<(), Stopped> {
-    let mut sending = pin!(async {
-        for bytes in gathered(frames) {
-            out.send(ctx, bytes).await?;
-        }
-        Ok(())
-    });
+/// Ends when the subscription is over though there is more to see, with the reason.
+pub(super) async fn over(ctx: &Ctx, revocation: &mut Revocation) -> Code {
     tokio::select! {
         biased;
-        sent = &mut sending => return sent,
-        code = ended, if ending.is_none() => *ending = Some(code),
+        code = revocation.heard() => code,
+        () = ctx.drain.cancelled() => Code::Draining,
     }
-    ctx.within(LINGER, sending).await.unwrap_or(Err(Stopped::TooSlow))
+}
+
+/// Writes to the end. When the subscription is `over` meanwhile, or was before, what is left must be taken
+/// within [`LINGER`]: it may be all that a slow contact is still to see.
+pub(super) async fn unless_over<T>(
+    ctx: &Ctx,
+    writing: impl Future<Output = Result<T, Stopped>>,
+    over: impl Future<Output = Code>,
+    ending: &mut Option<Code>,
+) -> Result<T, Stopped> {
+    let mut writing = pin!(writing);
+    if ending.is_none() {
+        tokio::select! {
+            biased;
+            written = &mut writing => return written,
+            code = over => *ending = Some(code),
+        }
+    }
+    ctx.within(LINGER, writing).await.unwrap_or(Err(Stopped::TooSlow))
+}
+
+async fn all(ctx: &Ctx, out: &mut impl Sink, frames: Vec<Bytes>) -> Result<(), Stopped> {
+    for bytes in gathered(frames) {
+        out.send(ctx, bytes).await?;
+    }
+    Ok(())
 }
 
 /// For a body, which is no messages: small frames joined to one buffer, large ones as they are.
@@ -137,4 +155,55 @@ pub(super) fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
         out.push(small.freeze());
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::watched::{LEFT, Watched};
+    use super::*;
+    use crate::fanout::Wanted;
+
+    /// A peer that takes nothing at all, and stays.
+    struct Stuck;
+
+    impl Sink for Stuck {
+        async fn send(&mut self, _: &Ctx, _: Bytes) -> Result<(), Stopped> {
+            std::future::pending().await
+        }
+
+        async fn gone(&self) {
+            std::future::pending().await
+        }
+
+        async fn finish(self, _: &Ctx) {}
+
+        fn cut(&self, _: &Ctx) {}
+    }
+
+    #[tokio::test]
+    async fn who_is_stuck_ends_with_its_capability_its_revocation_and_the_relay() {
+        for (reason, code) in
+            [("expired", Code::CapabilityExpired), ("revoked", Code::CapabilityRevoked), ("draining", Code::Draining)]
+        {
+            let watched = Watched::new().await;
+            watched.bring(1, 100_000);
+            let subscription = watched.hub.subscribe(&watched.capability.grant, Wanted::default()).unwrap();
+            let watching = (Box::new(subscription), watched.revocation());
+            let pouring = tokio::spawn(pour(watched.ctx.clone(), watching, Stuck));
+            tokio::task::yield_now().await;
+            match code {
+                Code::CapabilityExpired => watched.clock.advance(LEFT),
+                Code::CapabilityRevoked => watched.revoke(),
+                _ => watched.ctx.drain.cancel(),
+            }
+            tokio::task::yield_now().await;
+            assert!(!pouring.is_finished(), "it has a little time for what it was handed");
+            watched.clock.advance(LINGER);
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert!(pouring.is_finished(), "{reason}");
+            assert_eq!((watched.endings(reason), watched.ctx.ticket.code()), (1, Some(code)));
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! Events of the drop-in subscription (contract B.4). A chunk of 8 MiB is 11 MB of base64, so it
-//! is written piece by piece.
+//! is written piece by piece, each taken from the window when its turn comes.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::body::{Outflow, ResponseBody, Stopped};
 use super::conn::Ctx;
+use super::pour::{Sink as _, over, unless_over};
 use super::respond::{self, Failure, Reply};
 use crate::admission::Revocation;
 use crate::fanout::{ChunkMeta, WholeEvent, WholeSubscription};
@@ -71,44 +72,75 @@ struct Names {
 }
 
 async fn pour(ctx: Ctx, mut watching: Watching, names: Names, out: Outflow) {
-    match write_all(&ctx, &mut watching, &names, &out).await {
-        Ok(()) => out.finish(&ctx).await,
-        Err(Stopped::TooSlow) => ctx.ticket.ended(Some(Code::ContactTooSlow)),
-        Err(Stopped::Gone) => {}
+    let mut ending = None;
+    let written = write_all(&ctx, &mut watching, &names, &out, &mut ending).await;
+    let code = match written {
+        Ok(()) => ending,
+        Err(Stopped::TooSlow) => {
+            out.cut(&ctx);
+            Some(ending.unwrap_or(Code::ContactTooSlow))
+        }
+        Err(Stopped::Gone) => return,
+    };
+    if let Some(code) = code {
+        watching.0.let_go(code);
+        ctx.ticket.ended(Some(code));
+    }
+    if written.is_ok() {
+        out.finish(&ctx).await;
     }
 }
 
-async fn write_all(ctx: &Ctx, watching: &mut Watching, names: &Names, out: &Outflow) -> Result<(), Stopped> {
-    let (subscription, revocation) = watching;
-    out.send(ctx, names.ready()).await?;
+/// Writes events until one is the last. `ending`: why, if it is not the core's verdict.
+async fn write_all(
+    ctx: &Ctx,
+    (subscription, revocation): &mut Watching,
+    names: &Names,
+    out: &Outflow,
+    ending: &mut Option<Code>,
+) -> Result<(), Stopped> {
     let clock = &ctx.shared.clock;
+    out.send(ctx, names.ready()).await?;
     loop {
-        let event = tokio::select! {
-            event = subscription.next() => event,
-            () = clock.sleep(KEEP_ALIVE) => {
-                out.send(ctx, Bytes::from_static(b":\n\n")).await?;
-                continue;
-            }
-            () = out.gone() => return Err(Stopped::Gone),
-            code = revocation.heard() => WholeEvent::End(code),
-            () = ctx.drain.cancelled() => WholeEvent::End(Code::Draining),
+        let event = match *ending {
+            Some(code) => Some(WholeEvent::End(code)),
+            None => tokio::select! {
+                event = subscription.next() => Some(event),
+                () = clock.sleep(KEEP_ALIVE) => None,
+                () = out.gone() => return Err(Stopped::Gone),
+                code = over(ctx, revocation) => Some(WholeEvent::End(code)),
+            },
         };
-        match event {
-            WholeEvent::Chunk(meta, pieces) => send_chunk(ctx, names, &meta, &pieces, out).await?,
-            WholeEvent::State(meta, state, error) => {
-                let Some((word, failure)) = respond::drop_in_state(state, error) else { continue };
-                let last = failure.is_some();
-                out.send(ctx, event_of("relay_chunk_state", &names.chunk("relay_chunk_state", word, &meta, failure)))
-                    .await?;
-                if last {
-                    return Ok(());
-                }
-            }
-            WholeEvent::End(code) => {
-                ctx.ticket.ended(Some(code));
-                let end = EndEvent { r#type: "relay_end", error_code: code.name(), terminal: true };
-                return out.send(ctx, event_of("relay_end", &end)).await;
-            }
+        if let Some(WholeEvent::End(code)) = event {
+            *ending = Some(code);
+        }
+        let writing = write(ctx, subscription, names, event, out);
+        if unless_over(ctx, writing, over(ctx, revocation), ending).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes one event, or that the stream lives; whether it is the last.
+async fn write(
+    ctx: &Ctx,
+    subscription: &mut WholeSubscription,
+    names: &Names,
+    event: Option<WholeEvent>,
+    out: &Outflow,
+) -> Result<bool, Stopped> {
+    match event {
+        None => out.send(ctx, Bytes::from_static(b":\n\n")).await.map(|()| false),
+        Some(WholeEvent::Chunk(meta)) => send_chunk(ctx, names, &meta, subscription, out).await.map(|()| false),
+        Some(WholeEvent::State(meta, state, error)) => {
+            let Some((word, failure)) = respond::drop_in_state(state, error) else { return Ok(false) };
+            let last = failure.is_some();
+            let event = event_of("relay_chunk_state", &names.chunk("relay_chunk_state", word, &meta, failure));
+            out.send(ctx, event).await.map(|()| last)
+        }
+        Some(WholeEvent::End(code)) => {
+            let end = EndEvent { r#type: "relay_end", error_code: code.name(), terminal: true };
+            out.send(ctx, event_of("relay_end", &end)).await.map(|()| true)
         }
     }
 }
@@ -155,7 +187,7 @@ async fn send_chunk(
     ctx: &Ctx,
     names: &Names,
     meta: &ChunkMeta,
-    pieces: &[Bytes],
+    subscription: &mut WholeSubscription,
     out: &Outflow,
 ) -> Result<(), Stopped> {
     let mut head = event_of("relay_chunk", &names.chunk("relay_chunk", "near_live_unconfirmed", meta, None)).to_vec();
@@ -164,7 +196,7 @@ async fn send_chunk(
     head.extend_from_slice(b",\"payload_b64\":\"");
     out.send(ctx, head.into()).await?;
     let mut encoder = Encoder::default();
-    for piece in pieces {
+    while let Some(piece) = subscription.piece().map_err(|_| Stopped::TooSlow)? {
         for part in piece.chunks(PIECE) {
             out.send(ctx, encoder.push(part).into()).await?;
         }
@@ -195,9 +227,15 @@ impl Encoder {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    use super::super::tests::watched::{LEFT, Watched};
     use super::*;
     use crate::proto::offer::Timestamp;
     use crate::proto::{ChunkRef, ContactState, SessionId, StreamId, Variant};
+    use http_body::Body as _;
     use proptest::prelude::*;
 
     fn meta() -> ChunkMeta {
@@ -244,6 +282,71 @@ mod tests {
         let event = event_of("relay_chunk_state", &names().chunk("relay_chunk_state", word, &meta(), failure));
         let text = std::str::from_utf8(&event).unwrap();
         assert!(!text.contains("terminal") && !text.contains("error_code") && text.contains("\"confirmed\""));
+    }
+
+    /// Takes one piece each second of the clock until nothing more comes. What it took, and how long that was.
+    async fn trickle(
+        watched: &Watched,
+        each: impl Fn(&Watched, u64),
+    ) -> (Vec<u8>, Result<(), super::super::body::Cut>, u64) {
+        let subscription = watched.hub.subscribe_whole(&watched.capability.grant, &Watched::stream()).unwrap();
+        // Far more than anybody takes here.
+        watched.bring(1, 4 << 20);
+        let (out, mut body) = ResponseBody::flow();
+        let pouring = pour(watched.ctx.clone(), (subscription, watched.revocation()), names(), out);
+        let pouring = tokio::spawn(pouring);
+        let (began, mut took) = (watched.clock.now_ms(), Vec::new());
+        let end = loop {
+            tokio::task::yield_now().await;
+            each(watched, watched.clock.now_ms() - began);
+            let frame = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+            match frame {
+                Poll::Ready(Some(Ok(frame))) => took.extend_from_slice(&frame.into_data().unwrap()),
+                Poll::Ready(Some(Err(cut))) => break Err(cut),
+                Poll::Ready(None) => break Ok(()),
+                Poll::Pending => {}
+            }
+            watched.clock.advance(Duration::from_secs(1));
+        };
+        pouring.await.unwrap();
+        (took, end, watched.clock.now_ms() - began)
+    }
+
+    #[tokio::test]
+    async fn who_reads_a_chunk_slowly_ends_with_its_capability() {
+        // What it may still take, the piece that waits, and a turn of the loop.
+        let (exp, linger) = (LEFT.as_millis() as u64, 4_000);
+        for (reason, code, at) in
+            [("expired", Code::CapabilityExpired, exp), ("revoked", Code::CapabilityRevoked, exp / 2)]
+        {
+            let watched = Watched::new().await;
+            let (took, end, lasted) = trickle(&watched, |watched, now| {
+                if code == Code::CapabilityRevoked && now >= at {
+                    watched.revoke();
+                }
+            })
+            .await;
+            assert!(took.starts_with(b"event: relay_ready") && took.len() < 1 << 20);
+            assert!(end.is_err() && (at..=at + linger).contains(&lasted), "{reason}: {lasted} ms");
+            assert_eq!((watched.endings(reason), watched.ctx.ticket.code()), (1, Some(code)));
+            assert!(watched.ctx.conn.cut.is_cancelled(), "what nobody reads is not kept");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reads_a_chunk_more_slowly_than_the_window_moves_is_let_go() {
+        let watched = Watched::new().await;
+        let (_, end, lasted) = trickle(&watched, |watched, now| {
+            if now == 1_000 {
+                // Five minutes on, by the phone's clock.
+                for index in 50..=52 {
+                    watched.bring(index * 3, 10);
+                }
+            }
+        })
+        .await;
+        assert!(end.is_err() && lasted < LEFT.as_millis() as u64, "{lasted} ms");
+        assert_eq!((watched.endings("too_slow"), watched.ctx.ticket.code()), (1, Some(Code::ContactTooSlow)));
     }
 
     proptest! {

@@ -14,9 +14,9 @@ use tokio_util::sync::WaitForCancellationFuture;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bearer;
-use super::body::ResponseBody;
+use super::body::{ResponseBody, Stopped};
 use super::conn::Ctx;
-use super::frames::{Bundle, Goodbye, Outlet, Reader, Room};
+use super::frames::{Bundle, Goodbye, LINGER, Outlet, Reader, Room};
 use super::pour::{Pouring, pour};
 use super::respond::{self, Reply, Shape};
 use super::ws;
@@ -177,13 +177,15 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
     let mut waiting = VecDeque::new();
     let mut last = false;
     let mut ending = None;
+    let mut lingers = None;
     let mut asked = None;
     let clock = &ctx.shared.clock;
     let drained = pin!(ctx.drain.cancelled());
     let mut aside = Rare::new(Aside { commands: &mut commands, revoked: heard(revocation), drained });
     loop {
-        if last && waiting.is_empty() {
-            return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code));
+        if ending.is_some() && lingers.is_none() {
+            let left: Sleep<'_> = Box::pin(clock.sleep(LINGER));
+            lingers = Some(left);
         }
         let step = async {
             let since = *asked.get_or_insert_with(|| clock.now_ms());
@@ -193,23 +195,32 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
             let batch = batch(&mut waiting);
             if !batch.is_empty() {
                 out.send(batch);
-                return Some(None);
+                return Ok(Turn::Again);
+            }
+            if last {
+                return Ok(Turn::Over);
             }
             tokio::select! {
                 biased;
                 // A ping too: as long as there is more than the link takes, nothing else says that the contact lives.
-                () = out.chores() => Some(None),
-                step = subscription.next() => Some(Some(step)),
+                () = out.chores() => Ok(Turn::Again),
+                step = subscription.next() => Ok(Turn::Step(step)),
             }
         };
         tokio::select! {
             step = step => match step {
-                None => return Goodbye::Left,
-                Some(None) => {}
-                Some(Some(mut step)) => {
+                Err(Stopped::TooSlow) => {
+                    subscription.let_go(Code::ContactTooSlow);
+                    return Goodbye::Left;
+                }
+                Err(Stopped::Gone) => return Goodbye::Left,
+                Ok(Turn::Over) => return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code)),
+                Ok(Turn::Again) => {}
+                Ok(Turn::Step(mut step)) => {
                     let (Step::Frames(frames) | Step::End(frames)) = &mut step;
                     waiting.extend(joined(std::mem::take(frames)));
                     last = matches!(step, Step::End(_));
+                    ending = ending.or(subscription.ended());
                     // There is room: a step is asked for when all before it is written.
                     out.send(batch(&mut waiting));
                 }
@@ -234,7 +245,34 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     }
                 }
             },
+            code = lingered(&mut lingers, ending) => {
+                subscription.let_go(code);
+                return Goodbye::Told(Bytes::new(), code);
+            }
         }
+    }
+}
+
+/// What a contact's turn came to.
+enum Turn {
+    /// Something is being written.
+    Again,
+    /// There is more to write.
+    Step(Step),
+    /// The last of it is taken.
+    Over,
+}
+
+type Sleep<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Ends when a contact had its time to take the last of it.
+async fn lingered(lingers: &mut Option<Sleep<'_>>, ending: Option<Code>) -> Code {
+    match (lingers, ending) {
+        (Some(lingers), Some(code)) => {
+            lingers.await;
+            code
+        }
+        _ => std::future::pending().await,
     }
 }
 
@@ -258,7 +296,7 @@ impl Aside<'_, '_> {
     }
 }
 
-/// Ends when the capability is taken back.
+/// Ends when the capability is over.
 fn heard(mut revocation: Revocation) -> Pin<Box<dyn Future<Output = Code> + Send>> {
     Box::pin(async move { revocation.heard().await })
 }

@@ -2,7 +2,7 @@
 //! HTTP/3 connection it came with. The contact opens one stream and speaks the frames of `/watch` on it; each
 //! chunk comes to it on a stream of its own ([`courier`]).
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,11 +19,13 @@ use super::body::{Heard, RequestBody, Stopped};
 use super::conn::{Conn, Ctx};
 use super::duplex::Inflow;
 use super::frames::{FIRST_MESSAGE, Reader};
+use super::pour::{over, unless_over};
 use super::respond::{self, Shape};
 use super::ticket::Ticket;
-use super::watch::{self, Command, Commands, Watching};
+use super::watch::{self, Command, Commands};
 use super::{cors, h3 as http3, route};
-use crate::fanout::Step;
+use crate::admission::Revocation;
+use crate::fanout::{Step, Subscription};
 use crate::proto::Code;
 use crate::proto::capsule::{self, Capsules};
 use crate::telemetry::names::{Route, Transport};
@@ -148,28 +150,46 @@ async fn session(
     let mut courier = Courier::new(quic, id, send);
     let body = RequestBody::stream(recv, Heard::new(&ctx.conn, Transport::H3));
     let reader = Reader::Body(Inflow::patient(ctx.clone(), body));
-    let end = match watch::open(ctx, reader).await {
-        Ok(Some((watching, commands))) => bring(ctx, watching, commands, &mut courier).await?,
+    let (mut end, mut revocation) = match watch::open(ctx, reader).await {
+        Ok(Some(((subscription, mut revocation), commands))) => {
+            (bring(ctx, subscription, &mut revocation, commands, &mut courier).await?, Some(revocation))
+        }
         Ok(None) => return None,
         Err(refusal) => {
             courier.take(vec![respond::ending(refusal.code)]);
-            Some(refusal.code)
+            (Some(refusal.code), None)
         }
     };
     ctx.ticket.ended(end);
     courier.last();
-    while !courier.done() {
-        progress(ctx, poll_fn(|cx| courier.poll_work(cx))).await.ok()?;
+    let over = async {
+        match &mut revocation {
+            Some(revocation) => over(ctx, revocation).await,
+            None => std::future::pending().await,
+        }
+    };
+    let settled = unless_over(ctx, settle(ctx, &mut courier), over, &mut end).await;
+    match settled {
+        Ok(()) => {
+            if let Some(acked) = courier.finish() {
+                ctx.within(LINGER, acked).await;
+            }
+        }
+        Err(Stopped::TooSlow) => end = end.or(Some(Code::ContactTooSlow)),
+        Err(Stopped::Gone) => return None,
     }
-    if let Some(acked) = courier.finish() {
-        ctx.within(LINGER, acked).await;
-    }
+    ctx.ticket.ended(end);
     Some(end)
 }
 
 /// Brings what the subscription hands out until it ends; `None`: the contact left.
-async fn bring(ctx: &Ctx, watching: Watching, mut commands: Commands, courier: &mut Courier) -> Option<End> {
-    let (mut subscription, mut revocation) = watching;
+async fn bring(
+    ctx: &Ctx,
+    mut subscription: Box<Subscription>,
+    revocation: &mut Revocation,
+    mut commands: Commands,
+    courier: &mut Courier,
+) -> Option<End> {
     let mut ending = None;
     let mut went_ms = ctx.shared.clock.now_ms();
     loop {
@@ -180,31 +200,39 @@ async fn bring(ctx: &Ctx, watching: Watching, mut commands: Commands, courier: &
                 worked.ok()?;
                 went_ms = ctx.shared.clock.now_ms();
             }
-            step = subscription.next() => match step {
-                Step::Frames(frames) => courier.take(frames),
-                Step::End(frames) => {
-                    courier.take(frames);
-                    return Some(ending);
+            step = subscription.next() => {
+                if !courier.waits() {
+                    // Nothing waited until now.
+                    went_ms = ctx.shared.clock.now_ms();
                 }
-            },
+                match step {
+                    Step::Frames(frames) => courier.take(frames),
+                    Step::End(frames) => {
+                        courier.take(frames);
+                        return Some(ending.or(subscription.ended()));
+                    }
+                }
+            }
             command = commands.recv(), if ending.is_none() => match command? {
                 Command::Lanes(lanes) => {
-                    courier.only(&lanes.lanes);
                     subscription.lanes(lanes.lanes);
+                    courier.only(&subscription.bringing());
                 }
                 Command::Fetch(fetch) => subscription.fetch(&fetch.stream, fetch.index),
                 Command::Renew(capability) => {
                     if let Ok(next) = ctx.shared.admission.revocation(&capability)
                         && subscription.renew(&capability.grant).is_ok()
                     {
-                        revocation = next;
+                        *revocation = next;
                     }
                 }
                 Command::End(code) => ending = Some(code),
             },
-            code = revocation.heard(), if ending.is_none() => ending = Some(code),
-            () = ctx.drain.cancelled(), if ending.is_none() => ending = Some(Code::Draining),
-            () = idle => return Some(Some(Code::ContactTooSlow)),
+            code = over(ctx, revocation), if ending.is_none() => ending = Some(code),
+            () = idle, if ending.is_none() => {
+                courier.give_up();
+                ending = Some(Code::ContactTooSlow);
+            }
         }
         if let Some(code) = ending {
             subscription.end(code);
@@ -221,7 +249,11 @@ async fn idle(ctx: &Ctx, waits: bool, went_ms: u64) {
     ctx.shared.clock.sleep(ctx.limits.idle_timeout.saturating_sub(since)).await;
 }
 
-/// The same for the last that is to be brought.
-async fn progress(ctx: &Ctx, work: impl Future<Output = Result<(), Stopped>>) -> Result<(), Stopped> {
-    ctx.within(LINGER, work).await.unwrap_or(Err(Stopped::TooSlow))
+/// Brings the last that is to be brought, some of it within each [`LINGER`].
+async fn settle(ctx: &Ctx, courier: &mut Courier) -> Result<(), Stopped> {
+    while !courier.done() {
+        let work = poll_fn(|cx| courier.poll_work(cx));
+        ctx.within(LINGER, work).await.unwrap_or(Err(Stopped::TooSlow))?;
+    }
+    Ok(())
 }

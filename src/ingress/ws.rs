@@ -1,10 +1,7 @@
 //! WebSocket: the upgrade on HTTP/1.1 and HTTP/2, and the two halves of the socket.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::Future;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -23,17 +20,20 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::conn::Ctx;
 use super::cors;
-use super::frames::{self, Bundle, Goodbye, Out, Outbox, Outlet, Reader, Room};
+use super::frames::{self, Goodbye, Out, Outbox, Reader, Room};
 use super::io::{Sign, Stalling};
 use super::respond::{self, Reply, Shape};
-use super::wswrite::{Listening, Replies, Writer};
+use super::wswrite::{Listening, Writer};
 use crate::admission::Refusal;
-use crate::clock::Clock;
 use crate::proto::Code;
 use crate::proto::frame::{self, Frame, MAX_PIECE_BYTES};
 use crate::rare::Rare;
 use crate::telemetry::ingress::{ByEnding, ByRoute, CodeLabel};
 use crate::telemetry::names::Transport;
+
+mod direct;
+
+use direct::Direct;
 
 /// Largest message: one full `PIECE` and some control frames beside it.
 const MAX_MESSAGE: usize = MAX_PIECE_BYTES + 128 * 1024;
@@ -98,7 +98,7 @@ where
         let rest = reader.rest();
         let (goodbye, direct) = session(ctx.clone(), reader, Direct::new(&ctx, writer)).await;
         let lingers = !matches!(goodbye, Goodbye::Left);
-        let (told, stalled) = direct.farewell(goodbye).await;
+        let (told, stalled) = direct.farewell(&ctx, goodbye).await;
         if lingers && stalled.is_none() {
             let _ = ctx.within(frames::LINGER, rest).await;
         }
@@ -250,84 +250,6 @@ async fn write(
             return gave_up(&error);
         }
     }
-}
-
-/// A session's own writing half.
-pub(super) struct Direct {
-    writer: Writer<Io>,
-    chores: Rare<Chores>,
-    /// Why it could not be written, if the peer took nothing for too long.
-    stalled: Option<Code>,
-}
-
-impl Direct {
-    fn new(ctx: &Ctx, writer: Writer<Io>) -> Self {
-        let (clock, ping_every) = (ctx.shared.clock.clone(), ctx.limits.idle_timeout / 3);
-        let replies = Arc::clone(&writer.replies);
-        let chores = Rare::new(Chores { replies, ping: sleep(&clock, ping_every), clock, ping_every });
-        Self { writer, chores, stalled: None }
-    }
-
-    /// Sends the last frame and the close. Returns the code they carry, and the one it gave up with.
-    async fn farewell(mut self, goodbye: Goodbye) -> (Option<Code>, Option<Code>) {
-        let told = match goodbye {
-            Goodbye::Told(last, code) => {
-                if !last.is_empty() {
-                    self.writer.put([last.into()]);
-                }
-                Some(code)
-            }
-            Goodbye::Done | Goodbye::Left => None,
-        };
-        let closed = self.writer.close(told).await;
-        let stalled = closed.err().and_then(|error| gave_up(&error));
-        (told, self.stalled.or(stalled))
-    }
-}
-
-impl Outlet for Direct {
-    async fn room(&mut self) -> Option<()> {
-        let written = self.writer.write().await;
-        if let Err(error) = &written {
-            self.stalled = gave_up(error);
-        }
-        written.ok()
-    }
-
-    fn send(&mut self, batch: Vec<Bundle>) {
-        self.writer.put(batch);
-    }
-
-    async fn chores(&mut self) {
-        match poll_fn(|cx| self.chores.poll_by(cx, Chores::poll)).await {
-            Own::Reply => self.writer.put([]),
-            Own::Ping => self.writer.put_ping(),
-        }
-    }
-}
-
-/// What a session writes beside what it is for.
-struct Chores {
-    replies: Arc<Replies>,
-    ping: Pin<Box<dyn Future<Output = ()> + Send>>,
-    clock: Clock,
-    ping_every: Duration,
-}
-
-impl Chores {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Own> {
-        if self.replies.poll_some(cx).is_ready() {
-            return Poll::Ready(Own::Reply);
-        }
-        ready!(self.ping.as_mut().poll(cx));
-        self.ping = sleep(&self.clock, self.ping_every);
-        Poll::Ready(Own::Ping)
-    }
-}
-
-fn sleep(clock: &Clock, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    let clock = clock.clone();
-    Box::pin(async move { clock.sleep(time).await })
 }
 
 fn gave_up(error: &std::io::Error) -> Option<Code> {

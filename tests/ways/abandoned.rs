@@ -1,6 +1,9 @@
 //! Contacts hear of chunks that nobody brings any more, and a recording that is over ends.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use http::Method;
+use waystation::clock::Clock;
 use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{Withdrawn, WithdrawnReason};
 use waystation_proto::{Variant, frame::encode_json};
@@ -53,4 +56,20 @@ async fn a_chunk_that_is_deleted_is_withdrawn_at_once_and_holds_up_no_end() {
     let mut capture = Capture::open(&world, Ws::H1, &[&capability]).await;
     capture.send(encode_json(kind::END, &serde_json::json!({ "reason": "over" }))).await;
     assert_eq!(contact.ending().await, "ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_nobody_calls_keeps_no_window_for_longer_than_it_says() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let clock = Clock::at_unix_ms(now.as_millis() as i64);
+    let toml = "[fanout]\nlinger = \"1h\"\n".into();
+    let world = World::with(Setup { toml, clock: clock.clone(), ..Setup::default() }).await;
+    let session = world.session().await;
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 20_000);
+    let capability = session.upload_capability.clone().unwrap();
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, &capability).await.status, 201);
+    assert_eq!(world.metric("waystation_fanout_groups").await, 1.0);
+    clock.advance(Duration::from_secs(3600 + 60));
+    world.until_metric("waystation_fanout_groups", |groups| groups == 0.0).await;
+    assert_eq!(world.metric("waystation_fanout_window_bytes").await, 0.0);
 }

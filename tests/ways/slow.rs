@@ -9,6 +9,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use waystation::clock::Clock;
+use waystation_devcore::session::Session;
 use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StartAt, StartWord, Watch};
 use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
@@ -16,6 +18,8 @@ use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::peer::{Way, bring};
 use waystation_tests::wire::{Ws, soon, tls_config};
 use waystation_tests::{Chunk, Setup, World};
+
+use crate::capability::{claims, revoke};
 
 /// What the contact's kernel takes before it reads, in bytes.
 const BUFFER: u32 = 16 * 1024;
@@ -42,12 +46,35 @@ async fn recorded() -> (World, String) {
     let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
     let world = World::with(Setup { toml, ..Setup::default() }).await;
     let session = world.session().await;
+    let capability = record(&world, &session).await;
+    (world, capability)
+}
+
+/// More than a contact's buffers take. What a contact of it shows.
+async fn record(world: &World, session: &Session) -> String {
     let capability = session.upload_capability.clone().unwrap();
     for index in 1..=CHUNKS {
-        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, LENGTH);
-        assert_eq!(bring(&world, Way::Ws(Ws::H1), &chunk, &capability).await.code, "");
+        let chunk = Chunk::sealed(session, Variant::AudioPriority, index, LENGTH);
+        assert_eq!(bring(world, Way::Ws(Ws::H1), &chunk, &capability).await.code, "");
     }
-    (world, session.fanout_capability.unwrap())
+    session.fanout_capability.clone().unwrap()
+}
+
+/// Waits until a contact that reads nothing is given no more: what it was handed can't be written.
+async fn stuck(world: &World) {
+    let mut before = 0.0;
+    loop {
+        let handed = world.metric("waystation_fanout_delivered_bytes_total{lane=\"audio_priority\"}").await;
+        if handed > 0.0 && handed == before {
+            return;
+        }
+        before = handed;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn endings(reason: &str) -> String {
+    format!("waystation_fanout_subscription_endings_total{{reason=\"{reason}\"}}")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,4 +104,36 @@ async fn a_contact_that_reads_nothing_is_let_go_and_others_do_not_notice() {
     }
     let told = "waystation_websocket_sessions_ended_total{route=\"watch\",code=\"contact_too_slow\"}";
     world.until_metric(told, |times| times == 1.0).await;
+    assert_eq!(world.metric(&endings("too_slow")).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_is_stuck_ends_at_exp() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let clock = Clock::at_unix_ms(now.as_millis() as i64);
+    let world = World::with(Setup { clock: clock.clone(), ..Setup::default() }).await;
+    let session = world.session_with(|request| request.ttl_s = Some(20)).await;
+    let capability = record(&world, &session).await;
+    let _contact = open(&world, &capability).await;
+    stuck(&world).await;
+    let left = u64::try_from(session.expires_at.unwrap() * 1000 - clock.unix_ms()).unwrap();
+    clock.advance(Duration::from_millis(left));
+    // It has two seconds for what it was handed, and the relay is given five.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        clock.advance(Duration::from_millis(500));
+    }
+    world.until_metric(&endings("expired"), |times| times == 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_is_stuck_ends_when_it_is_revoked() {
+    let toml = "[fanout]\nreauthorize_every = \"1s\"\n".into();
+    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let session = world.session().await;
+    let capability = record(&world, &session).await;
+    let _contact = open(&world, &capability).await;
+    stuck(&world).await;
+    revoke(&world, claims(&capability)["jti"].as_str().unwrap()).await;
+    world.until_metric(&endings("revoked"), |times| times == 1.0).await;
 }

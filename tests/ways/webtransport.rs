@@ -1,6 +1,9 @@
 //! What only WebTransport has: streams for chunks, their resets, the session's own beginning and end.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderValue, StatusCode};
+use waystation::clock::Clock;
 use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{Fetch, Lanes, Withdrawn};
 use waystation_proto::{Code, Variant, capsule};
@@ -75,6 +78,73 @@ async fn a_chunk_that_is_withdrawn_or_no_longer_wanted_has_its_stream_reset() {
     assert_eq!(contact.bytes[&begins_sound.handle], sound.bytes);
     assert_eq!(contact.held(begins.handle), 40_000, "not one byte of a picture more");
     assert_eq!(contact.session().resets, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_asked_for_comes_whichever_lanes_are_shown() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let mut contact = Contact::open(&world, Eye::Wt, &fanout).await;
+    let picture = Chunk::sealed(&session, Variant::LivePreview, 1, 90_000);
+    let (mut upload, _) = Upload::begin(&world, Way::Http(Http::H1), &picture, &capability).await;
+    upload.send(picture.bytes.slice(..40_000)).await;
+    let begins = contact.begins().await;
+    contact.until_so("half of it", |contact| contact.held(begins.handle) == 40_000).await;
+    // It is on its way already, and is asked for all the same; then its lane is left.
+    let wanted = Fetch { stream: picture.offer.stream.clone(), index: 1 };
+    contact.send(frame::encode_json(kind::FETCH, &wanted)).await;
+    let lanes = Lanes { lanes: vec![Variant::AudioPriority] };
+    contact.send(frame::encode_json(kind::LANES, &lanes)).await;
+    let gone = Fetch { stream: picture.offer.stream.clone(), index: 99 };
+    contact.send(frame::encode_json(kind::FETCH, &gone)).await;
+    contact.until(kind::OMITTED).await;
+    upload.send(picture.bytes.slice(40_000..)).await;
+    assert_eq!(upload.told().await.status, 201);
+    contact.until(kind::COMPLETE).await;
+    assert_eq!(contact.bytes[&begins.handle], picture.bytes);
+    assert!(contact.session().resets.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_takes_nothing_is_told_why_and_closed() {
+    let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
+    let world = World::with(Setup { toml, ..Setup::default() }).await;
+    let session = world.session().await;
+    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let mut contact = Contact::open(&world, Eye::Wt, &fanout).await;
+    contact.session().unread = Some(Variant::LivePreview);
+    // Far more than QUIC takes for a stream that nobody reads.
+    let picture = Chunk::sealed(&session, Variant::LivePreview, 1, 6 << 20);
+    assert_eq!(bring(&world, Way::Http(Http::H1), &picture, &capability).await.status, 201);
+    let began = contact.begins().await;
+    let code = Code::ContactTooSlow;
+    assert_eq!(contact.ending().await, code.name());
+    let closed = soon("the close", contact.session().close()).await;
+    assert_eq!(closed, capsule::close(u32::from(code.close()), code.name()));
+    assert!(contact.held(began.handle) < picture.bytes.len());
+    let ended = "waystation_fanout_subscription_endings_total{reason=\"too_slow\"}";
+    assert_eq!(world.metric(ended).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_after_a_long_pause_has_all_its_time() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let clock = Clock::at_unix_ms(now.as_millis() as i64);
+    let world = World::with(Setup { clock: clock.clone(), ..Setup::default() }).await;
+    let session = world.session().await;
+    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let mut contacts = Vec::new();
+    for _ in 0..6 {
+        contacts.push(Contact::open(&world, Eye::Wt, &fanout).await);
+    }
+    // Longer than `limits.idle_timeout`.
+    clock.advance(Duration::from_secs(40));
+    let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 200_000);
+    assert_eq!(bring(&world, Way::Http(Http::H1), &chunk, &capability).await.status, 201);
+    for contact in &mut contacts {
+        contact.until(kind::COMPLETE).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,4 +4,5 @@ pub(super) mod harness;
 mod limits;
 mod routes;
 mod streams;
+pub(super) mod watched;
 mod websocket;

@@ -133,9 +133,14 @@ impl Courier {
         self.cursors.clear();
     }
 
-    /// The contact wants only these lanes.
-    pub(super) fn only(&mut self, lanes: &[Variant]) {
-        self.reset_unless(Reset::LeftOut, |begins| lanes.contains(&begins.variant));
+    /// Of chunks that are not whole only these go on.
+    pub(super) fn only(&mut self, handles: &[u64]) {
+        self.reset_unless(Reset::LeftOut, |begins| handles.contains(&begins.handle));
+    }
+
+    /// The contact took nothing for too long: it is told why, and given no chunk any more.
+    pub(super) fn give_up(&mut self) {
+        self.reset_if(Reset::LeftOut, |_| true);
     }
 
     /// Brings what can be brought. `Ready` when something went on, and is to be called again.
@@ -328,7 +333,7 @@ impl Courier {
 impl Drop for Courier {
     fn drop(&mut self) {
         // quinn finishes what is dropped, and a chunk that was cut off would look whole.
-        self.reset_if(Reset::LeftOut, |_| true);
+        self.give_up();
     }
 }
 

@@ -71,6 +71,33 @@ fn a_sign_after_a_pause_is_told_to_everybody_and_at_once() {
 }
 
 #[test]
+fn a_contact_that_is_far_behind_hears_how_the_device_is() {
+    let mut window = empty();
+    small(&mut window, 1, 0);
+    let mut contact = contact(&window);
+    let more = |window: &mut Window| {
+        let chunk = meta("a", 1, 0, 1).chunk;
+        for _ in 0..super::MAX_EVENTS {
+            assert!(window.set_state(chunk, ContactState::Unsettled, None, None));
+            assert!(window.set_state(chunk, ContactState::NearLiveUnconfirmed, None, None));
+        }
+    };
+    assert_eq!(told(&mut contact, &mut window, SILENT_MS), [Told::Capture(CaptureWord::Silent, 15)]);
+    window.alive(20_000);
+    more(&mut window);
+    assert_eq!(
+        told(&mut contact, &mut window, 21_000),
+        [Told::Capture(CaptureWord::Back, 1)],
+        "its word was forgotten"
+    );
+    more(&mut window);
+    assert!(told(&mut contact, &mut window, 21_000).is_empty(), "it is told once");
+    window.ended(22_000);
+    more(&mut window);
+    assert_eq!(told(&mut contact, &mut window, 22_000), [Told::Capture(CaptureWord::Ended, 0)]);
+}
+
+#[test]
 fn what_is_left_to_send_after_the_end_is_no_sign() {
     let mut window = empty();
     small(&mut window, 1, 0);

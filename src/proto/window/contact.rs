@@ -53,6 +53,8 @@ pub struct Contact {
     pub(super) event: u64,
     /// How long the device was quiet when this contact last heard of it, in steps.
     pub(super) quiet: u64,
+    /// The last word it was told of the device.
+    pub(super) told: Option<CaptureWord>,
     pub(super) fetches: VecDeque<Open>,
     /// What was asked for again and comes with its lane, as long as that is shown.
     pub(super) promised: Vec<Open>,
@@ -231,6 +233,14 @@ impl Contact {
         Cursor { instance: window.instance, event: self.event, lanes: [lane(0), lane(1)] }.encode()
     }
 
+    /// The handles of the chunks that it was told of and is still to be brought, on whichever lanes.
+    #[must_use]
+    pub fn bringing(&self, window: &Window) -> Vec<u64> {
+        let open = self.lanes.iter().flat_map(|lane| &lane.open).chain(&self.fetches).filter(|open| open.begun);
+        let entries = open.filter_map(|open| window.lanes[open.place.lane].entry(open.place.seq));
+        entries.map(|entry| entry.handle).collect()
+    }
+
     fn is_fetched(&self, place: Place) -> bool {
         self.fetches.iter().any(|open| open.place == place)
     }
@@ -294,6 +304,10 @@ impl Contact {
                 self.changed(Place { lane, seq }, None, window, out);
             }
         }
+        let back = self.told.is_some_and(|word| word != CaptureWord::Back);
+        if window.capture.is_none() && back {
+            self.tell_capture(CaptureWord::Back, window.since_sign(now), window, out);
+        }
         self.tell_standing_capture(window, now, out);
     }
 
@@ -333,13 +347,13 @@ impl Contact {
     }
 
     /// `CAPTURE`, if the device is silent or the recording over.
-    pub(super) fn tell_standing_capture(&self, window: &Window, now: u64, out: &mut Out) {
+    pub(super) fn tell_standing_capture(&mut self, window: &Window, now: u64, out: &mut Out) {
         if let Some(word) = window.capture {
             self.tell_capture(word, window.since_sign(now), window, out);
         }
     }
 
-    fn tell_capture(&self, event: CaptureWord, last_sign: u64, window: &Window, out: &mut Out) {
+    fn tell_capture(&mut self, event: CaptureWord, last_sign: u64, window: &Window, out: &mut Out) {
         let newest = |lane: usize| {
             let mut entries = window.lanes[lane].entries().rev();
             entries.find(|(_, entry)| self.view.shows(lane, &entry.meta.stream)).map(|(_, entry)| entry)
@@ -347,5 +361,6 @@ impl Contact {
         let newest = (0..LANES.len()).filter_map(newest).max_by_key(|entry| entry.ends);
         let last_chunk = newest.map(|entry| Fetch { stream: entry.meta.stream.clone(), index: entry.meta.index });
         out.json(kind::CAPTURE, &CaptureEvent { event, last_sign, last_chunk });
+        self.told = Some(event);
     }
 }

@@ -29,6 +29,7 @@ impl Contact {
             lanes: [Position::default(), Position::default()],
             event: window.events.end(),
             quiet: 0,
+            told: None,
             fetches: std::collections::VecDeque::new(),
             promised: Vec::new(),
             pending: Vec::new(),

@@ -24,8 +24,8 @@ pub struct Whole {
 
 /// What a [`Whole`] sees.
 pub enum WholeNext {
-    /// A chunk, whole and hashed, in pieces.
-    Chunk(Arc<ChunkMeta>, Vec<Bytes>),
+    /// A chunk, whole and hashed, and what reads it from the window.
+    Chunk(Arc<ChunkMeta>, Pieces),
     /// What the core said of a chunk it saw.
     State(Arc<ChunkMeta>, ContactState, Option<Trouble>),
     /// It is too far behind: something is gone, or would be.
@@ -40,7 +40,7 @@ impl Whole {
     }
 
     /// What is next; `None`: nothing yet.
-    pub fn poll(&mut self, window: &mut Window) -> Option<WholeNext> {
+    pub fn poll(&mut self, window: &Window) -> Option<WholeNext> {
         if self.event < window.events.base() || self.behind(window) {
             return Some(WholeNext::Slow);
         }
@@ -71,16 +71,15 @@ impl Whole {
         chunks > MAX_BEHIND || chunks > 1 && bytes > MAX_BEHIND_BYTES
     }
 
-    fn completed(&self, place: Place, window: &mut Window) -> Option<WholeNext> {
-        let entry = window.lanes[place.lane].entry_mut(place.seq)?;
+    fn completed(&self, place: Place, window: &Window) -> Option<WholeNext> {
+        let entry = window.lanes[place.lane].entry(place.seq)?;
         if entry.meta.stream != self.stream || entry.withdrawn.is_some() {
             return None;
         }
-        let Some(body) = entry.body.as_mut().filter(|_| entry.whole) else { return Some(WholeNext::Slow) };
-        let mut pieces = Vec::new();
-        while let Some(piece) = body.payload(pieces.len()) {
-            pieces.push(piece);
+        if entry.body.is_none() || !entry.whole {
+            return Some(WholeNext::Slow);
         }
+        let pieces = Pieces { place: Some(place), ..Pieces::new(entry.meta.chunk) };
         Some(WholeNext::Chunk(entry.meta.clone(), pieces))
     }
 

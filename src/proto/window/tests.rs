@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
+use super::out::THIN_STEP;
 use super::*;
 use crate::cursor::Cursor;
 use crate::frame::{self, Frame, Piece, kind};
@@ -217,7 +218,11 @@ struct Seen {
     fetched: HashSet<(String, u64)>,
     /// Asked for on this connection while it was there.
     owed: HashSet<(String, u64)>,
-    cursor: Option<String>,
+    /// The last cursor that it was sent, and the chunks that were told to their end by then: later ones may come
+    /// again.
+    cursor: Option<(String, HashSet<u64>)>,
+    /// How it was told that the device is.
+    capture: Option<CaptureWord>,
     /// The chunk of each lane that began last on this connection.
     newest: [u64; 2],
     /// It left a lane and may come back: of what passed meanwhile it may hear states.
@@ -247,24 +252,26 @@ impl Seen {
             fetched: HashSet::new(),
             owed: HashSet::new(),
             cursor: None,
+            capture: None,
             newest: [0; 2],
             left: false,
         }
     }
 
-    fn poll(&mut self, world: &mut World) -> bool {
-        let mut out = Out::default();
+    fn poll(&mut self, world: &mut World, turn: Turn) -> bool {
+        let mut out = if turn.thin { Out::thin() } else { Out::default() }.holding(turn.held);
         self.contact.poll(&mut world.window, world.now, &mut out);
-        let media: usize = out.frames.iter().filter(|frame| frame[0] == 0x33).map(bytes::Bytes::len).sum();
-        assert!(media <= STEP_MEDIA);
-        let some = !out.frames.is_empty();
-        for frame in out.frames {
-            for frame in frame::split_message(frame).unwrap() {
-                self.hear(&frame, world);
-            }
+        let frames = frame::split_message(out.frames.concat().into()).unwrap();
+        let media: usize = frames.iter().filter(|frame| frame.kind == kind::PIECE).map(|frame| frame.body.len()).sum();
+        assert!(media <= if turn.thin { THIN_STEP + 32 } else { STEP_MEDIA });
+        for frame in &frames {
+            self.hear(frame, world);
         }
-        self.cursor = Some(self.contact.cursor(&world.window));
-        some
+        if turn.cursor {
+            let ended = self.chunks.iter().filter(|(_, told)| told.end.is_some()).map(|(handle, _)| *handle).collect();
+            self.cursor = Some((self.contact.cursor(&world.window), ended));
+        }
+        !frames.is_empty()
     }
 
     fn hear(&mut self, frame: &Frame, world: &World) {
@@ -317,6 +324,10 @@ impl Seen {
                     self.omitted.insert(name);
                 }
             }
+            kind::CAPTURE => {
+                let capture: message::CaptureEvent = frame::control(frame).unwrap();
+                self.capture = Some(capture.event).filter(|word| *word != CaptureWord::Back);
+            }
             kind::STATE => {
                 let state: message::ContactChunkState = frame::control(frame).unwrap();
                 let name = (state.stream.as_str().to_owned(), state.index);
@@ -327,10 +338,11 @@ impl Seen {
         }
     }
 
-    /// A new connection. What was begun and not finished begins again.
+    /// A new connection. What was begun and not finished when the cursor was sent, or began later, begins again.
     fn resume(&mut self, world: &mut World) {
-        let Some(cursor) = self.cursor.clone() else { return };
-        self.chunks.retain(|_, told| told.end.is_some());
+        let Some((cursor, ended)) = self.cursor.clone() else { return };
+        self.chunks.retain(|handle, told| told.end.is_some() && ended.contains(handle));
+        self.capture = None;
         self.newest = [0; 2];
         self.owed.clear();
         let cursor = Cursor::decode(&cursor).unwrap();
@@ -372,6 +384,7 @@ impl Seen {
 
     /// Everything of its lanes was told: to its end, as far as it is here, or as left out.
     fn check(&self, world: &World) {
+        assert_eq!(self.capture, world.window.capture);
         let mine = |place: &Place| self.lanes[place.lane] && place.seq >= self.from[place.lane];
         for (place, name, handle) in world.begun.iter().filter(|begun| mine(&begun.0)) {
             let told = self.chunks.get(handle);
@@ -406,6 +419,20 @@ impl Seen {
     }
 }
 
+/// How a contact is polled.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    thin: bool,
+    held: [bool; 2],
+    /// It is sent a cursor.
+    cursor: bool,
+}
+
+impl Turn {
+    /// Everything goes.
+    const ALL: Self = Self { thin: false, held: [false; 2], cursor: true };
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Publish(usize, u64, u64, u8),
@@ -416,7 +443,8 @@ enum Op {
     Withdraw(usize, WithdrawnReason),
     State(usize, ContactState),
     Join([bool; 2], u8, u64),
-    Poll(usize),
+    Poll(usize, Turn),
+    Capture(CaptureWord),
     Resume(usize),
     Look(usize, [bool; 2]),
     Fetch(usize, usize, u64),
@@ -438,6 +466,10 @@ fn op() -> impl Strategy<Value = Op> {
         Just(ContactState::TerminalFailure)
     ];
     let lanes = prop_oneof![Just([true, true]), Just([true, false]), Just([false, true])];
+    let held = prop_oneof![4 => Just([false, false]), 1 => Just([false, true]), 1 => Just([true, false])];
+    let turn = (prop::bool::weighted(0.3), held, any::<bool>());
+    let turn = turn.prop_map(|(thin, held, cursor)| Turn { thin, held, cursor });
+    let capture = prop_oneof![3 => Just(CaptureWord::Back), 1 => Just(CaptureWord::Ended)];
     prop_oneof![
         5 => (0usize..3, 1u64..14, length, 0u8..6).prop_map(|(s, i, l, d)| Op::Publish(s, i, l, d / 5)),
         5 => (0usize..40, 1u64..2000).prop_map(|(a, l)| Op::Push(a, l)),
@@ -448,7 +480,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0usize..40, state).prop_map(|(a, s)| Op::State(a, s)),
         1 => (0usize..6, lanes.clone()).prop_map(|(c, l)| Op::Look(c, l)),
         2 => (lanes, 0u8..3, 1u64..14).prop_map(|(l, s, i)| Op::Join(l, s, i)),
-        6 => (0usize..6).prop_map(Op::Poll),
+        6 => (0usize..6, turn).prop_map(|(c, t)| Op::Poll(c, t)),
+        1 => capture.prop_map(Op::Capture),
         1 => (0usize..6).prop_map(Op::Resume),
         1 => (0usize..6, 0usize..3, 1u64..14).prop_map(|(c, s, i)| Op::Fetch(c, s, i)),
         1 => (1u64..20_000).prop_map(Op::Wait),
@@ -476,11 +509,13 @@ fn run(ops: Vec<Op>) {
                 contacts.push(Seen::new(&world, lanes, start));
             }
             Op::Join(..) => {}
-            Op::Poll(contact) => {
+            Op::Poll(contact, turn) => {
                 if let Some(contact) = pick(contacts.len(), contact) {
-                    contacts[contact].poll(&mut world);
+                    contacts[contact].poll(&mut world, turn);
                 }
             }
+            Op::Capture(CaptureWord::Ended) => world.window.ended(world.now),
+            Op::Capture(_) => world.window.alive(world.now),
             Op::Resume(contact) => {
                 if let Some(contact) = pick(contacts.len(), contact) {
                     contacts[contact].resume(&mut world);
@@ -504,11 +539,11 @@ fn run(ops: Vec<Op>) {
     }
     for contact in &mut contacts {
         for _ in 0..200 {
-            if !contact.poll(&mut world) {
+            if !contact.poll(&mut world, Turn::ALL) {
                 break;
             }
         }
-        assert!(!contact.poll(&mut world), "a poll that never ends");
+        assert!(!contact.poll(&mut world, Turn::ALL), "a poll that never ends");
         contact.check(&world);
     }
 }
