@@ -2,10 +2,10 @@
 
 import assert from "node:assert/strict";
 
-/** What the product promises for a link of 750 kbit/s, 300 ms and 2 % of loss: how the phone is, and sound. */
+/** What is wanted on a link of 750 kbit/s, 300 ms and 2 % of loss: a first word on the phone or on what it recorded, and sound. */
 const FIRST_STATUS_MS = 3000;
 const FIRST_SOUND_MS = 8000;
-/** What a busy machine is given: whether the promise is kept stands in what is printed. */
+/** What fails the test is so many times as late: a machine may be busy. How late it was stands in what is printed. */
 const MARGIN = 2;
 const TRIES = 3;
 /** Where nobody answers, as behind a network that lets no UDP through. */
@@ -22,9 +22,11 @@ function watch() {
     const paint = performance.getEntriesByName("first-contentful-paint")[0];
     if (paint) firsts.painted ??= Math.round(paint.startTime);
     first("words", paint && title?.textContent);
-    // "Connecting" is a word, and says nothing of the phone.
+    // "Connecting" says nothing of the phone or of what it recorded; "Catching up" says that the relay has something of it.
     const { phone, screen } = document.documentElement.dataset;
-    first("status", paint && title && screen === "" && ["live", "quiet", "silent", "ended", "closed", "idle"].includes(phone));
+    first("status", paint && title && screen === "");
+    first("nothing", screen === "nothing_yet");
+    first("phone", firsts.status && phone === "live");
     const heard = sound && !sound.paused && !sound.muted && !sound.seeking ? sound.currentTime : null;
     first("sound", heard !== null && heardAt !== null && heard > heardAt);
     heardAt = heard;
@@ -62,7 +64,7 @@ async function once(world, way, link) {
   await person.open(link);
   await person.until(`${way}: something to hear`, ({ screen }) => screen === "");
   await person.page.click("#listen");
-  await person.page.waitForFunction(() => window.firsts.sound);
+  await person.page.waitForFunction(() => window.firsts.sound && window.firsts.phone);
   const firsts = await person.page.evaluate(() => window.firsts);
   // A socket that lost the race is opened and closed, and carries nothing.
   const { audio_priority, live_preview } = person.wire.bytes;
@@ -77,15 +79,13 @@ export async function thin(world) {
   const result = {};
   for (const [way, there] of Object.entries(ways)) {
     const carrier = way === "webtransport" ? way : "websocket";
-    const good = ({ status, sound, carried }) => status <= FIRST_STATUS_MS && sound <= FIRST_SOUND_MS && carried === carrier;
     const tries = (result[way] = []);
-    // What a machine or an unlucky link adds is not the page's: the best of three counts.
+    // An unlucky packet may make the socket the faster one, and a link or a machine lose a second or two: one of three counts.
+    const fine = ({ status, sound, nothing, carried }) =>
+      status <= MARGIN * FIRST_STATUS_MS && sound <= MARGIN * FIRST_SOUND_MS && nothing === undefined && carried === carrier;
     do tries.push(await once(world, way, there));
-    while (tries.length < TRIES && !good(tries.at(-1)));
-    // An unlucky packet may make the socket the faster one, once.
-    const best = tries.filter(({ carried }) => carried === carrier).sort((a, b) => a.sound - b.sound)[0];
-    assert.ok(best, `never over ${carrier}: ${JSON.stringify(result)}`);
-    assert.ok(best.status <= MARGIN * FIRST_STATUS_MS && best.sound <= MARGIN * FIRST_SOUND_MS, `${way}: ${JSON.stringify(result)}`);
+    while (tries.length < TRIES && !fine(tries.at(-1)));
+    assert.ok(fine(tries.at(-1)), `${way}: ${JSON.stringify(result)}`);
   }
   return result;
 }

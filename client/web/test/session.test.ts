@@ -183,6 +183,23 @@ test("when the browser says that there is no network it is said at once, and whe
   session.end();
 });
 
+test("a relay that has something of the recording is not said to have nothing until that comes", async () => {
+  for (const [window, screen] of [[{ window_start: new Date(1_800_000_000_000).toISOString() }, null], [{}, "nothing_yet"]] as const) {
+    const { session } = begin();
+    void session.run();
+    await pass(250);
+    last().open();
+    assert.equal(screenOf(session.facts), "connecting");
+    last().say(control(kind.WATCHING, { node: "n", ...window }));
+    assert.deepEqual([screenOf(session.facts), phoneOf(session.facts)], [screen, "unknown"]);
+    // It went before anything came: there is nothing to show.
+    last().onclose?.();
+    await pass(2000);
+    assert.equal(screenOf(session.facts), "relay_away");
+    session.end();
+  }
+});
+
 test("what was missed is told when it has come, and until then that it is coming", async () => {
   const { session, heard } = begin();
   void session.run();

@@ -274,15 +274,15 @@ export class Session {
     this.facts.checking = false;
     const news = assembly.take(frame);
     if (!news) return undefined;
-    if (news.what === "watching") this.watching();
+    if (news.what === "watching") this.watching(news.windowStart !== undefined);
     else if (news.what === "cursor") this.cursor = news.cursor;
     else if (news.what === "ending") return this.ending(news.reason);
     else this.intake.take(news);
     return undefined;
   }
 
-  private watching(): void {
-    Object.assign(this.facts, { watching: true, watched: true, relayAway: false });
+  private watching(window: boolean): void {
+    Object.assign(this.facts, { watching: true, watched: true, relayAway: false, window });
     this.intake.greeted();
     this.watchingAt = performance.now();
     const cutAt = this.cutAt;

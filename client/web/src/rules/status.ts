@@ -28,6 +28,8 @@ export interface Facts {
   coreAway: boolean;
   relayAway: boolean;
   anyChunk: boolean;
+  /** The relay said that it has something of it: that is coming. */
+  window?: boolean;
   /** The archive gives no more of it: the incident is closed there. */
   closed?: boolean;
   /** What the relay last said of the phone on this connection. */
@@ -75,7 +77,7 @@ export const heardAgo = (facts: Facts, now: number): number | null =>
 /** The screen that stands instead of picture and timeline; `null`: those are shown. */
 export function screenOf(facts: Facts): Screen | null {
   if (facts.stopped && !(facts.anyChunk && (facts.stopped === "expired" || facts.stopped === "revoked"))) return facts.stopped;
-  if (facts.anyChunk) return null;
+  if (facts.anyChunk || (facts.window && facts.watching)) return null;
   if (facts.closed) return "closed_empty";
   if (facts.coreAway && !facts.admitted) return "core_away";
   if (facts.relayAway) return "relay_away";
