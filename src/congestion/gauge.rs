@@ -109,9 +109,10 @@ struct State {
     /// The last acknowledgement, or the first that was written after it.
     heard: Instant,
     wrote: Instant,
-    /// Something was acknowledged on this network.
+    /// Something that was sent since `began` was acknowledged. A handshake may seem done here, and its last packet
+    /// be lost: then the peer can read nothing that is written.
     known: bool,
-    /// When this network began.
+    /// When the first was written, on this network.
     began: Instant,
     tail: Tail,
 }
@@ -204,6 +205,9 @@ impl Gauge {
             // Silence counts from when something is owed.
             state.heard = now;
         }
+        if state.ledger.written == 0 {
+            (state.known, state.began) = (false, now);
+        }
         state.wrote = now;
         state.ledger.written += bytes as u64;
     }
@@ -293,8 +297,9 @@ impl Gauge {
         });
     }
 
-    pub(super) fn packet(&self, bytes: u64) {
+    pub(super) fn packet(&self, sent: Instant, bytes: u64) {
         let mut state = self.state();
+        state.known |= sent >= state.began;
         state.ledger.packet(bytes);
         state.tail.acked(bytes);
     }
@@ -310,7 +315,7 @@ impl Gauge {
         self.with_end(|state| {
             state.ledger.acknowledged(window, in_flight, dry);
             state.tail.batch_end(at, in_flight, dry);
-            (state.path, state.known) = (path, true);
+            state.path = path;
             state.answer(at, in_flight);
         });
         self.moved.notify_waiters();
@@ -369,7 +374,7 @@ mod tests {
         tokio::time::advance(SECOND).await;
         assert_eq!(gauge.silence(Owes::Sign), Some(SECOND));
         // What brought it again; the first is still in flight, and given up afterwards.
-        gauge.packet(40);
+        gauge.packet(now(), 40);
         gauge.acknowledged(now(), 10_000, 50, true, Path::default());
         gauge.lost(50);
         tokio::time::advance(8 * SECOND).await;

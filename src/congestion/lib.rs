@@ -92,9 +92,8 @@ impl Controller for PathController {
     }
 
     fn on_ack(&mut self, _now: Instant, sent: Instant, bytes: u64, _app_limited: bool, _rtt: &RttEstimator) {
-        let sent = self.micros(sent);
-        self.model.handle_acked(sent, bytes);
-        self.gauge.packet(bytes);
+        self.model.handle_acked(self.micros(sent), bytes);
+        self.gauge.packet(sent, bytes);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _largest: Option<u64>) {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, UdpPoller};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::{Beat, Factory, Gauge, Owes, Pulse, ask_for_acknowledgement};
@@ -133,8 +134,11 @@ impl AsyncUdpSocket for End {
     }
 }
 
-/// A client's and a server's connection with each other, and their gauges.
-async fn connect(ends: &[Arc<End>; 2], gauges: [&Arc<Gauge>; 2]) -> (Endpoint, [quinn::Connection; 2]) {
+/// A client that begins, and a server that waits for it.
+fn begin(
+    ends: &[Arc<End>; 2],
+    gauges: [&Arc<Gauge>; 2],
+) -> (Endpoint, quinn::Connecting, JoinHandle<(Endpoint, quinn::Connection)>) {
     let made = rcgen::generate_simple_self_signed(vec!["relay".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
     let transport = |factory| {
@@ -157,7 +161,14 @@ async fn connect(ends: &[Arc<End>; 2], gauges: [&Arc<Gauge>; 2]) -> (Endpoint, [
         let connection = far.accept().await.unwrap().await.unwrap();
         (far, connection)
     });
-    let connection = near.connect_with(client, ends[1].at, "relay").unwrap().await.unwrap();
+    let connecting = near.connect_with(client, ends[1].at, "relay").unwrap();
+    (near, connecting, serving)
+}
+
+/// A client's and a server's connection with each other.
+async fn connect(ends: &[Arc<End>; 2], gauges: [&Arc<Gauge>; 2]) -> (Endpoint, [quinn::Connection; 2]) {
+    let (near, connecting, serving) = begin(ends, gauges);
+    let connection = connecting.await.unwrap();
     let (far, served) = serving.await.unwrap();
     // Held by the connections from here on.
     drop(far);
@@ -320,4 +331,40 @@ async fn what_is_heard_first_after_an_outage_may_be_an_answer_of_before_it() {
         assert!(bytes > 3 * RATE as usize, "{bytes} bytes in five seconds");
         assert!(backlog < 6 * DELAY, "{backlog:?}");
     }
+}
+
+/// How long after its handshake a client that brings a chunk looks for another way; none if it does not. `lost`:
+/// its last packets of the handshake are lost.
+async fn looks_for_another_way(lost: bool) -> Option<Duration> {
+    let (ends, gauge) = (End::pair(u32::MAX), Arc::new(Gauge::new()));
+    let (_near, connecting, _serving) = begin(&ends, [&gauge, &Arc::new(Gauge::new())]);
+    let near = Arc::clone(&ends[0]);
+    tokio::spawn(async move {
+        sleep(2 * DELAY - 5 * MS).await;
+        near.away.store(lost, Ordering::Relaxed);
+        sleep(15 * MS).await;
+        near.away.store(false, Ordering::Relaxed);
+    });
+    let client = connecting.await.unwrap();
+    let (began, mut pulse) = (Instant::now(), Pulse::default());
+    let mut going = client.open_uni().await.unwrap();
+    going.write_all(&[0; 500]).await.unwrap();
+    gauge.written(500);
+    while began.elapsed() < 3 * 10 * DELAY {
+        sleep(DELAY).await;
+        let owes = gauge.owes(true);
+        if pulse.look(gauge.silence(owes), gauge.path().rtt, owes) == Beat::Stalls {
+            return Some(began.elapsed());
+        }
+    }
+    assert_eq!(gauge.owes(true), Owes::Bytes);
+    None
+}
+
+/// What asks for it again comes ever more rarely where the handshake began in an outage.
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_only_seems_done_is_given_up_soon() {
+    assert_eq!(looks_for_another_way(false).await, None);
+    let after = looks_for_another_way(true).await.expect("the peer can read nothing");
+    assert!(after <= 8 * DELAY, "{after:?}");
 }

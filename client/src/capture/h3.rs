@@ -114,7 +114,8 @@ async fn run(
             },
             Some(_) = running.join_next() => {}
             _ = tick.tick() => {
-                look(&mut pulse, &shared, &dial, &mut beside);
+                // What is only asked about is owed like its bytes.
+                look(&mut pulse, &shared, !running.is_empty(), &dial, &mut beside);
                 seen.tell(&shared);
             }
             Some(better) = beside.ready() => drop(news.send(FromLink::Better(Box::new(better))).await),
@@ -155,9 +156,9 @@ impl Seen {
 }
 
 /// Looks whether the connection is alive, and helps it.
-fn look(pulse: &mut Pulse, shared: &Shared, dial: &Dial, beside: &mut Beside) {
+fn look(pulse: &mut Pulse, shared: &Shared, chunks: bool, dial: &Dial, beside: &mut Beside) {
     let gauge = shared.connection.gauge();
-    let owes = gauge.owes(shared.with_quietly(|waiting| waiting.unanswered.0 > 0));
+    let owes = gauge.owes(chunks);
     match pulse.look(gauge.silence(owes), gauge.path().rtt, owes) {
         Beat::Rest => {}
         Beat::Poke => shared.connection.nudge(true),
