@@ -113,18 +113,20 @@ impl Link {
         let (jobs, asked) = mpsc::channel(MAX_GIVEN);
         let (tell, news) = mpsc::channel(MAX_GIVEN);
         let task = AbortOnDropHandle::new(tokio::spawn(run(asked, tell)));
-        let room = Room { bodies: BODIES.min(in_flight.max(1)), probes: PROBES };
+        let bodies = BODIES.min(in_flight.max(1));
+        let room = Room { bodies, begun: bodies, probes: PROBES };
         Self { jobs, news, room, most: BODIES, task }
     }
 
     /// The relay takes no more bodies than this at once.
     pub(crate) fn allow(&mut self, bodies: usize) {
         self.room.bodies = self.most.min(bodies.max(1));
+        self.room.begun = self.room.bodies;
     }
 
     /// It moves so many bodies at once until the relay says how many it takes.
     pub(super) const fn carries(&mut self, bodies: usize) {
-        (self.most, self.room.bodies) = (bodies, bodies);
+        (self.most, self.room.bodies, self.room.begun) = (bodies, bodies, bodies);
     }
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.

@@ -134,7 +134,8 @@ mod tests {
         let header = r#"incident="i", stream="s", index=1, media="audio", started="2026-06-10T12:00:00Z", ended="2026-06-10T12:00:02Z""#;
         let offer = dictionary::parse_offer(header, Digest([1; 32]), Some(100)).unwrap();
         let (class, first, started_ms) = (Class::Audio, true, 0);
-        let rank = rank(&Waiting { id: 0, class, first, started_ms, length: 100, held: false, due_ms: 0 }, None);
+        let rank =
+            rank(&Waiting { id: 0, class, first, started_ms, length: 100, held: false, begun: false, due_ms: 0 }, None);
         let token = Token::parse(&forge(&[("s", 64)], 0, 1000)).unwrap();
         Job { id: 0, rank, offer, bytes: bytes::Bytes::from_static(&[0; 100]), token, resume: true, held: false }
     }

@@ -150,7 +150,7 @@ mod tests {
     use waystation_proto::Class;
 
     fn of(class: Class, id: u64) -> Rank {
-        rank(&Waiting { id, class, first: false, started_ms: 0, length: 1, held: false, due_ms: 0 }, None)
+        rank(&Waiting { id, class, first: false, started_ms: 0, length: 1, held: false, begun: false, due_ms: 0 }, None)
     }
 
     #[test]

@@ -57,9 +57,15 @@ pub struct Waiting {
     pub length: u64,
     /// The relay is known to hold it whole: offering it moves no bytes.
     pub held: bool,
+    /// It was offered before: what the relay holds of it is asked first, and no bytes move meanwhile.
+    pub begun: bool,
     /// Not to be offered before this moment.
     pub due_ms: u64,
 }
+
+/// Chunks that were begun go on one after the other, but each is asked about first, which takes a round trip: so many
+/// are asked about while the bytes of another move.
+const ASKED: usize = 2;
 
 /// How many chunks are on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +84,8 @@ pub struct Room {
     /// higher classes count against a chunk. Beside them each lower class has at most one that
     /// stands still, and masters always one place, and so their share.
     pub bodies: usize,
+    /// The same for a chunk that was begun, with those that are only asked about.
+    pub begun: usize,
     /// Probes.
     pub probes: usize,
 }
@@ -164,20 +172,21 @@ impl Room {
     /// With no more than this many bodies.
     #[must_use]
     pub fn at_most(self, bodies: usize) -> Self {
-        Self { bodies: self.bodies.min(bodies), ..self }
+        let begun = if bodies == 0 { 0 } else { bodies.saturating_add(ASKED) };
+        Self { bodies: self.bodies.min(bodies), begun: self.begun.min(begun), ..self }
     }
 
     fn has_place(self, item: &Waiting, moving: Moving) -> bool {
         if item.held {
             return moving.probes < self.probes;
         }
-        let class = item.class.rank();
+        let (class, bodies) = (item.class.rank(), if item.begun { self.begun } else { self.bodies });
         let ahead: usize = moving.bodies[..=class].iter().sum();
         let lower = moving.bodies.len() - 1 - class;
-        if item.class == Class::Master && moving.bodies[class] == 0 && self.bodies > 0 {
-            return moving.all() <= self.bodies;
+        if item.class == Class::Master && moving.bodies[class] == 0 && bodies > 0 {
+            return moving.all() <= bodies;
         }
-        ahead < self.bodies && moving.all() < self.bodies + lower
+        ahead < bodies && moving.all() < bodies + lower
     }
 }
 
@@ -198,15 +207,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const WIDE: Room = Room { bodies: 100, probes: 100 };
+    const WIDE: Room = Room { bodies: 100, begun: 100, probes: 100 };
     const BUSY: [usize; 4] = [1, 0, 0, 0];
 
     fn item(id: u64, class: Class, first: bool) -> Waiting {
-        Waiting { id, class, first, started_ms: id as i64, length: 1000, held: false, due_ms: 0 }
+        Waiting { id, class, first, started_ms: id as i64, length: 1000, held: false, begun: false, due_ms: 0 }
     }
 
     fn drain(queue: &mut Queue, rate: Option<u64>) -> Vec<u64> {
         std::iter::from_fn(|| queue.take(0, rate, Moving::default(), WIDE).map(|(item, _)| item.id)).collect()
+    }
+
+    #[test]
+    fn what_was_begun_is_asked_about_while_another_moves() {
+        let room = Room { bodies: 4, begun: 4, probes: 0 };
+        for (begun, allowed, given) in [(false, 1, 1), (true, 1, 3), (true, 2, 4), (true, 9, 4), (true, 0, 0)] {
+            let (mut queue, mut moving) = (Queue::default(), Moving::default());
+            (0..9).for_each(|id| queue.put(Waiting { begun, ..item(id, Class::Audio, false) }));
+            while queue.take(0, None, moving, room.at_most(allowed)).is_some() {
+                moving.bodies[Class::Audio.rank()] += 1;
+            }
+            assert_eq!(moving.all(), given, "begun {begun}, {allowed} allowed");
+        }
     }
 
     #[test]
@@ -240,7 +262,7 @@ mod tests {
 
     #[test]
     fn sound_finds_a_place_beside_masters_and_masters_always_have_one() {
-        let room = Room { bodies: 1, probes: 1 };
+        let room = Room { bodies: 1, begun: 1, probes: 1 };
         let mut queue = Queue::default();
         queue.put(item(1, Class::Master, false));
         queue.put(item(2, Class::Audio, false));
@@ -261,7 +283,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
         let moving = Moving { bodies: [9; 4], probes: 0 };
-        assert!(queue.take(0, None, moving, Room { bodies: 4, probes: 1 }).is_some());
+        assert!(queue.take(0, None, moving, Room { bodies: 4, begun: 4, probes: 1 }).is_some());
     }
 
     #[test]
@@ -298,6 +320,7 @@ mod tests {
             started_ms,
             length,
             held: false,
+            begun: false,
             due_ms: 0,
         })
     }
@@ -309,7 +332,7 @@ mod tests {
             classes in prop::collection::vec(0usize..4, 0..60),
         ) {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
-            let room = Room { bodies, probes: 0 };
+            let room = Room { bodies, begun: bodies, probes: 0 };
             for (id, class) in (0..).zip(classes) {
                 queue.put(item(id, Class::ALL[class], false));
                 if let Some((taken, _)) = queue.take(0, None, moving, room) {

@@ -166,6 +166,7 @@ impl Book {
             started_ms: if entry.manifest { i64::MAX } else { entry.offer.started.unix_ms() },
             length: entry.offer.length,
             held: entry.is_held(),
+            begun: entry.note.offered,
             due_ms: due_ms + if elsewhere { ELSEWHERE_MS } else { 0 },
         });
     }

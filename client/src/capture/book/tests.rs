@@ -6,7 +6,7 @@ use crate::keys::ClientKey;
 use crate::receipt::tests::{issue, jwks};
 use waystation_proto::{Code, Digest, Variant};
 
-const ROOM: Room = Room { bodies: 4, probes: 2 };
+const ROOM: Room = Room { bodies: 4, begun: 4, probes: 2 };
 
 fn new(id: u64) -> New {
     let header = format!(

@@ -72,7 +72,10 @@ impl LaneQueue {
         let chunk = self.unsealed.get(self.due(now_ms)?)?;
         let (class, first) = (self.lane.variant.class(), chunk.lane_seq == 0);
         let started_ms = chunk.started_ms;
-        Some(queue::rank(&Waiting { id: chunk.id, class, first, started_ms, length: 0, held: false, due_ms: 0 }, None))
+        Some(queue::rank(
+            &Waiting { id: chunk.id, class, first, started_ms, length: 0, held: false, begun: false, due_ms: 0 },
+            None,
+        ))
     }
 }
 
