@@ -85,6 +85,9 @@ pub struct Args {
     /// Runs side by side; without: 8 of survival, 1 of the others
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: Option<u16>,
+    /// The phone says that its network is a cellular one: one chunk's bytes move at once
+    #[arg(long)]
+    cellular: bool,
     /// What the NAT does with old TCP flows after the address has changed
     #[arg(long, value_enum, default_value = "rst")]
     rebind_tcp: Rebind,
@@ -148,8 +151,8 @@ impl Args {
     fn setup(&self, profile: &Profile, seed: u64) -> site::Setup {
         let congestion = self.transport.congestion().map(str::to_owned);
         let link = Options { congestion, ..Options::default() };
-        let (transport, above, keep) = (self.transport, self.runs_dir.clone(), self.keep);
-        site::Setup { profile: profile.clone(), seed, link, transport, above, keep }
+        let (transport, cellular, above, keep) = (self.transport, self.cellular, self.runs_dir.clone(), self.keep);
+        site::Setup { profile: profile.clone(), seed, link, transport, cellular, above, keep }
     }
 
     /// Runs all seeds, some side by side, and returns what they found in their order.

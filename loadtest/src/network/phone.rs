@@ -44,6 +44,8 @@ pub struct Plan {
     pub certificate: PathBuf,
     /// How to talk to it.
     pub transport: Transport,
+    /// Say that the network is a cellular one.
+    pub cellular: bool,
     /// Session file.
     pub session: PathBuf,
     /// Group key.
@@ -156,8 +158,9 @@ async fn run(plan: &Path) -> Result<bool, Error> {
     let (began, began_ms) = (Instant::now(), unix_ms());
     say(&Said::Began { at_ms: began_ms });
     let (capture, events) = Capture::start(config, authority).await?;
-    // As phones behind such links are: one chunk at once.
-    capture.control().network(Network { kind: NetworkKind::Cellular, battery_low: false }).await;
+    if plan.cellular {
+        capture.control().network(Network { kind: NetworkKind::Cellular, battery_low: false }).await;
+    }
     let telling = tokio::spawn(tell(events));
     for lane in &mut plan.lanes {
         // The queue knows what was cut by the phone before this one.

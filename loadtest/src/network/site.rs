@@ -42,6 +42,8 @@ pub(super) struct Setup {
     pub(super) seed: u64,
     pub(super) link: Options,
     pub(super) transport: Transport,
+    /// The phone says that its network is a cellular one.
+    pub(super) cellular: bool,
     /// Where the run's directory is made.
     pub(super) above: Option<PathBuf>,
     /// The directory stays, with the programs' logs.
@@ -64,6 +66,7 @@ pub(super) struct Site {
     group_key: GroupKey,
     seed: u64,
     transport: Transport,
+    cellular: bool,
     dir: TempDir,
 }
 
@@ -127,7 +130,7 @@ struct Listed {
 impl Site {
     /// Starts link, core and relay, and makes a session with these lanes.
     pub(super) async fn start(setup: Setup, lanes: &[Variant]) -> Result<Self, Failure> {
-        let Setup { profile, seed, mut link, transport, above, keep } = setup;
+        let Setup { profile, seed, mut link, transport, cellular, above, keep } = setup;
         let above = above.unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("waystation-net-").disable_cleanup(keep).tempdir_in(above);
         let dir = dir.map_err(Failure::io("the run's directory"))?;
@@ -158,6 +161,7 @@ impl Site {
             group_key: GroupKey::new([seed as u8; 32]),
             seed,
             transport,
+            cellular,
             dir,
         };
         site.start_relay().await?;
@@ -224,6 +228,7 @@ impl Site {
             relay: format!("https://{}", self.public),
             certificate: self.file("tls.pem"),
             transport: self.transport,
+            cellular: self.cellular,
             session: self.file("session.json"),
             group_key: self.file("group.key"),
             keep: None,
