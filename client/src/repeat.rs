@@ -7,13 +7,15 @@
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
-//! once, before the requests that can't be read without it.
+//! once, before the requests that can't be read without it; and a third time when the relay repeats its
+//! part of the handshake, as it does until it has it. QUIC itself does so after a time that doubles with each
+//! packet that was lost before: in an outage to many seconds.
 
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,17 +34,43 @@ pub(crate) struct Repeating {
     left: [AtomicU32; 2],
     /// Something came.
     heard: AtomicBool,
+    /// The second flight, until it went a third time.
+    second: Mutex<Option<Kept>>,
+}
+
+/// A packet that may go again.
+#[derive(Debug)]
+struct Kept {
+    destination: SocketAddr,
+    src_ip: Option<IpAddr>,
+    contents: Vec<u8>,
 }
 
 impl Repeating {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        Self { socket, left: MOST.map(AtomicU32::new), heard: AtomicBool::new(false) }
+        let left = MOST.map(AtomicU32::new);
+        Self { socket, left, heard: AtomicBool::new(false), second: Mutex::default() }
+    }
+
+    fn second(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.second.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The relay repeats its part of the handshake.
+    fn repeated(&self) {
+        let Some(Kept { destination, src_ip, contents }) = self.second().take() else { return };
+        let _ =
+            self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
     }
 
     /// Sends a packet of a handshake again, at once or soon.
     fn repeat(&self, packet: &Transmit<'_>) {
         let heard = self.heard.load(Ordering::Relaxed);
         let left = &self.left[usize::from(heard)];
+        if heard && left.load(Ordering::Relaxed) == MOST[1] {
+            let (destination, src_ip, contents) = (packet.destination, packet.src_ip, packet.contents.to_vec());
+            *self.second() = Some(Kept { destination, src_ip, contents });
+        }
         if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return;
         }
@@ -94,8 +122,15 @@ impl AsyncUdpSocket for Repeating {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let came = self.socket.poll_recv(cx, bufs, meta);
-        if matches!(came, Poll::Ready(Ok(_))) {
+        if let Poll::Ready(Ok(count)) = came {
             self.heard.store(true, Ordering::Relaxed);
+            let mut packets = bufs.iter().zip(meta.iter()).take(count).flat_map(|(buf, meta)| {
+                let stride = meta.stride.max(1);
+                buf[..meta.len.min(buf.len())].chunks(stride)
+            });
+            if packets.any(is_handshake) {
+                self.repeated();
+            }
         }
         came
     }
@@ -157,6 +192,13 @@ mod tests {
         send(b"\xe0second");
         send(b"\x40bytes");
         assert_eq!([next().await, next().await, next().await], ["second", "second", "bytes"]);
+        // What the relay says by then may need no answer; what it repeats of a handshake does, once.
+        for answer in [b"\x40more", b"\xe0more", b"\xe0more"] {
+            peer.send_to(answer, socket.local_addr().unwrap()).await.unwrap();
+            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
+            send(b"\x40told");
+        }
+        assert_eq!([next().await, next().await, next().await, next().await], ["told", "second", "told", "told"]);
         // A batch: each is followed by its copy.
         let contents = b"\xe0one\xe0two\x40end";
         let batch = Transmit { destination, ecn: None, contents, segment_size: Some(4), src_ip: None };
