@@ -7,8 +7,8 @@
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
-//! once, before the requests that can't be read without it; and a third time when the relay repeats its
-//! part of the handshake, as it does until it has it. QUIC itself does so after a time that doubles with each
+//! once, before the requests that can't be read without it; and a third time when the relay, a while later,
+//! still sends its part of the handshake. QUIC itself does so after a time that doubles with each
 //! packet that was lost before: in an outage to many seconds.
 
 use std::io::{self, IoSliceMut};
@@ -21,9 +21,13 @@ use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::time::Instant;
 
 /// The first packet's copy goes so much later.
 const LATER: Duration = Duration::from_millis(25);
+/// What the relay sends of a handshake so long after the second flight tells that it may not have it; before, it is
+/// the rest of its answer.
+const STILL: Duration = Duration::from_millis(70);
 /// Packets that are sent twice in a socket's life before anything came, and after it.
 const MOST: [u32; 2] = [2, 4];
 
@@ -34,16 +38,34 @@ pub(crate) struct Repeating {
     left: [AtomicU32; 2],
     /// Something came.
     heard: AtomicBool,
-    /// The second flight, until it went a third time.
-    second: Mutex<Option<Kept>>,
+    second: Mutex<Second>,
+}
+
+/// The second flight.
+#[derive(Debug, Default)]
+struct Second {
+    /// The relay that answered first, by the name it gave its connection.
+    peer: Option<Vec<u8>>,
+    /// The newest packet of a handshake that went to it, until it went a third time.
+    packet: Option<Kept>,
+    over: bool,
 }
 
 /// A packet that may go again.
 #[derive(Debug)]
 struct Kept {
+    sent: Instant,
     destination: SocketAddr,
     src_ip: Option<IpAddr>,
     contents: Vec<u8>,
+}
+
+/// The connection IDs of a packet with a long header: its receiver's and its sender's (RFC 9000 §17.2).
+fn names(packet: &[u8]) -> Option<[&[u8]; 2]> {
+    let (length, rest) = packet.get(5..)?.split_first()?;
+    let (receiver, rest) = rest.split_at_checked((*length).into())?;
+    let (length, rest) = rest.split_first()?;
+    Some([receiver, rest.get(..(*length).into())?])
 }
 
 impl Repeating {
@@ -52,13 +74,20 @@ impl Repeating {
         Self { socket, left, heard: AtomicBool::new(false), second: Mutex::default() }
     }
 
-    fn second(&self) -> MutexGuard<'_, Option<Kept>> {
+    fn second(&self) -> MutexGuard<'_, Second> {
         self.second.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The relay repeats its part of the handshake.
-    fn repeated(&self) {
-        let Some(Kept { destination, src_ip, contents }) = self.second().take() else { return };
+    /// The relay sends a packet of a handshake.
+    fn came(&self, packet: &[u8]) {
+        let mut second = self.second();
+        if second.peer.is_none() {
+            second.peer = names(packet).map(|[_, sender]| sender.to_vec());
+        }
+        let Some(kept) = second.packet.take_if(|kept| kept.sent.elapsed() >= STILL) else { return };
+        second.over = true;
+        drop(second);
+        let Kept { destination, src_ip, contents, .. } = kept;
         let _ =
             self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
     }
@@ -67,10 +96,14 @@ impl Repeating {
     fn repeat(&self, packet: &Transmit<'_>) {
         let heard = self.heard.load(Ordering::Relaxed);
         let left = &self.left[usize::from(heard)];
-        if heard && left.load(Ordering::Relaxed) == MOST[1] {
+        let mut second = self.second();
+        // Others that were tried beside it are told that they are not needed.
+        let to = names(packet.contents).map(|[receiver, _]| receiver);
+        if second.peer.is_some() && to == second.peer.as_deref() && !second.over {
             let (destination, src_ip, contents) = (packet.destination, packet.src_ip, packet.contents.to_vec());
-            *self.second() = Some(Kept { destination, src_ip, contents });
+            second.packet = Some(Kept { sent: Instant::now(), destination, src_ip, contents });
         }
+        drop(second);
         if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return;
         }
@@ -128,8 +161,8 @@ impl AsyncUdpSocket for Repeating {
                 let stride = meta.stride.max(1);
                 buf[..meta.len.min(buf.len())].chunks(stride)
             });
-            if packets.any(is_handshake) {
-                self.repeated();
+            if let Some(packet) = packets.find(|packet| is_handshake(packet)) {
+                self.came(packet);
             }
         }
         came
@@ -192,13 +225,6 @@ mod tests {
         send(b"\xe0second");
         send(b"\x40bytes");
         assert_eq!([next().await, next().await, next().await], ["second", "second", "bytes"]);
-        // What the relay says by then may need no answer; what it repeats of a handshake does, once.
-        for answer in [b"\x40more", b"\xe0more", b"\xe0more"] {
-            peer.send_to(answer, socket.local_addr().unwrap()).await.unwrap();
-            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
-            send(b"\x40told");
-        }
-        assert_eq!([next().await, next().await, next().await, next().await], ["told", "second", "told", "told"]);
         // A batch: each is followed by its copy.
         let contents = b"\xe0one\xe0two\x40end";
         let batch = Transmit { destination, ecn: None, contents, segment_size: Some(4), src_ip: None };
@@ -214,5 +240,59 @@ mod tests {
             again += 1;
         }
         assert_eq!(again, 4, "three, and the last copy of a socket's life");
+    }
+
+    #[test]
+    fn a_packet_names_both_ends() {
+        let packet = b"\xc0....\x02to\x04from rest";
+        assert_eq!(names(packet), Some([&b"to"[..], b"from"]));
+        for short in 0..packet.len() - 5 {
+            assert_eq!(names(&packet[..short]), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_second_flight_goes_a_third_time_if_the_relay_still_sends_its_own() {
+        let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = Arc::new(Repeating::new(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()));
+        let mut ready = Arc::clone(&socket).create_io_poller();
+        std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
+        let destination = peer.local_addr().unwrap();
+        let send = |contents: &[u8]| {
+            socket.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None }).unwrap();
+        };
+        let answer = async |packet: &[u8]| {
+            let mut came = [0; 64];
+            let (mut bufs, mut meta) = ([IoSliceMut::new(&mut came)], [RecvMeta::default()]);
+            peer.send_to(packet, socket.local_addr().unwrap()).await.unwrap();
+            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
+        };
+        let mut packet = [0; 64];
+        let mut until_end = async || {
+            let mut all = Vec::new();
+            loop {
+                let length = peer.recv(&mut packet).await.unwrap();
+                match packet[length - 1] {
+                    b'!' => return String::from_utf8(all).unwrap(),
+                    last => all.push(last),
+                }
+            }
+        };
+        answer(b"\xc0....\x02me\x05relay1").await;
+        // What is acknowledged of the first part of its answer, the rest of which comes at once.
+        send(b"\xc0....\x05relay\x02me.A");
+        answer(b"\xe0....\x02me\x05relay2").await;
+        send(b"\xe0....\x05relay\x02me.F");
+        // One that was tried beside it.
+        send(b"\xc0....\x05other\x02me.C");
+        tokio::time::sleep(STILL).await;
+        answer(b"\x40bytes").await;
+        send(b"\x40 !");
+        assert_eq!(until_end().await, "AAFFCC");
+        answer(b"\xe0....\x02me\x05relay2").await;
+        answer(b"\xe0....\x02me\x05relay2").await;
+        send(b"\x40 !");
+        assert_eq!(until_end().await, "F");
     }
 }

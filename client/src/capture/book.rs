@@ -35,6 +35,7 @@ const ELSEWHERE_MS: u64 = 60_000;
 const UNSETTLED_MS: u64 = 60_000;
 /// Pause after something on the way answered in the relay's place: it may take the bytes each time.
 const BETWEEN_MS: u64 = 15_000;
+const BETWEEN_DOUBLINGS: u32 = 5;
 /// Pause after a chunk's file could not be read; it doubles so often.
 const UNREAD_MS: u64 = 1000;
 const UNREAD_DOUBLINGS: u32 = 7;

@@ -216,12 +216,17 @@ impl Shared {
         let mut offset = 0;
         if job.resume {
             let asking = self.connection.ask(native::head(job, false)?);
-            match native::held(&limited(GRACE, asking).await?, job) {
+            let reply = limited(GRACE, asking).await?;
+            match native::held(&reply, job) {
                 Ok(held) => offset = held,
                 Err(verdict) => return Ok(*verdict),
             }
             let (id, attempt) = (job.id, job.offer.attempt);
             let _ = self.news.send(FromLink::Offset { id, attempt, offset }).await;
+            // The answer to what follows waits for the core.
+            if let Some(verdict) = native::staged(&reply) {
+                let _ = self.news.send(FromLink::Verdict { id, attempt, verdict }).await;
+            }
         }
         for _ in 0..MAX_OFFSETS {
             let reply = self.put(job, offset).await?;

@@ -14,7 +14,7 @@ use waystation_proto::Offer;
 use waystation_proto::message::Hint;
 
 use super::book::Verdict;
-use super::queue::{Rank, Room};
+use super::queue::{ASKED, Rank, Room};
 use super::ws::Part;
 use crate::connect::{ConnectError, Endpoint, Transport};
 use crate::race;
@@ -114,19 +114,18 @@ impl Link {
         let (tell, news) = mpsc::channel(MAX_GIVEN);
         let task = AbortOnDropHandle::new(tokio::spawn(run(asked, tell)));
         let bodies = BODIES.min(in_flight.max(1));
-        let room = Room { bodies, begun: bodies, probes: PROBES };
+        let room = Room { bodies, asked: ASKED, probes: PROBES };
         Self { jobs, news, room, most: BODIES, task }
     }
 
     /// The relay takes no more bodies than this at once.
     pub(crate) fn allow(&mut self, bodies: usize) {
         self.room.bodies = self.most.min(bodies.max(1));
-        self.room.begun = self.room.bodies;
     }
 
     /// It moves so many bodies at once until the relay says how many it takes.
     pub(super) const fn carries(&mut self, bodies: usize) {
-        (self.most, self.room.bodies, self.room.begun) = (bodies, bodies, bodies);
+        (self.most, self.room.bodies) = (bodies, bodies);
     }
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.

@@ -53,7 +53,7 @@ pub(super) fn held(reply: &Reply, job: &Job) -> Result<u64, Box<Verdict>> {
 
 /// The state of a chunk that the relay holds whole, by the answer to a `HEAD`: nothing of it
 /// ends a chunk, and what else is said is told by the answer to the `PUT`.
-fn staged(reply: &Reply) -> Option<Verdict> {
+pub(super) fn staged(reply: &Reply) -> Option<Verdict> {
     let said = reply.headers.get("waystation-state").filter(|_| reply.status.is_success())?.to_str().ok()?;
     let state = ChunkState::parse(said).filter(|state| state.held() && *state != ChunkState::Unsettled)?;
     Some(Verdict { state: Some(state), ..Verdict::default() })

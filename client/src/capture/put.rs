@@ -19,6 +19,8 @@ use super::native::{self, MAX_OFFSETS, meanwhile};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{self as wire, Broken, Client, Progress, Reply, Upload};
 
+/// What is taken for a round trip: the kernel tells none, and has bytes that wait.
+const ROUND_TRIP: Duration = Duration::from_millis(800);
 /// A body that is not stalled moves: told so often.
 const MOVES_EVERY: Duration = Duration::from_secs(10);
 /// Bodies that move at once.
@@ -28,7 +30,9 @@ const BODIES: usize = 6;
 pub(crate) async fn connect(endpoint: &Endpoint, wait_s: u64) -> Result<Link, ConnectError> {
     drop(endpoint.stream(true).await?);
     let client = Arc::new(Client::new(endpoint));
-    Ok(Link::spawn(BODIES, move |jobs, news| run(client, wait_s, jobs, news)))
+    let mut link = Link::spawn(BODIES, move |jobs, news| run(client, wait_s, jobs, news));
+    link.room.asked = 0;
+    Ok(link)
 }
 
 async fn run(client: Arc<Client>, wait_s: u64, mut jobs: mpsc::Receiver<ToLink>, news: mpsc::Sender<FromLink>) {
@@ -63,12 +67,16 @@ async fn bring(client: Arc<Client>, job: Job, wait_s: u64, news: mpsc::Sender<Fr
 async fn verdict(client: &Client, job: &Job, wait_s: u64, news: &mpsc::Sender<FromLink>) -> Result<Verdict, Broken> {
     let mut offset = 0;
     if job.resume {
-        match native::held(&client.send(native::head(job, false)?, Bytes::new()).await?, job) {
+        let reply = client.send(native::head(job, false)?, Bytes::new()).await?;
+        match native::held(&reply, job) {
             Ok(held) => offset = held,
             Err(verdict) => return Ok(*verdict),
         }
         let (id, attempt) = (job.id, job.offer.attempt);
         let _ = news.send(FromLink::Offset { id, attempt, offset }).await;
+        if let Some(verdict) = native::staged(&reply) {
+            let _ = news.send(FromLink::Verdict { id, attempt, verdict }).await;
+        }
     }
     for _ in 0..MAX_OFFSETS {
         let reply = put(client, job, offset, wait_s, news).await?;
@@ -116,7 +124,7 @@ async fn put(
     let ask = async || client.send(native::head(job, false)?, Bytes::new()).await;
     tokio::select! {
         reply = &mut work => return reply,
-        Some(verdict) = meanwhile::held(job, Duration::ZERO, || Box::pin(ask())) => {
+        Some(verdict) = meanwhile::held(job, ROUND_TRIP, || Box::pin(ask())) => {
             let _ = news.send(FromLink::Verdict { id, attempt, verdict }).await;
         }
     }

@@ -65,7 +65,7 @@ pub struct Waiting {
 
 /// Chunks that were begun go on one after the other, but each is asked about first, which takes a round trip: so many
 /// are asked about while the bytes of another move.
-const ASKED: usize = 2;
+pub(super) const ASKED: usize = 2;
 
 /// How many chunks are on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,8 +84,9 @@ pub struct Room {
     /// higher classes count against a chunk. Beside them each lower class has at most one that
     /// stands still, and masters always one place, and so their share.
     pub bodies: usize,
-    /// The same for a chunk that was begun, with those that are only asked about.
-    pub begun: usize,
+    /// So many more of those that were begun: they are only asked about, as long as another's bytes move. None on
+    /// a connection that does not bring one after the other.
+    pub asked: usize,
     /// Probes.
     pub probes: usize,
 }
@@ -172,21 +173,23 @@ impl Room {
     /// With no more than this many bodies.
     #[must_use]
     pub fn at_most(self, bodies: usize) -> Self {
-        let begun = if bodies == 0 { 0 } else { bodies.saturating_add(ASKED) };
-        Self { bodies: self.bodies.min(bodies), begun: self.begun.min(begun), ..self }
+        let asked = if bodies == 0 { 0 } else { self.asked.min(self.bodies.saturating_sub(bodies)) };
+        Self { bodies: self.bodies.min(bodies), asked, ..self }
     }
 
     fn has_place(self, item: &Waiting, moving: Moving) -> bool {
         if item.held {
             return moving.probes < self.probes;
         }
-        let (class, bodies) = (item.class.rank(), if item.begun { self.begun } else { self.bodies });
+        let (class, all) = (item.class.rank(), self.bodies + self.asked);
+        let bodies = if item.begun { all } else { self.bodies };
         let ahead: usize = moving.bodies[..=class].iter().sum();
         let lower = moving.bodies.len() - 1 - class;
         if item.class == Class::Master && moving.bodies[class] == 0 && bodies > 0 {
-            return moving.all() <= bodies;
+            return moving.all() <= all;
         }
-        ahead < bodies && moving.all() < bodies + lower
+        // What was begun of a lower class takes no place from what is fresh of a higher one.
+        ahead < bodies && moving.all() < all + lower
     }
 }
 
@@ -207,7 +210,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const WIDE: Room = Room { bodies: 100, begun: 100, probes: 100 };
+    const WIDE: Room = Room { bodies: 100, asked: 0, probes: 100 };
     const BUSY: [usize; 4] = [1, 0, 0, 0];
 
     fn item(id: u64, class: Class, first: bool) -> Waiting {
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_was_begun_is_asked_about_while_another_moves() {
-        let room = Room { bodies: 4, begun: 4, probes: 0 };
+        let room = Room { bodies: 4, asked: ASKED, probes: 0 };
         for (begun, allowed, given) in [(false, 1, 1), (true, 1, 3), (true, 2, 4), (true, 9, 4), (true, 0, 0)] {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
             (0..9).for_each(|id| queue.put(Waiting { begun, ..item(id, Class::Audio, false) }));
@@ -262,7 +265,7 @@ mod tests {
 
     #[test]
     fn sound_finds_a_place_beside_masters_and_masters_always_have_one() {
-        let room = Room { bodies: 1, begun: 1, probes: 1 };
+        let room = Room { bodies: 1, asked: 0, probes: 1 };
         let mut queue = Queue::default();
         queue.put(item(1, Class::Master, false));
         queue.put(item(2, Class::Audio, false));
@@ -283,7 +286,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
         let moving = Moving { bodies: [9; 4], probes: 0 };
-        assert!(queue.take(0, None, moving, Room { bodies: 4, begun: 4, probes: 1 }).is_some());
+        assert!(queue.take(0, None, moving, Room { bodies: 4, asked: 0, probes: 1 }).is_some());
     }
 
     #[test]
@@ -327,12 +330,33 @@ mod tests {
 
     proptest! {
         #[test]
+        fn what_is_fresh_has_a_place_whatever_was_begun_behind_it(
+            bodies in 1usize..4,
+            begun in prop::collection::vec((0usize..4, any::<bool>()), 0..60),
+            class in 0usize..4,
+        ) {
+            let (mut queue, mut moving) = (Queue::default(), Moving::default());
+            let room = Room { bodies: 4, asked: ASKED, probes: 0 }.at_most(bodies);
+            for (id, (class, begun)) in (0..).zip(begun) {
+                queue.put(Waiting { begun, ..item(id, Class::ALL[class], false) });
+                if let Some((taken, _)) = queue.take(0, None, moving, room) {
+                    moving.bodies[taken.class.rank()] += 1;
+                }
+            }
+            prop_assert!(moving.all() <= room.bodies + room.asked + 4, "{moving:?}");
+            let ahead: usize = moving.bodies[..=class].iter().sum();
+            let fresh = item(1000, Class::ALL[class], false);
+            // One of each class between them and it may stand still.
+            prop_assert!(ahead > 0 || room.has_place(&fresh, moving), "{fresh:?} {moving:?}");
+        }
+
+        #[test]
         fn no_more_move_than_there_is_room_for(
             bodies in 0usize..4,
             classes in prop::collection::vec(0usize..4, 0..60),
         ) {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
-            let room = Room { bodies, begun: bodies, probes: 0 };
+            let room = Room { bodies, asked: 0, probes: 0 };
             for (id, class) in (0..).zip(classes) {
                 queue.put(item(id, Class::ALL[class], false));
                 if let Some((taken, _)) = queue.take(0, None, moving, room) {

@@ -53,6 +53,8 @@ pub(crate) struct Entry {
     pub(super) bare: bool,
     /// How often in a row its file could not be read.
     pub(super) unread: u32,
+    /// How often in a row something on the way answered in the relay's place.
+    pub(super) between: u32,
     /// Unsettled: when the relay is asked again.
     pub(super) settle_ms: u64,
     /// When something was heard of it, or it was given away.
@@ -82,6 +84,7 @@ impl Entry {
             quick: 0,
             bare: false,
             unread: 0,
+            between: 0,
             settle_ms: 0,
             heard_ms: 0,
             held_by,
@@ -123,7 +126,7 @@ impl Entry {
             _ if self.is_held() || self.stage == Stage::Doubted => ItemState::Uploading,
             _ if idle => ItemState::Paused,
             Stage::Moving | Stage::Probing | Stage::Sent => ItemState::Uploading,
-            _ if self.note.retries > 0 || self.unread > 0 => ItemState::Retrying,
+            _ if self.note.retries > 0 || self.unread > 0 || self.between > 0 => ItemState::Retrying,
             _ => ItemState::Queued,
         };
         let (variant, lane_seq, retries) = (self.label.variant, self.label.lane_seq, self.note.retries);

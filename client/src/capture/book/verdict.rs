@@ -14,6 +14,14 @@ impl Book {
             return out;
         }
         (entry.heard_ms, entry.bare) = (now_ms, false);
+        // `receiving` alone may be what this end makes of the bytes that go.
+        let of_relay = match &verdict.error {
+            Some(error) => retry::meaning(error) != Meaning::Between,
+            None => verdict.state.is_some_and(|state| state != ChunkState::Receiving),
+        };
+        if of_relay {
+            entry.between = 0;
+        }
         let code = verdict.error.as_ref().map(crate::wire::code_of);
         let mut verdict = verdict;
         if verdict.error.as_ref().is_some_and(|error| retry::meaning(error) == Meaning::Reconcile) {
@@ -111,7 +119,7 @@ impl Book {
             Meaning::GoOn if error.retry == waystation_proto::Retry::Never => self.go_on(id, 1000, now_ms),
             Meaning::GoOn => self.go_on(id, floor_ms.unwrap_or(0), now_ms),
             Meaning::Wait => self.again(id, floor_ms.unwrap_or(1000), now_ms),
-            Meaning::Between => self.again(id, floor_ms.unwrap_or(BETWEEN_MS), now_ms),
+            Meaning::Between => self.between(id, code, floor_ms, now_ms, out),
             Meaning::Renew => {
                 self.again(id, 0, now_ms);
                 self.stage(id, Stage::Parked);
@@ -124,6 +132,18 @@ impl Book {
                 self.refused(id, code, out);
             }
         }
+    }
+
+    /// Something on the way answered: later each time, since it may take the bytes each time; told once.
+    fn between(&mut self, id: u64, code: Option<String>, floor_ms: Option<u64>, now_ms: u64, out: &mut Vec<Effect>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let (label, before) = (entry.label, entry.between);
+        entry.between += 1;
+        if before == 0 {
+            out.push(Effect::Item { label, state: ItemState::Retrying, code });
+        }
+        let pause = BETWEEN_MS << before.min(BETWEEN_DOUBLINGS);
+        self.again(id, floor_ms.unwrap_or(0).max(pause), now_ms);
     }
 
     /// A try failed and counts.

@@ -74,6 +74,8 @@ pub struct State {
     pub hints: Vec<Hint>,
     /// WebSockets and QUIC connections of capture clients that are open.
     pub open: usize,
+    /// The same, with those that are not any more.
+    pub opened: usize,
     /// `PUT`s that something on the way answered.
     pub turned_away: usize,
     pub capabilities: usize,
@@ -213,7 +215,7 @@ pub struct Open(Arc<Shared>);
 
 impl Open {
     pub fn new(shared: &Arc<Shared>) -> Self {
-        shared.with(|state| state.open += 1);
+        shared.with(|state| (state.open += 1, state.opened += 1));
         Self(Arc::clone(shared))
     }
 }
