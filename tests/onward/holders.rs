@@ -100,7 +100,8 @@ async fn a_second_holder_with_a_key_of_its_own_releases_what_it_offers_again_sig
     assert_eq!(world.core.stats().await.calls_of("commit"), 1);
 
     chunk.offer.sig = Some(holder.sign(&chunk.offer.signed_bytes()).as_ref().try_into().unwrap());
-    assert_eq!(http::upload(world.plain(), &chunk, &second, 60).await.status, 201);
+    // 200 where the core was so quick that the chunk, released by the offer, is confirmed before its body is read.
+    assert!(http::upload(world.plain(), &chunk, &second, 60).await.status.is_success());
     assert_eq!(world.core.stats().await.stored_chunks, 1);
 }
 
