@@ -199,44 +199,70 @@ mod tests {
         assert!(!is_handshake(&[]));
     }
 
+    /// A socket, and who is at the other end.
+    struct Rig {
+        socket: Arc<Repeating>,
+        peer: tokio::net::UdpSocket,
+    }
+
+    impl Rig {
+        async fn new() -> Self {
+            let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let socket = Arc::new(Repeating::new(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()));
+            let mut ready = Arc::clone(&socket).create_io_poller();
+            std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
+            Self { socket, peer }
+        }
+
+        fn send(&self, contents: &[u8], segment_size: Option<usize>) {
+            let destination = self.peer.local_addr().unwrap();
+            self.socket.try_send(&Transmit { destination, ecn: None, contents, segment_size, src_ip: None }).unwrap();
+        }
+
+        /// The peer sends a packet, and it is read.
+        async fn answer(&self, packet: &[u8]) {
+            let mut came = [0; 64];
+            let (mut bufs, mut meta) = ([IoSliceMut::new(&mut came)], [RecvMeta::default()]);
+            self.peer.send_to(packet, self.socket.local_addr().unwrap()).await.unwrap();
+            std::future::poll_fn(|cx| self.socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
+        }
+
+        /// The next packet at the peer, without its first byte.
+        async fn next(&self) -> String {
+            let mut packet = [0; 64];
+            let length = self.peer.recv(&mut packet).await.unwrap();
+            String::from_utf8_lossy(&packet[1..length]).into_owned()
+        }
+
+        async fn next_few<const N: usize>(&self) -> [String; N] {
+            let mut all = [const { String::new() }; N];
+            for packet in &mut all {
+                *packet = self.next().await;
+            }
+            all
+        }
+    }
+
     #[tokio::test]
     async fn a_handshake_goes_twice_and_nothing_else_does() {
-        let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let socket = Arc::new(Repeating::new(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()));
-        let mut ready = Arc::clone(&socket).create_io_poller();
-        std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
-        let destination = peer.local_addr().unwrap();
-        let send = |contents: &[u8]| {
-            socket.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None }).unwrap();
-        };
-        let mut packet = [0; 64];
-        let mut next = async || {
-            let length = peer.recv(&mut packet).await.unwrap();
-            String::from_utf8_lossy(&packet[1..length]).into_owned()
-        };
-        send(b"\xc0first");
-        send(b"\x40bytes");
-        assert_eq!([next().await, next().await, next().await], ["first", "bytes", "first"]);
-        peer.send_to(b"answer", socket.local_addr().unwrap()).await.unwrap();
-        let mut came = [0; 64];
-        let (mut bufs, mut meta) = ([IoSliceMut::new(&mut came)], [RecvMeta::default()]);
-        std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
-        send(b"\xe0second");
-        send(b"\x40bytes");
-        assert_eq!([next().await, next().await, next().await], ["second", "second", "bytes"]);
+        let rig = Rig::new().await;
+        rig.send(b"\xc0first", None);
+        rig.send(b"\x40bytes", None);
+        assert_eq!(rig.next_few().await, ["first", "bytes", "first"]);
+        rig.answer(b"answer").await;
+        rig.send(b"\xe0second", None);
+        rig.send(b"\x40bytes", None);
+        assert_eq!(rig.next_few().await, ["second", "second", "bytes"]);
         // A batch: each is followed by its copy.
-        let contents = b"\xe0one\xe0two\x40end";
-        let batch = Transmit { destination, ecn: None, contents, segment_size: Some(4), src_ip: None };
-        socket.try_send(&batch).unwrap();
-        assert_eq!([next().await, next().await, next().await], ["one", "one", "two"]);
-        assert_eq!([next().await, next().await], ["two", "end"]);
+        rig.send(b"\xe0one\xe0two\x40end", Some(4));
+        assert_eq!(rig.next_few().await, ["one", "one", "two", "two", "end"]);
         for _ in 0..3 {
-            send(b"\xe0again");
+            rig.send(b"\xe0again", None);
         }
-        send(b"\x40end");
+        rig.send(b"\x40end", None);
         let mut again = 0;
-        while next().await != "end" {
+        while rig.next().await != "end" {
             again += 1;
         }
         assert_eq!(again, 4, "three, and the last copy of a socket's life");
@@ -251,48 +277,34 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_second_flight_goes_a_third_time_if_the_relay_still_sends_its_own() {
-        let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let socket = Arc::new(Repeating::new(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()));
-        let mut ready = Arc::clone(&socket).create_io_poller();
-        std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
-        let destination = peer.local_addr().unwrap();
-        let send = |contents: &[u8]| {
-            socket.try_send(&Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None }).unwrap();
-        };
-        let answer = async |packet: &[u8]| {
-            let mut came = [0; 64];
-            let (mut bufs, mut meta) = ([IoSliceMut::new(&mut came)], [RecvMeta::default()]);
-            peer.send_to(packet, socket.local_addr().unwrap()).await.unwrap();
-            std::future::poll_fn(|cx| socket.poll_recv(cx, &mut bufs, &mut meta)).await.unwrap();
-        };
-        let mut packet = [0; 64];
-        let mut until_end = async || {
-            let mut all = Vec::new();
+        let rig = Rig::new().await;
+        let until_end = async || {
+            let mut all = String::new();
             loop {
-                let length = peer.recv(&mut packet).await.unwrap();
-                match packet[length - 1] {
-                    b'!' => return String::from_utf8(all).unwrap(),
+                match rig.next().await.pop().unwrap() {
+                    '!' => return all,
                     last => all.push(last),
                 }
             }
         };
-        answer(b"\xc0....\x02me\x05relay1").await;
+        rig.answer(b"\xc0....\x02me\x05relay1").await;
         // What is acknowledged of the first part of its answer, the rest of which comes at once.
-        send(b"\xc0....\x05relay\x02me.A");
-        answer(b"\xe0....\x02me\x05relay2").await;
-        send(b"\xe0....\x05relay\x02me.F");
+        rig.send(b"\xc0....\x05relay\x02me.A", None);
+        rig.answer(b"\xe0....\x02me\x05relay2").await;
+        rig.send(b"\xe0....\x05relay\x02me.F", None);
         // One that was tried beside it.
-        send(b"\xc0....\x05other\x02me.C");
-        tokio::time::sleep(STILL).await;
-        answer(b"\x40bytes").await;
-        send(b"\x40 !");
+        rig.send(b"\xc0....\x05other\x02me.C", None);
+        tokio::time::advance(STILL - Duration::from_millis(1)).await;
+        rig.answer(b"\xe0....\x02me\x05relay2").await;
+        tokio::time::advance(Duration::from_millis(1)).await;
+        rig.answer(b"\x40bytes").await;
+        rig.send(b"\x40 !", None);
         assert_eq!(until_end().await, "AAFFCC");
-        answer(b"\xe0....\x02me\x05relay2").await;
-        answer(b"\xe0....\x02me\x05relay2").await;
-        send(b"\x40 !");
+        rig.answer(b"\xe0....\x02me\x05relay2").await;
+        rig.answer(b"\xe0....\x02me\x05relay2").await;
+        rig.send(b"\x40 !", None);
         assert_eq!(until_end().await, "F");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use waystation::clock::Clock;
 use waystation_proto::frame::{self, kind};
-use waystation_proto::message::{Fetch, Lanes, Withdrawn};
+use waystation_proto::message::{ChunkBegins, Fetch, Lanes, Withdrawn};
 use waystation_proto::{Code, Variant, capsule};
 use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::peer::{Upload, Way, bring};
@@ -106,18 +106,24 @@ async fn what_was_asked_for_comes_whichever_lanes_are_shown() {
     assert!(contact.session().resets.is_empty());
 }
 
+/// A contact that does not read the picture it is sent.
+async fn stuck(world: &World) -> (waystation_devcore::session::Session, Contact, Chunk, ChunkBegins) {
+    let session = world.session().await;
+    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
+    let mut contact = Contact::open(world, Eye::Wt, &fanout).await;
+    contact.session().unread = Some(Variant::LivePreview);
+    // Far more than QUIC takes for a stream that nobody reads.
+    let picture = Chunk::sealed(&session, Variant::LivePreview, 1, 6 << 20);
+    assert_eq!(bring(world, Way::Http(Http::H1), &picture, &capability).await.status, 201);
+    let begins = contact.begins().await;
+    (session, contact, picture, begins)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_takes_nothing_is_told_why_and_closed() {
     let toml = "[limits]\nidle_timeout = \"2s\"\n".into();
     let world = World::with(Setup { toml, ..Setup::default() }).await;
-    let session = world.session().await;
-    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
-    let mut contact = Contact::open(&world, Eye::Wt, &fanout).await;
-    contact.session().unread = Some(Variant::LivePreview);
-    // Far more than QUIC takes for a stream that nobody reads.
-    let picture = Chunk::sealed(&session, Variant::LivePreview, 1, 6 << 20);
-    assert_eq!(bring(&world, Way::Http(Http::H1), &picture, &capability).await.status, 201);
-    let began = contact.begins().await;
+    let (_, mut contact, picture, began) = stuck(&world).await;
     let code = Code::ContactTooSlow;
     assert_eq!(contact.ending().await, code.name());
     let closed = soon("the close", contact.session().close()).await;
@@ -168,14 +174,8 @@ async fn a_cursor_counts_what_the_contact_has_and_can_be_used_on_another_transpo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_hands_out_sound_while_a_picture_waits() {
     let world = World::new().await;
-    let session = world.session().await;
-    let (capability, fanout) = (session.upload_capability.clone().unwrap(), session.fanout_capability.clone().unwrap());
-    let mut contact = Contact::open(&world, Eye::Wt, &fanout).await;
-    contact.session().unread = Some(Variant::LivePreview);
-    // Far more than QUIC takes for a stream that nobody reads.
-    let picture = Chunk::sealed(&session, Variant::LivePreview, 1, 6 << 20);
-    assert_eq!(bring(&world, Way::Http(Http::H1), &picture, &capability).await.status, 201);
-    let begins = contact.begins().await;
+    let (session, mut contact, picture, begins) = stuck(&world).await;
+    let capability = session.upload_capability.clone().unwrap();
     for index in 1..=3 {
         let sound = Chunk::sealed(&session, Variant::AudioPriority, index, 100_000);
         assert_eq!(bring(&world, Way::Http(Http::H1), &sound, &capability).await.status, 201);
