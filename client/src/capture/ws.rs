@@ -93,8 +93,7 @@ async fn run(
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
-    let mut reader =
-        Reader { shared, news, next_handle: 1, ear: Ear::default(), silent: false, code: None, retry_after_s: None };
+    let mut reader = Reader::new(part, shared, news);
     let mut beside = Beside::default();
     let mut tick = tokio::time::interval(TICK);
     let mut open = true;
@@ -104,7 +103,7 @@ async fn run(
                 Some(job) => {
                     match &job {
                         ToLink::Capability(token) => dial.add(token.clone()),
-                        // Whichever is heard first goes on.
+                        // Whichever answers first goes on.
                         ToLink::Moved if part == Part::Alone => beside.begin(connect(dial.clone(), part)),
                         ToLink::Moved => reader.silent = true,
                         ToLink::Job(_) | ToLink::End(_) => {}
@@ -115,9 +114,13 @@ async fn run(
             },
             message = stream.next() => {
                 reader.ear.heard();
-                beside.stop();
-                reader.flows(&message).await;
-                reader.message(message).await
+                let speaks = matches!(message, Some(Ok(_)));
+                let open = reader.message(message).await;
+                if speaks && !reader.ear.stalls() {
+                    beside.stop();
+                    reader.flows().await;
+                }
+                open
             }
             _ = tick.tick() => {
                 let alive = reader.tick();
@@ -175,6 +178,7 @@ type Incoming = Option<Result<Message, tokio_tungstenite::tungstenite::Error>>;
 
 /// The half that listens to the relay and to the session.
 struct Reader {
+    part: Part,
     shared: Arc<Shared>,
     news: mpsc::Sender<FromLink>,
     next_handle: u64,
@@ -186,6 +190,11 @@ struct Reader {
 }
 
 impl Reader {
+    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>) -> Self {
+        let ear = Ear::default();
+        Self { part, shared, news, next_handle: 1, ear, silent: false, code: None, retry_after_s: None }
+    }
+
     fn asked(&mut self, job: ToLink) -> bool {
         match job {
             ToLink::Job(job) => self.offer(*job),
@@ -193,7 +202,12 @@ impl Reader {
                 let body = message::Capability { capability: token.as_str().into() };
                 self.control(frame::encode_json(kind::CAPABILITY, &body));
             }
-            ToLink::Moved => self.shared.with(|out| out.pings = 1),
+            ToLink::Moved => {
+                if self.part == Part::Alone {
+                    self.ear.moved();
+                }
+                self.shared.with(|out| out.pings = 1);
+            }
             ToLink::End(reason) => {
                 let end = frame::encode_json(kind::END, &End { reason });
                 self.shared.with(|out| {
@@ -233,6 +247,7 @@ impl Reader {
         if self.ear.asks(bytes_wait) {
             self.shared.with(|out| out.pings = 1);
         }
+        self.ear.look();
         !self.ear.is_dead()
     }
 
@@ -244,8 +259,8 @@ impl Reader {
     }
 
     /// The same for what is heard then.
-    async fn flows(&mut self, message: &Incoming) {
-        if matches!(message, Some(Ok(_))) && std::mem::take(&mut self.silent) {
+    async fn flows(&mut self) {
+        if std::mem::take(&mut self.silent) {
             let _ = self.news.send(FromLink::Flows).await;
         }
     }
