@@ -6,6 +6,9 @@
 //! second copy of 1.2 KB costs less than that, and less than the requests that went in vain. To
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
+//! Where several handshakes are tried at once, the relay's connection that answers first is the one that counts: what
+//! goes to the others, which is mostly that they are not needed, padded to 1.2 KB, goes later.
+//!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,
 //! still sends its part of the handshake. QUIC itself does so after a time that doubles with each
@@ -28,6 +31,9 @@ const LATER: Duration = Duration::from_millis(25);
 /// What the relay sends of a handshake so long after the second flight tells that it may not have it; before, it is
 /// the rest of its answer.
 const STILL: Duration = Duration::from_millis(70);
+/// What goes to others than the relay's connection that answered first goes so much later, and so many packets of it
+/// at most: the rest is dropped, as a network would.
+const OTHERS: (Duration, u32) = (Duration::from_secs(1), 8);
 /// Packets that are sent twice in a socket's life before anything came, and after it.
 const MOST: [u32; 2] = [2, 4];
 
@@ -39,6 +45,7 @@ pub(crate) struct Repeating {
     /// Something came.
     heard: AtomicBool,
     second: Mutex<Second>,
+    others_left: AtomicU32,
 }
 
 /// The second flight.
@@ -71,7 +78,8 @@ fn names(packet: &[u8]) -> Option<[&[u8]; 2]> {
 impl Repeating {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
         let left = MOST.map(AtomicU32::new);
-        Self { socket, left, heard: AtomicBool::new(false), second: Mutex::default() }
+        let others_left = AtomicU32::new(OTHERS.1);
+        Self { socket, left, heard: AtomicBool::new(false), second: Mutex::default(), others_left }
     }
 
     fn second(&self) -> MutexGuard<'_, Second> {
@@ -92,33 +100,41 @@ impl Repeating {
             self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
     }
 
+    /// Whether a packet goes to another connection of the relay's than the one that answered first.
+    fn is_for_another(&self, packet: &[u8]) -> bool {
+        let second = self.second();
+        second.peer.is_some() && names(packet).map(|[receiver, _]| receiver) != second.peer.as_deref()
+    }
+
     /// Sends a packet of a handshake again, at once or soon.
     fn repeat(&self, packet: &Transmit<'_>) {
         let heard = self.heard.load(Ordering::Relaxed);
         let left = &self.left[usize::from(heard)];
         let mut second = self.second();
-        // Others that were tried beside it are told that they are not needed.
-        let to = names(packet.contents).map(|[receiver, _]| receiver);
-        if second.peer.is_some() && to == second.peer.as_deref() && !second.over {
+        if second.peer.is_some() && !second.over {
             let (destination, src_ip, contents) = (packet.destination, packet.src_ip, packet.contents.to_vec());
             second.packet = Some(Kept { sent: Instant::now(), destination, src_ip, contents });
         }
         drop(second);
-        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
-            return;
+        if take(left) {
+            // It is a copy: what can't be sent now is not sent.
+            if heard { drop(self.socket.try_send(packet)) } else { self.send_later(packet, LATER) }
         }
-        // It is a copy: what can't be sent now is not sent.
-        if heard {
-            let _ = self.socket.try_send(packet);
-            return;
-        }
+    }
+
+    fn send_later(&self, packet: &Transmit<'_>, later: Duration) {
         let (socket, contents) = (Arc::clone(&self.socket), packet.contents.to_vec());
         let (destination, ecn, src_ip) = (packet.destination, packet.ecn, packet.src_ip);
         tokio::spawn(async move {
-            tokio::time::sleep(LATER).await;
+            tokio::time::sleep(later).await;
             let _ = socket.try_send(&Transmit { destination, ecn, src_ip, contents: &contents, segment_size: None });
         });
     }
+}
+
+/// Takes one of what is left, if any is.
+fn take(left: &AtomicU32) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 /// Whether a packet is of a handshake: a long header, type Initial or Handshake (RFC 9000 §17.2).
@@ -140,6 +156,12 @@ impl AsyncUdpSocket for Repeating {
         // copy more.
         for contents in transmit.contents.chunks(size) {
             let packet = Transmit { contents, segment_size: None, ..*transmit };
+            if is_handshake(contents) && self.is_for_another(contents) {
+                if take(&self.others_left) {
+                    self.send_later(&packet, OTHERS.0);
+                }
+                continue;
+            }
             self.socket.try_send(&packet)?;
             if is_handshake(contents) {
                 self.repeat(&packet);
@@ -294,17 +316,34 @@ mod tests {
         rig.send(b"\xc0....\x05relay\x02me.A", None);
         rig.answer(b"\xe0....\x02me\x05relay2").await;
         rig.send(b"\xe0....\x05relay\x02me.F", None);
-        // One that was tried beside it.
+        // One that was tried beside it has time.
         rig.send(b"\xc0....\x05other\x02me.C", None);
         tokio::time::advance(STILL - Duration::from_millis(1)).await;
         rig.answer(b"\xe0....\x02me\x05relay2").await;
         tokio::time::advance(Duration::from_millis(1)).await;
         rig.answer(b"\x40bytes").await;
         rig.send(b"\x40 !", None);
-        assert_eq!(until_end().await, "AAFFCC");
+        assert_eq!(until_end().await, "AAFF");
         rig.answer(b"\xe0....\x02me\x05relay2").await;
         rig.answer(b"\xe0....\x02me\x05relay2").await;
         rig.send(b"\x40 !", None);
         assert_eq!(until_end().await, "F");
+        tokio::time::advance(OTHERS.0).await;
+        assert_eq!(rig.next().await.pop(), Some('C'));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_much_is_kept_for_those_that_did_not_answer_first() {
+        let rig = Rig::new().await;
+        rig.answer(b"\xc0....\x02me\x05relay1").await;
+        for _ in 0..20 {
+            rig.send(b"\xc0....\x05other\x02me.C", None);
+        }
+        tokio::time::advance(OTHERS.0).await;
+        for _ in 0..OTHERS.1 {
+            assert_eq!(rig.next().await.pop(), Some('C'));
+        }
+        rig.send(b"\x40 !", None);
+        assert_eq!(rig.next().await.pop(), Some('!'));
     }
 }

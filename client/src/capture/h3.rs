@@ -43,6 +43,9 @@ const PATH_EVERY: u32 = 2;
 /// A handshake that was begun together with the first requests must be done by then.
 pub(super) const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
+/// A connection that stalls is waited for this long at most once another is there.
+const MOST_GRACE: Duration = Duration::from_secs(1);
+
 /// Makes the one connection that every request uses. `early`: requests may go before the
 /// handshake is complete.
 pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectError> {
@@ -171,8 +174,14 @@ fn look(pulse: &mut Pulse, shared: &Shared, chunks: bool, dial: &Dial, beside: &
         Beat::Flows => beside.stop(),
     }
     if pulse.stalls() {
-        beside.begin(dial.clone().beside());
+        beside.begin(dial.clone().beside(grace(owes, gauge.path().rtt)));
     }
+}
+
+/// How long a connection that stalls may be late behind the one that is made beside it: one that was
+/// heard is asked every 0.3 s, and answers a round trip after.
+fn grace(owes: Owes, round_trip: Duration) -> Duration {
+    if owes == Owes::Trust { Duration::ZERO } else { round_trip.min(MOST_GRACE) }
 }
 
 impl Shared {

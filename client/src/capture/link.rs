@@ -193,7 +193,10 @@ impl Dial {
     /// complete.
     pub(crate) async fn connect(self, early: bool) -> Result<Link, ConnectError> {
         match self.transport {
-            Transport::Auto => self.race(early, HEAD_START, GRACE).await,
+            Transport::Auto => {
+                let quic = Box::pin(super::h3::connect(self.clone(), early));
+                self.race(quic, HEAD_START, GRACE).await
+            }
             Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, Part::Alone).await,
             Transport::Ws | Transport::WsPlain => super::bundle::connect(self).await,
             Transport::H1 => super::put::connect(&self.relay, self.wait_s).await,
@@ -201,17 +204,31 @@ impl Dial {
         }
     }
 
-    /// Connects beside a connection over QUIC that stalls: it has had its head start.
-    pub(super) async fn beside(self) -> Result<Link, ConnectError> {
+    /// Connects beside a connection over QUIC that stalls. What that one asks all the while may be
+    /// answered a little after the handshake is: `grace` is left to it, since what goes on needs neither
+    /// to ask what the relay has nor to send again what is on its way.
+    pub(super) async fn beside(self, grace: Duration) -> Result<Link, ConnectError> {
+        let dial = self.clone();
+        let quic = Box::pin(async move {
+            let link = super::h3::connect(dial, false).await?;
+            tokio::time::sleep(grace).await;
+            Ok(link)
+        });
         match self.transport {
-            Transport::Auto => self.race(false, Duration::ZERO, Duration::ZERO).await,
-            _ => self.connect(false).await,
+            // A WebSocket has had its head start.
+            Transport::Auto => self.race(quic, Duration::ZERO, grace).await,
+            _ => quic.await,
         }
     }
 
     /// QUIC and TCP at once; QUIC is taken unless it is late.
-    async fn race(self, early: bool, head_start: Duration, grace: Duration) -> Result<Link, ConnectError> {
-        let (quic, mut tcp) = (self.clone(), Self { transport: Transport::Ws, ..self });
+    async fn race(
+        self,
+        quic: impl Future<Output = Result<Link, ConnectError>>,
+        head_start: Duration,
+        grace: Duration,
+    ) -> Result<Link, ConnectError> {
+        let mut tcp = Self { transport: Transport::Ws, ..self };
         let other = async move {
             tokio::time::sleep(head_start).await;
             let link = Box::pin(tcp.clone().connect(false)).await?;
@@ -219,7 +236,7 @@ impl Dial {
             tcp.transport = Transport::Auto;
             Ok(link.looking_for(tcp))
         };
-        race::prefer(super::h3::connect(quic, early), other, grace).await
+        race::prefer(quic, other, grace).await
     }
 
     /// One more capability; the newest are kept, as many as one `HELLO` brings.
