@@ -17,7 +17,7 @@ use waystation_h3::{Opener, Priority};
 use crate::connect::{ConnectError, Endpoint};
 use crate::http::{Broken, Reply, gather};
 use crate::race;
-use crate::repeat::Repeating;
+use crate::repeat::{Needed, Repeating, Tries};
 use waystation_congestion::{self as congestion, Gauge};
 
 /// A round trip is thought to take this long before the first is seen: a lost handshake packet is
@@ -88,11 +88,8 @@ impl H3 {
     /// Connects and completes the handshake.
     pub(crate) async fn connect(endpoint: &Endpoint, keep_alive: Duration) -> Result<Self, ConnectError> {
         let addresses = endpoint.addresses().await?;
-        let mut dialers = Vec::new();
-        for address in addresses {
-            dialers.push(Dialer::new(endpoint, address, keep_alive)?);
-        }
-        let through = race::staggered(race::QUIC, |n| dialers[n % dialers.len()].attempt());
+        let dialer = Dialer::new(endpoint, keep_alive)?;
+        let through = race::staggered(race::QUIC, |n| dialer.attempt(addresses[n % addresses.len()], n));
         let (socket, connection, gauge) = through.await?;
         Self::over(endpoint, socket, connection, gauge).await
     }
@@ -101,12 +98,12 @@ impl H3 {
     /// The second value is there if the handshake is still under way.
     pub(crate) async fn connect_early(endpoint: &Endpoint) -> Result<(Self, Option<Early>), ConnectError> {
         let address = endpoint.addresses().await?[0];
-        let dialer = Dialer::new(endpoint, address, CAPTURE_KEEP_ALIVE)?;
-        let gauge = Arc::new(Gauge::new());
-        let Ok((connection, early)) = dialer.begin(&gauge)?.into_0rtt() else {
+        let begun = Dialer::new(endpoint, CAPTURE_KEEP_ALIVE)?.begin(address, 0)?;
+        let Ok((connection, early)) = begun.connecting.into_0rtt() else {
             return Ok((Self::connect(endpoint, CAPTURE_KEEP_ALIVE).await?, None));
         };
-        let over = Self::over(endpoint, dialer.socket, connection, gauge);
+        begun.needed.for_good();
+        let over = Self::over(endpoint, begun.socket, connection, begun.gauge);
         Ok((over.await?, Some(early)))
     }
 
@@ -258,37 +255,53 @@ impl H3Body {
     }
 }
 
-/// Begins handshakes with one address.
+/// Begins handshakes.
 struct Dialer<'a> {
     endpoint: &'a Endpoint,
-    address: SocketAddr,
     keep_alive: Duration,
-    socket: quinn::Endpoint,
     tls: Arc<QuicClientConfig>,
+    tries: Arc<Tries>,
+}
+
+/// A handshake that was begun. Dropped before it is complete, it says no more.
+struct Begun {
+    connecting: quinn::Connecting,
+    socket: quinn::Endpoint,
+    gauge: Arc<Gauge>,
+    needed: Needed,
 }
 
 impl<'a> Dialer<'a> {
-    fn new(endpoint: &'a Endpoint, address: SocketAddr, keep_alive: Duration) -> Result<Self, ConnectError> {
+    fn new(endpoint: &'a Endpoint, keep_alive: Duration) -> Result<Self, ConnectError> {
         if !endpoint.tls() {
             return Err(ConnectError::NeedsTls);
         }
+        let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
+        Ok(Self { endpoint, keep_alive, tls: Arc::new(tls), tries: Arc::default() })
+    }
+
+    fn begin(&self, address: SocketAddr, which: usize) -> Result<Begun, ConnectError> {
+        let gauge = Arc::new(Gauge::new());
         let any: SocketAddr =
             if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-        let socket = bind(any).map_err(|_| ConnectError::Unreachable)?;
-        let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
-        Ok(Self { endpoint, address, keep_alive, socket, tls: Arc::new(tls) })
-    }
-
-    fn begin(&self, gauge: &Arc<Gauge>) -> Result<quinn::Connecting, ConnectError> {
+        let (socket, needed) = bind(any, Arc::clone(&self.tries), which).map_err(|_| ConnectError::Unreachable)?;
         let mut config = quinn::ClientConfig::new(self.tls.clone());
-        config.transport_config(Arc::new(transport(gauge, self.keep_alive)));
-        self.socket.connect_with(config, self.address, self.endpoint.host()).map_err(|_| ConnectError::Url)
+        config.transport_config(Arc::new(transport(&gauge, self.keep_alive)));
+        let connecting = socket.connect_with(config, address, self.endpoint.host()).map_err(|_| ConnectError::Url)?;
+        Ok(Begun { connecting, socket, gauge, needed })
     }
 
-    async fn attempt(&self) -> Result<(quinn::Endpoint, quinn::Connection, Arc<Gauge>), ConnectError> {
-        let gauge = Arc::new(Gauge::new());
-        match self.begin(&gauge)?.await {
-            Ok(connection) => Ok((self.socket.clone(), connection, gauge)),
+    async fn attempt(
+        &self,
+        address: SocketAddr,
+        which: usize,
+    ) -> Result<(quinn::Endpoint, quinn::Connection, Arc<Gauge>), ConnectError> {
+        let Begun { connecting, socket, gauge, needed } = self.begin(address, which)?;
+        match connecting.await {
+            Ok(connection) => {
+                needed.for_good();
+                Ok((socket, connection, gauge))
+            }
             Err(quinn::ConnectionError::TransportError(error)) if is_certificate(error.code) => {
                 Err(ConnectError::Untrusted)
             }
@@ -297,8 +310,8 @@ impl<'a> Dialer<'a> {
     }
 }
 
-/// A client's socket. The packets of its handshakes are sent twice.
-fn bind(any: SocketAddr) -> io::Result<quinn::Endpoint> {
+/// The socket of one of several tries. The packets of its handshake are sent twice.
+fn bind(any: SocketAddr, tries: Arc<Tries>, which: usize) -> io::Result<(quinn::Endpoint, Needed)> {
     let udp = Some(socket2::Protocol::UDP);
     let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, udp)?;
     if any.is_ipv6() {
@@ -307,8 +320,9 @@ fn bind(any: SocketAddr) -> io::Result<quinn::Endpoint> {
     }
     socket.bind(&any.into())?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = Arc::new(Repeating::new(runtime.wrap_udp_socket(socket.into())?));
-    quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), None, socket, runtime)
+    let (socket, needed) = Repeating::new(runtime.wrap_udp_socket(socket.into())?, tries, which);
+    let config = quinn::EndpointConfig::default();
+    Ok((quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?, needed))
 }
 
 /// TLS alerts about certificates are 42 to 48 (RFC 8446 §6.2), in QUIC at 0x100 (RFC 9001 §4.8).

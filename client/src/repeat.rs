@@ -6,8 +6,9 @@
 //! second copy of 1.2 KB costs less than that, and less than the requests that went in vain. To
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
-//! Where several handshakes are tried at once, the relay's connection that answers first is the one that counts: what
-//! goes to the others, which is mostly that they are not needed, padded to 1.2 KB, goes later.
+//! Where several handshakes are tried at once, each has a socket of its own, and the one that is answered first
+//! counts: the others wait, and those that are not needed any more say nothing of it. Their farewells, padded
+//! to 1.2 KB and said again at each word of the relay, would fill a thin link just when it is back.
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,
@@ -18,7 +19,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,29 +32,55 @@ const LATER: Duration = Duration::from_millis(25);
 /// What the relay sends of a handshake so long after the second flight tells that it may not have it; before, it is
 /// the rest of its answer.
 const STILL: Duration = Duration::from_millis(70);
-/// What goes to others than the relay's connection that answered first goes so much later, and so many packets of it
-/// at most: the rest is dropped, as a network would.
-const OTHERS: (Duration, u32) = (Duration::from_secs(1), 8);
+/// What is tried beside a handshake that is answered waits so long for it, and so many packets at most: the rest is
+/// dropped, as a network would.
+const AWAITED: (Duration, u32) = (Duration::from_secs(1), 4);
 /// Packets that are sent twice in a socket's life before anything came, and after it.
 const MOST: [u32; 2] = [2, 4];
+
+/// Handshakes that are tried at once: which of them was answered first, and when.
+#[derive(Debug, Default)]
+pub(crate) struct Tries(OnceLock<(usize, Instant)>);
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Repeating {
     socket: Arc<dyn AsyncUdpSocket>,
+    tries: Arc<Tries>,
+    /// Which of them this is.
+    which: usize,
     left: [AtomicU32; 2],
+    awaited: AtomicU32,
     /// Something came.
     heard: AtomicBool,
+    /// Nobody needs it any more.
+    mute: Arc<AtomicBool>,
     second: Mutex<Second>,
-    others_left: AtomicU32,
+}
+
+/// Keeps a socket from sending anything once this is dropped, unless the handshake was completed.
+#[derive(Debug)]
+pub(crate) struct Needed(Option<Arc<AtomicBool>>);
+
+impl Needed {
+    /// The handshake is complete.
+    pub(crate) fn for_good(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Needed {
+    fn drop(&mut self) {
+        if let Some(mute) = &self.0 {
+            mute.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The second flight.
 #[derive(Debug, Default)]
 struct Second {
-    /// The relay that answered first, by the name it gave its connection.
-    peer: Option<Vec<u8>>,
-    /// The newest packet of a handshake that went to it, until it went a third time.
+    /// The newest packet of a handshake since the relay answered, until it went a third time.
     packet: Option<Kept>,
     over: bool,
 }
@@ -67,19 +94,14 @@ struct Kept {
     contents: Vec<u8>,
 }
 
-/// The connection IDs of a packet with a long header: its receiver's and its sender's (RFC 9000 §17.2).
-fn names(packet: &[u8]) -> Option<[&[u8]; 2]> {
-    let (length, rest) = packet.get(5..)?.split_first()?;
-    let (receiver, rest) = rest.split_at_checked((*length).into())?;
-    let (length, rest) = rest.split_first()?;
-    Some([receiver, rest.get(..(*length).into())?])
-}
-
 impl Repeating {
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        let left = MOST.map(AtomicU32::new);
-        let others_left = AtomicU32::new(OTHERS.1);
-        Self { socket, left, heard: AtomicBool::new(false), second: Mutex::default(), others_left }
+    /// The socket of one of several tries, and what it is needed by.
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, tries: Arc<Tries>, which: usize) -> (Arc<Self>, Needed) {
+        let mute = Arc::new(AtomicBool::new(false));
+        let needed = Needed(Some(Arc::clone(&mute)));
+        let (left, awaited) = (MOST.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
+        let (heard, second) = (AtomicBool::new(false), Mutex::default());
+        (Arc::new(Self { socket, tries, which, left, awaited, heard, mute, second }), needed)
     }
 
     fn second(&self) -> MutexGuard<'_, Second> {
@@ -87,11 +109,9 @@ impl Repeating {
     }
 
     /// The relay sends a packet of a handshake.
-    fn came(&self, packet: &[u8]) {
+    fn came(&self) {
+        self.tries.0.get_or_init(|| (self.which, Instant::now()));
         let mut second = self.second();
-        if second.peer.is_none() {
-            second.peer = names(packet).map(|[_, sender]| sender.to_vec());
-        }
         let Some(kept) = second.packet.take_if(|kept| kept.sent.elapsed() >= STILL) else { return };
         second.over = true;
         drop(second);
@@ -100,35 +120,53 @@ impl Repeating {
             self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
     }
 
-    /// Whether a packet goes to another connection of the relay's than the one that answered first.
-    fn is_for_another(&self, packet: &[u8]) -> bool {
-        let second = self.second();
-        second.peer.is_some() && names(packet).map(|[receiver, _]| receiver) != second.peer.as_deref()
+    /// How long this one waits for another, which was answered first.
+    fn waits(&self) -> Option<Duration> {
+        let (first, at) = self.tries.0.get()?;
+        if *first == self.which { None } else { AWAITED.0.checked_sub(at.elapsed()) }
     }
 
     /// Sends a packet of a handshake again, at once or soon.
     fn repeat(&self, packet: &Transmit<'_>) {
         let heard = self.heard.load(Ordering::Relaxed);
-        let left = &self.left[usize::from(heard)];
         let mut second = self.second();
-        if second.peer.is_some() && !second.over {
+        if heard && !second.over {
             let (destination, src_ip, contents) = (packet.destination, packet.src_ip, packet.contents.to_vec());
             second.packet = Some(Kept { sent: Instant::now(), destination, src_ip, contents });
         }
         drop(second);
-        if take(left) {
+        if take(&self.left[usize::from(heard)]) {
             // It is a copy: what can't be sent now is not sent.
             if heard { drop(self.socket.try_send(packet)) } else { self.send_later(packet, LATER) }
         }
     }
 
     fn send_later(&self, packet: &Transmit<'_>, later: Duration) {
-        let (socket, contents) = (Arc::clone(&self.socket), packet.contents.to_vec());
+        let (socket, mute, contents) = (Arc::clone(&self.socket), Arc::clone(&self.mute), packet.contents.to_vec());
         let (destination, ecn, src_ip) = (packet.destination, packet.ecn, packet.src_ip);
         tokio::spawn(async move {
             tokio::time::sleep(later).await;
-            let _ = socket.try_send(&Transmit { destination, ecn, src_ip, contents: &contents, segment_size: None });
+            if !mute.load(Ordering::Relaxed) {
+                let packet = Transmit { destination, ecn, src_ip, contents: &contents, segment_size: None };
+                let _ = socket.try_send(&packet);
+            }
         });
+    }
+
+    /// Sends one packet, and what it needs besides.
+    fn send(&self, packet: &Transmit<'_>) -> io::Result<()> {
+        if !is_handshake(packet.contents) {
+            return self.socket.try_send(packet);
+        }
+        if let Some(later) = self.waits() {
+            if take(&self.awaited) {
+                self.send_later(packet, later);
+            }
+            return Ok(());
+        }
+        self.socket.try_send(packet)?;
+        self.repeat(packet);
+        Ok(())
     }
 }
 
@@ -148,26 +186,19 @@ impl AsyncUdpSocket for Repeating {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.mute.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         if !transmit.contents.chunks(size).any(is_handshake) {
             return self.socket.try_send(transmit);
         }
         // One by one: a copy goes before what needs it. If one can't be sent quinn sends all again, which is a
         // copy more.
-        for contents in transmit.contents.chunks(size) {
-            let packet = Transmit { contents, segment_size: None, ..*transmit };
-            if is_handshake(contents) && self.is_for_another(contents) {
-                if take(&self.others_left) {
-                    self.send_later(&packet, OTHERS.0);
-                }
-                continue;
-            }
-            self.socket.try_send(&packet)?;
-            if is_handshake(contents) {
-                self.repeat(&packet);
-            }
-        }
-        Ok(())
+        transmit
+            .contents
+            .chunks(size)
+            .try_for_each(|contents| self.send(&Transmit { contents, segment_size: None, ..*transmit }))
     }
 
     fn poll_recv(
@@ -183,8 +214,8 @@ impl AsyncUdpSocket for Repeating {
                 let stride = meta.stride.max(1);
                 buf[..meta.len.min(buf.len())].chunks(stride)
             });
-            if let Some(packet) = packets.find(|packet| is_handshake(packet)) {
-                self.came(packet);
+            if packets.any(is_handshake) {
+                self.came();
             }
         }
         came
@@ -224,17 +255,23 @@ mod tests {
     /// A socket, and who is at the other end.
     struct Rig {
         socket: Arc<Repeating>,
+        needed: Option<Needed>,
         peer: tokio::net::UdpSocket,
     }
 
     impl Rig {
         async fn new() -> Self {
+            Self::of(Arc::default(), 0).await
+        }
+
+        async fn of(tries: Arc<Tries>, which: usize) -> Self {
             let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-            let socket = Arc::new(Repeating::new(quinn::TokioRuntime.wrap_udp_socket(socket).unwrap()));
+            let socket = quinn::TokioRuntime.wrap_udp_socket(socket).unwrap();
+            let (socket, needed) = Repeating::new(socket, tries, which);
             let mut ready = Arc::clone(&socket).create_io_poller();
             std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
-            Self { socket, peer }
+            Self { socket, needed: Some(needed), peer }
         }
 
         fn send(&self, contents: &[u8], segment_size: Option<usize>) {
@@ -264,6 +301,25 @@ mod tests {
             }
             all
         }
+
+        /// All that is at the peer, without first bytes.
+        async fn all(&self) -> String {
+            let mark = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            mark.send_to(b"\x40!", self.peer.local_addr().unwrap()).unwrap();
+            let mut all = String::new();
+            loop {
+                match self.next().await.as_str() {
+                    "!" => return all,
+                    packet => all += packet,
+                }
+            }
+        }
+    }
+
+    /// Time goes by, and what was put off happens.
+    async fn pass(duration: Duration) {
+        tokio::time::sleep(duration).await;
+        tokio::task::yield_now().await;
     }
 
     #[tokio::test]
@@ -290,60 +346,61 @@ mod tests {
         assert_eq!(again, 4, "three, and the last copy of a socket's life");
     }
 
-    #[test]
-    fn a_packet_names_both_ends() {
-        let packet = b"\xc0....\x02to\x04from rest";
-        assert_eq!(names(packet), Some([&b"to"[..], b"from"]));
-        for short in 0..packet.len() - 5 {
-            assert_eq!(names(&packet[..short]), None);
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn the_second_flight_goes_a_third_time_if_the_relay_still_sends_its_own() {
         let rig = Rig::new().await;
-        let until_end = async || {
-            let mut all = String::new();
-            loop {
-                match rig.next().await.pop().unwrap() {
-                    '!' => return all,
-                    last => all.push(last),
-                }
-            }
-        };
-        rig.answer(b"\xc0....\x02me\x05relay1").await;
+        rig.answer(b"\xc01").await;
         // What is acknowledged of the first part of its answer, the rest of which comes at once.
-        rig.send(b"\xc0....\x05relay\x02me.A", None);
-        rig.answer(b"\xe0....\x02me\x05relay2").await;
-        rig.send(b"\xe0....\x05relay\x02me.F", None);
-        // One that was tried beside it has time.
-        rig.send(b"\xc0....\x05other\x02me.C", None);
+        rig.send(b"\xc0A", None);
+        rig.answer(b"\xe02").await;
+        rig.send(b"\xe0F", None);
         tokio::time::advance(STILL - Duration::from_millis(1)).await;
-        rig.answer(b"\xe0....\x02me\x05relay2").await;
+        rig.answer(b"\xe02").await;
         tokio::time::advance(Duration::from_millis(1)).await;
         rig.answer(b"\x40bytes").await;
-        rig.send(b"\x40 !", None);
-        assert_eq!(until_end().await, "AAFF");
-        rig.answer(b"\xe0....\x02me\x05relay2").await;
-        rig.answer(b"\xe0....\x02me\x05relay2").await;
-        rig.send(b"\x40 !", None);
-        assert_eq!(until_end().await, "F");
-        tokio::time::advance(OTHERS.0).await;
-        assert_eq!(rig.next().await.pop(), Some('C'));
+        assert_eq!(rig.next_few().await, ["A", "A", "F", "F"]);
+        rig.answer(b"\xe02").await;
+        rig.answer(b"\xe02").await;
+        rig.send(b"\x40!", None);
+        assert_eq!(rig.next_few().await, ["F", "!"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_so_much_is_kept_for_those_that_did_not_answer_first() {
-        let rig = Rig::new().await;
-        rig.answer(b"\xc0....\x02me\x05relay1").await;
-        for _ in 0..20 {
-            rig.send(b"\xc0....\x05other\x02me.C", None);
+    async fn what_is_tried_beside_the_first_that_is_answered_waits() {
+        let tries = Arc::default();
+        let (late, first) = (Rig::of(Arc::clone(&tries), 0).await, Rig::of(Arc::clone(&tries), 1).await);
+        late.send(b"\xc01", None);
+        pass(LATER).await;
+        first.answer(b"\xc0").await;
+        late.answer(b"\xc0").await;
+        pass(AWAITED.0 / 2).await;
+        first.send(b"\xe0F", None);
+        for _ in 0..2 * AWAITED.1 {
+            late.send(b"\xe02", None);
         }
-        tokio::time::advance(OTHERS.0).await;
-        for _ in 0..OTHERS.1 {
-            assert_eq!(rig.next().await.pop(), Some('C'));
+        late.send(b"\x40b", None);
+        assert_eq!((first.all().await, late.all().await), ("FF".into(), "11b".into()));
+        pass(AWAITED.0 / 2).await;
+        assert_eq!(late.all().await, "2".repeat(AWAITED.1 as usize));
+        // It waited long enough.
+        pass(Duration::from_millis(1)).await;
+        late.send(b"\xe03", None);
+        assert_eq!(late.all().await, "33");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_needed_any_more_says_nothing() {
+        for complete in [false, true] {
+            let mut rig = Rig::new().await;
+            rig.send(b"\xc01", None);
+            match rig.needed.take() {
+                Some(needed) if complete => needed.for_good(),
+                needed => drop(needed),
+            }
+            rig.send(b"\xc02", None);
+            rig.send(b"\x403", None);
+            pass(LATER).await;
+            assert_eq!(rig.all().await, if complete { "12312" } else { "1" });
         }
-        rig.send(b"\x40 !", None);
-        assert_eq!(rig.next().await.pop(), Some('!'));
     }
 }
