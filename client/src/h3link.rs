@@ -160,10 +160,12 @@ impl H3 {
 
     /// Goes on from another port, and so perhaps another network. The connection lives on.
     pub(crate) fn rebind(&self) {
-        if let Ok(socket) = self.socket.local_addr().and_then(|at| std::net::UdpSocket::bind((at.ip(), 0))) {
-            // A device without a network keeps the old one.
-            let _ = self.socket.rebind(socket);
-        }
+        let bind = || {
+            let socket = std::net::UdpSocket::bind((self.socket.local_addr()?.ip(), 0))?;
+            self.socket.rebind_abstract(Repeating::moved(quinn::TokioRuntime.wrap_udp_socket(socket)?))
+        };
+        // A device without a network keeps the old one.
+        let _ = bind();
     }
 
     /// Begins a request. The higher `priority` goes first, also with what was lost.

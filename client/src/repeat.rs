@@ -1,4 +1,5 @@
-//! A UDP socket that sends the packets of a handshake twice.
+//! A UDP socket that sends twice what much depends on: the packets of a handshake, and the first bytes when a path
+//! that was silent is heard again.
 //!
 //! Of a handshake each packet counts: the client's first, the relay's, and the client's second, without
 //! which the relay can read nothing of what follows. Where 15 % is lost, one of the three is in
@@ -14,6 +15,10 @@
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,
 //! still sends its part of the handshake. QUIC itself does so after a time that doubles with each
 //! packet that was lost before: in an outage to many seconds.
+
+//!
+//! After an outage the first packet with bytes fills the gap behind which everything else waits. If it is lost, that
+//! is seen a round trip and three packets later, which on a thin link is more than a second.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +40,9 @@ const STILL: Duration = Duration::from_millis(70);
 /// What is tried beside a handshake that is answered waits so long for it, and so many packets at most: the rest is
 /// dropped, as a network would.
 const AWAITED: (Duration, u32) = (Duration::from_secs(1), 4);
+/// What was sent is heard of only after so long: the path was away. So many of the next packets that are larger than
+/// this go twice.
+const AWAY: (Duration, u32, usize) = (Duration::from_secs(3), 2, 1000);
 /// Packets that are sent twice in a socket's life before anything came, and after it.
 const MOST: [u32; 2] = [2, 4];
 
@@ -53,6 +61,9 @@ pub(crate) struct Repeating {
     awaited: AtomicU32,
     /// Something came.
     heard: AtomicBool,
+    /// What was sent first since something came.
+    asked: Mutex<Option<Instant>>,
+    again: AtomicU32,
     /// Nobody needs it any more.
     mute: Arc<AtomicBool>,
     second: Mutex<Second>,
@@ -101,7 +112,20 @@ impl Repeating {
         let needed = Needed(Some(Arc::clone(&mute)));
         let (left, awaited) = (MOST.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
         let (heard, second) = (AtomicBool::new(false), Mutex::default());
-        (Arc::new(Self { socket, tries, which, left, awaited, heard, mute, second }), needed)
+        let (asked, again) = (Mutex::default(), AtomicU32::new(0));
+        (Arc::new(Self { socket, tries, which, left, awaited, heard, asked, again, mute, second }), needed)
+    }
+
+    /// A socket for a connection that goes on from another address.
+    pub(crate) fn moved(socket: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
+        let (moved, needed) = Self::new(socket, Arc::default(), 0);
+        needed.for_good();
+        moved.again.store(AWAY.1, Ordering::Relaxed);
+        moved
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn second(&self) -> MutexGuard<'_, Second> {
@@ -156,7 +180,11 @@ impl Repeating {
     /// Sends one packet, and what it needs besides.
     fn send(&self, packet: &Transmit<'_>) -> io::Result<()> {
         if !is_handshake(packet.contents) {
-            return self.socket.try_send(packet);
+            self.socket.try_send(packet)?;
+            if packet.contents.len() > AWAY.2 && self.heard.load(Ordering::Relaxed) && take(&self.again) {
+                let _ = self.socket.try_send(packet);
+            }
+            return Ok(());
         }
         if let Some(later) = self.waits() {
             if take(&self.awaited) {
@@ -189,8 +217,9 @@ impl AsyncUdpSocket for Repeating {
         if self.mute.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.asked().get_or_insert_with(Instant::now);
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        if !transmit.contents.chunks(size).any(is_handshake) {
+        if self.again.load(Ordering::Relaxed) == 0 && !transmit.contents.chunks(size).any(is_handshake) {
             return self.socket.try_send(transmit);
         }
         // One by one: a copy goes before what needs it. If one can't be sent quinn sends all again, which is a
@@ -210,6 +239,9 @@ impl AsyncUdpSocket for Repeating {
         let came = self.socket.poll_recv(cx, bufs, meta);
         if let Poll::Ready(Ok(count)) = came {
             self.heard.store(true, Ordering::Relaxed);
+            if self.asked().take().is_some_and(|asked| asked.elapsed() >= AWAY.0) {
+                self.again.store(AWAY.1, Ordering::Relaxed);
+            }
             let mut packets = bufs.iter().zip(meta.iter()).take(count).flat_map(|(buf, meta)| {
                 let stride = meta.stride.max(1);
                 buf[..meta.len.min(buf.len())].chunks(stride)
@@ -289,7 +321,7 @@ mod tests {
 
         /// The next packet at the peer, without its first byte.
         async fn next(&self) -> String {
-            let mut packet = [0; 64];
+            let mut packet = [0; 2 * AWAY.2];
             let length = self.peer.recv(&mut packet).await.unwrap();
             String::from_utf8_lossy(&packet[1..length]).into_owned()
         }
@@ -363,6 +395,34 @@ mod tests {
         rig.answer(b"\xe02").await;
         rig.send(b"\x40!", None);
         assert_eq!(rig.next_few().await, ["F", "!"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_bytes_go_twice_when_a_path_is_heard_again() {
+        let bytes = |name: u8| [&[0x40, name][..], &[b'.'; AWAY.2]].concat();
+        let rig = Rig::new().await;
+        // Nothing was asked.
+        rig.answer(b"\x40").await;
+        pass(AWAY.0).await;
+        rig.answer(b"\x40").await;
+        rig.send(&bytes(b'1'), None);
+        pass(AWAY.0 - Duration::from_millis(1)).await;
+        rig.answer(b"\x40").await;
+        rig.send(&bytes(b'2'), None);
+        rig.send(b"\x40p", None);
+        pass(AWAY.0).await;
+        rig.send(&bytes(b'3'), None);
+        rig.answer(b"\x40").await;
+        rig.send(b"\x40p", None);
+        rig.send(&[bytes(b'4'), bytes(b'5'), bytes(b'6')].concat(), Some(AWAY.2 + 2));
+        assert_eq!(rig.all().await.replace('.', ""), "12p3p44556");
+        // On another network what is sent before anything is heard goes in vain.
+        let moved = Repeating::moved(Arc::clone(&rig.socket.socket));
+        let rig = Rig { socket: moved, ..rig };
+        rig.send(&bytes(b'7'), None);
+        rig.answer(b"\x40").await;
+        rig.send(&bytes(b'8'), None);
+        assert_eq!(rig.all().await.replace('.', ""), "788");
     }
 
     #[tokio::test(start_paused = true)]
