@@ -47,6 +47,7 @@ pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
     let first = ws::connect(dial.clone(), Part::Strand).await?;
     let mut link = Link::spawn(usize::MAX, move |jobs, news| Bundle::new(dial, news).run(first, jobs));
     link.carries(MAX_LINKS);
+    link.offers_ahead();
     Ok(link)
 }
 
@@ -299,14 +300,16 @@ impl Bundle {
 
     /// Gives chunks to the connections that may begin one and are heard: each brings one of a class at
     /// a time, and its plan says which of them goes first. What the relay may hold is asked about at
-    /// once.
+    /// once. Where as many move as may, the next is offered on a connection that brings one: its turn
+    /// comes there.
     async fn hand_out(&mut self) {
         let turns: Vec<(Rank, u64)> = self.waiting.keys().copied().collect();
         for turn in turns {
-            let Some(resume) = self.waiting.get(&turn).map(|job| job.resume) else { continue };
+            let Some((resume, most)) = self.waiting.get(&turn).map(|job| (job.resume, job.most)) else { continue };
             let class = turn.0.class();
+            let full = self.strands.values().map(|strand| strand.moving(class)).sum::<usize>() >= most;
             let free = self.strands.values_mut().filter(|strand| !strand.is_silent());
-            let free = free.filter(|strand| resume || !strand.brings(Some(class)));
+            let free = free.filter(|strand| resume || strand.brings(Some(class)) == full);
             let Some(strand) = free.min_by_key(|strand| (strand.brings(None), strand.given.len())) else { continue };
             let Some(job) = self.waiting.remove(&turn) else { continue };
             strand.given.insert(job.id, Given { attempt: job.offer.attempt, class, moves: !resume, sent: false });

@@ -42,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) rank: Rank,
     pub(crate) offer: Offer,
     pub(crate) bytes: Bytes,
+    /// Chunks of its class and higher ones whose bytes may move at once, as the network allows.
+    pub(crate) most: usize,
     /// The capability that covers it.
     pub(crate) token: Token,
     /// The relay may hold part of it.
@@ -114,7 +116,7 @@ impl Link {
         let (tell, news) = mpsc::channel(MAX_GIVEN);
         let task = AbortOnDropHandle::new(tokio::spawn(run(asked, tell)));
         let bodies = BODIES.min(in_flight.max(1));
-        let room = Room { bodies, asked: ASKED, probes: PROBES };
+        let room = Room { bodies, asked: ASKED, ahead: false, probes: PROBES };
         Self { jobs, news, room, most: BODIES, task }
     }
 
@@ -126,6 +128,11 @@ impl Link {
     /// It moves so many bodies at once until the relay says how many it takes.
     pub(super) const fn carries(&mut self, bodies: usize) {
         (self.most, self.room.bodies) = (bodies, bodies);
+    }
+
+    /// It begins no chunk before its turn: the next ones may be offered while another's bytes move.
+    pub(super) const fn offers_ahead(&mut self) {
+        self.room.ahead = true;
     }
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.

@@ -137,7 +137,16 @@ mod tests {
         let rank =
             rank(&Waiting { id: 0, class, first, started_ms, length: 100, held: false, begun: false, due_ms: 0 }, None);
         let token = Token::parse(&forge(&[("s", 64)], 0, 1000)).unwrap();
-        Job { id: 0, rank, offer, bytes: bytes::Bytes::from_static(&[0; 100]), token, resume: true, held: false }
+        Job {
+            id: 0,
+            rank,
+            offer,
+            bytes: bytes::Bytes::from_static(&[0; 100]),
+            most: 1,
+            token,
+            resume: true,
+            held: false,
+        }
     }
 
     fn reply(status: u16, headers: &[(&'static str, &str)], body: &str) -> Reply {

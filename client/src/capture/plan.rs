@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use waystation_proto::Class;
 
 use super::queue::Rank;
 
@@ -21,6 +22,8 @@ struct Body {
     early: u64,
     /// Its way is blocked; others go on.
     paused: bool,
+    /// Some of it went.
+    begun: bool,
 }
 
 /// The next piece.
@@ -37,22 +40,34 @@ pub struct Next {
 }
 
 /// The chunks open on one connection.
-#[derive(Default)]
 pub struct Plan {
     bodies: BTreeMap<u64, Body>,
     turn: u32,
+    most: usize,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { bodies: BTreeMap::new(), turn: 0, most: usize::MAX }
+    }
 }
 
 impl Plan {
     /// An empty plan.
     #[must_use]
     pub fn new() -> Self {
-        Self { bodies: BTreeMap::new(), turn: 0 }
+        Self::default()
+    }
+
+    /// From now on a chunk is begun only while fewer than `most` of its class and higher ones are begun and not
+    /// all sent; a master always if no other is. At first as many as there are.
+    pub const fn limit(&mut self, most: usize) {
+        self.most = most;
     }
 
     /// Adds an offered chunk.
     pub fn offered(&mut self, handle: u64, rank: Rank, bytes: Bytes) {
-        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0, early: 0, paused: false });
+        self.bodies.insert(handle, Body { rank, bytes, offset: 0, until: 0, early: 0, paused: false, begun: false });
     }
 
     /// So many bytes of a chunk that the relay can't hold yet need no `SEND`.
@@ -103,7 +118,7 @@ impl Plan {
     /// Takes the next piece, no longer than `max` bytes. A chunk whose last piece was taken leaves
     /// the plan.
     pub fn next_piece(&mut self, max: usize) -> Option<Next> {
-        let ready = self.bodies.iter().filter(|(_, body)| body.ready());
+        let ready = self.bodies.iter().filter(|(_, body)| body.ready() && (body.begun || self.may_begin(body)));
         let by_rank = ready.map(|(handle, body)| (body.rank, *handle));
         let (best, last) = by_rank.fold((None, None), |(best, last), item| {
             (
@@ -122,8 +137,18 @@ impl Plan {
         self.cut(chosen.1, max.max(1))
     }
 
+    fn may_begin(&self, body: &Body) -> bool {
+        let class = body.rank.class();
+        let begun = self.bodies.values().filter(|other| other.begun).map(|other| other.rank.class());
+        let (same, ahead) = begun.fold((0, 0), |(same, ahead), other| {
+            (same + usize::from(other == class), ahead + usize::from(other <= class))
+        });
+        ahead < self.most || (class == Class::Master.rank() && same == 0)
+    }
+
     fn cut(&mut self, handle: u64, max: usize) -> Option<Next> {
         let body = self.bodies.get_mut(&handle)?;
+        body.begun = true;
         let end = body.until.min(body.bytes.len() as u64).min(body.offset + max as u64);
         let offset = body.offset;
         let bytes = body.bytes.slice(offset as usize..end as usize);
@@ -166,6 +191,30 @@ mod tests {
         assert_eq!(handles[0], 2);
         assert_eq!(handles[..40].iter().filter(|h| **h == 1).count(), 2, "5 % to the lowest class");
         assert_eq!(handles[..19], [2; 19]);
+    }
+
+    #[test]
+    fn what_is_offered_ahead_waits_for_its_turn() {
+        let mut plan = Plan::new();
+        plan.limit(1);
+        let classes = [Class::Preview, Class::Preview, Class::Master, Class::Master, Class::Audio];
+        let offer = |plan: &mut Plan, n: usize| {
+            plan.offered(n as u64, of(classes[n], n as u64), Bytes::from(vec![0; 40]));
+            assert!(plan.send(n as u64, 0, 20));
+        };
+        (0..4).for_each(|n| offer(&mut plan, n));
+        let go = |plan: &mut Plan, n: usize| -> Vec<u64> {
+            (0..n).map_while(|_| plan.next_piece(10)).map(|next| next.handle).collect()
+        };
+        assert_eq!(go(&mut plan, 9), [0, 0, 2, 2], "a master has its place; no second of a class is begun");
+        offer(&mut plan, 4);
+        assert_eq!(go(&mut plan, 1), [4], "sound is begun beside one of a lower class");
+        plan.credit(0, 20);
+        assert_eq!(go(&mut plan, 9), [4, 0, 0], "what is begun goes on; the next waits for the sound too");
+        plan.credit(4, 20);
+        assert_eq!(go(&mut plan, 9), [4, 4, 1, 1]);
+        plan.limit(9);
+        assert_eq!(go(&mut plan, 9), [3, 3]);
     }
 
     #[test]

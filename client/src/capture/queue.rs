@@ -64,7 +64,7 @@ pub struct Waiting {
 }
 
 /// Chunks that were begun go on one after the other, but each is asked about first, which takes a round trip: so many
-/// are asked about while the bytes of another move.
+/// are asked about while the bytes of another move. On a WebSocket an offer takes as long.
 pub(super) const ASKED: usize = 2;
 
 /// How many chunks are on their way.
@@ -87,6 +87,8 @@ pub struct Room {
     /// So many more of those that were begun: they are only asked about, as long as another's bytes move. None on
     /// a connection that does not bring one after the other.
     pub asked: usize,
+    /// The same for fresh ones: the connection offers them, and begins none before its turn.
+    pub ahead: bool,
     /// Probes.
     pub probes: usize,
 }
@@ -182,7 +184,7 @@ impl Room {
             return moving.probes < self.probes;
         }
         let (class, all) = (item.class.rank(), self.bodies + self.asked);
-        let bodies = if item.begun { all } else { self.bodies };
+        let bodies = if item.begun || self.ahead { all } else { self.bodies };
         let ahead: usize = moving.bodies[..=class].iter().sum();
         let lower = moving.bodies.len() - 1 - class;
         if item.class == Class::Master && moving.bodies[class] == 0 && bodies > 0 {
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const WIDE: Room = Room { bodies: 100, asked: 0, probes: 100 };
+    const WIDE: Room = Room { bodies: 100, asked: 0, ahead: false, probes: 100 };
     const BUSY: [usize; 4] = [1, 0, 0, 0];
 
     fn item(id: u64, class: Class, first: bool) -> Waiting {
@@ -222,9 +224,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_is_asked_about_while_another_moves() {
-        let room = Room { bodies: 4, asked: ASKED, probes: 0 };
-        for (begun, allowed, given) in [(false, 1, 1), (true, 1, 3), (true, 2, 4), (true, 9, 4), (true, 0, 0)] {
+    fn what_was_begun_is_asked_about_and_what_is_fresh_offered_while_another_moves() {
+        let cases = [(false, 1, 1), (true, 1, 3), (true, 2, 4), (true, 9, 4), (true, 0, 0)];
+        for (begun, ahead, allowed, given) in cases
+            .into_iter()
+            .flat_map(|(either, allowed, given)| [(either, false, allowed, given), (false, either, allowed, given)])
+        {
+            let room = Room { bodies: 4, asked: ASKED, ahead, probes: 0 };
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
             (0..9).for_each(|id| queue.put(Waiting { begun, ..item(id, Class::Audio, false) }));
             while queue.take(0, None, moving, room.at_most(allowed)).is_some() {
@@ -265,7 +271,7 @@ mod tests {
 
     #[test]
     fn sound_finds_a_place_beside_masters_and_masters_always_have_one() {
-        let room = Room { bodies: 1, asked: 0, probes: 1 };
+        let room = Room { bodies: 1, asked: 0, ahead: false, probes: 1 };
         let mut queue = Queue::default();
         queue.put(item(1, Class::Master, false));
         queue.put(item(2, Class::Audio, false));
@@ -286,7 +292,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(Waiting { held: true, ..item(1, Class::Master, false) });
         let moving = Moving { bodies: [9; 4], probes: 0 };
-        assert!(queue.take(0, None, moving, Room { bodies: 4, asked: 0, probes: 1 }).is_some());
+        assert!(queue.take(0, None, moving, Room { bodies: 4, asked: 0, ahead: false, probes: 1 }).is_some());
     }
 
     #[test]
@@ -336,7 +342,7 @@ mod tests {
             class in 0usize..4,
         ) {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
-            let room = Room { bodies: 4, asked: ASKED, probes: 0 }.at_most(bodies);
+            let room = Room { bodies: 4, asked: ASKED, ahead: false, probes: 0 }.at_most(bodies);
             for (id, (class, begun)) in (0..).zip(begun) {
                 queue.put(Waiting { begun, ..item(id, Class::ALL[class], false) });
                 if let Some((taken, _)) = queue.take(0, None, moving, room) {
@@ -356,7 +362,7 @@ mod tests {
             classes in prop::collection::vec(0usize..4, 0..60),
         ) {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
-            let room = Room { bodies, asked: 0, probes: 0 };
+            let room = Room { bodies, asked: 0, ahead: false, probes: 0 };
             for (id, class) in (0..).zip(classes) {
                 queue.put(item(id, Class::ALL[class], false));
                 if let Some((taken, _)) = queue.take(0, None, moving, room) {

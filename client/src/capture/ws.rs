@@ -47,7 +47,9 @@ pub(crate) fn connect(dial: Dial, part: Part) -> BoxFuture<'static, Result<Link,
     Box::pin(async move {
         let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, part == Part::Alone);
         let (socket, early) = race::staggered(race::TCP, open).await?;
-        Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, part, jobs, news)))
+        let mut link = Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, part, jobs, news));
+        link.offers_ahead();
+        Ok(link)
     })
 }
 
@@ -225,6 +227,7 @@ impl Reader {
         let offer = frame::encode_json(kind::OFFER, &OfferBody::new(handle, &job.offer));
         self.shared.with(|out| {
             out.chunks.insert(handle, (job.id, job.offer.attempt));
+            out.plan.limit(job.most);
             out.plan.offered(handle, job.rank, job.bytes);
             if !job.resume {
                 out.begin(handle, job.offer.length);

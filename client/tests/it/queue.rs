@@ -183,14 +183,16 @@ async fn one_chunk_moves_on_cellular_and_two_on_wifi() {
         for k in 0..6 {
             capture.chunk(Variant::AudioPriority, vec![1; 50_000], k, k).await.unwrap();
         }
-        let seen = std::cell::Cell::new(0);
+        let (seen, offered) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
         relay
             .until(|state| {
                 seen.set(seen.get().max(state.begun.len() - state.whole.len()));
+                offered.set(offered.get().max(state.offers.len() - state.whole.len()));
                 state.whole.len() == 6
             })
             .await;
         assert!((1..=most).contains(&seen.get()), "{} at once on {kind:?}", seen.get());
+        assert!(offered.get() > most, "the next is offered meanwhile on {kind:?}");
         let order: Vec<u64> = relay.with(|state| state.begun.iter().map(|(_, index)| *index).collect());
         assert_eq!(order, [1, 2, 3, 4, 5, 6], "the first before all others, then upwards");
         assert_eq!(finish(capture).await.confirmed, 6);

@@ -14,7 +14,7 @@ use crate::capture::store::disk::{Disk, Memory};
 use crate::capture::store::record::Record;
 use waystation_proto::{Code, Digest, Variant, dictionary};
 
-const ROOM: Room = Room { bodies: 3, asked: 0, probes: 4 };
+const ROOM: Room = Room { bodies: 3, asked: 0, ahead: false, probes: 4 };
 const LENGTH: u64 = 100;
 /// Answers that count, that wait, and that renew.
 const FAILURES: [Code; 4] = [Code::StagingFull, Code::InternalError, Code::HashMismatch, Code::Draining];

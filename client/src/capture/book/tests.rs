@@ -6,7 +6,7 @@ use crate::keys::ClientKey;
 use crate::receipt::tests::{issue, jwks};
 use waystation_proto::{Code, Digest, Variant};
 
-const ROOM: Room = Room { bodies: 4, asked: 0, probes: 2 };
+const ROOM: Room = Room { bodies: 4, asked: 0, ahead: false, probes: 2 };
 
 fn new(id: u64) -> New {
     let header = format!(

@@ -41,6 +41,11 @@ impl Strand {
         self.given.values().any(|given| given.moves && class.is_none_or(|class| class == given.class))
     }
 
+    /// Chunks of this class and higher ones that it brings.
+    pub(super) fn moving(&self, class: usize) -> usize {
+        self.given.values().filter(|given| given.moves && given.class <= class).count()
+    }
+
     /// What it was given, if it still is this attempt.
     pub(super) fn given(&mut self, id: u64, attempt: u64) -> Option<&mut Given> {
         self.given.get_mut(&id).filter(|given| given.attempt == attempt)

@@ -345,7 +345,8 @@ impl Engine {
             self.write_down().await;
             let bytes = Bytes::from_owner(bytes);
             let (rank, resume, held) = (next.rank, next.resume, next.held);
-            let job = Job { id, rank, offer: next.offer, bytes, token, resume, held };
+            let most = self.network.bodies();
+            let job = Job { id, rank, offer: next.offer, bytes, most, token, resume, held };
             let given = self.link.as_ref().is_some_and(|link| link.jobs.try_send(ToLink::Job(Box::new(job))).is_ok());
             if !given {
                 self.book.give_back(id, now_ms);

@@ -252,7 +252,6 @@ impl State {
         let handle = self.handles.len() as u64;
         self.handles.insert(name, handle);
         let variant = offer.role.unwrap();
-        self.begun.push((variant.as_str().into(), offer.index));
         if variant.watchable() {
             self.publish(kind::CHUNK, &begins(offer, handle));
         }
@@ -266,6 +265,9 @@ impl State {
         self.received += bytes.len();
         let held = self.chunks.get_mut(&name).unwrap();
         assert_eq!(offset, held.bytes.len() as u64, "bytes are sent once and in order");
+        if offset == 0 && !bytes.is_empty() {
+            self.begun.push((held.offer.role.unwrap().as_str().into(), held.offer.index));
+        }
         held.bytes.extend_from_slice(bytes);
         let (length, variant) = (held.bytes.len(), held.offer.role.unwrap());
         if variant.watchable() {
