@@ -40,19 +40,20 @@ const IDLE: Duration = Duration::from_secs(30);
 /// An answer that is not taken in is given up.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// What a browser lets the page do: its own script and style, media it made itself, calls to relay and core. It is the
-/// policy of the page's `index.html` and `frame-ancestors`, which only a header can say; a test of the page compares them.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; child-src 'self'; \
-     img-src 'self'; media-src blob:; connect-src https: wss: http://127.0.0.1:* ws://127.0.0.1:* \
-     http://localhost:* ws://localhost:*; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// What a browser lets a page do that says nothing of it: nothing. What the page says of itself in its `index.html` is
+/// sent in this one's place, with [`FRAMED`] behind; a worker has no policy but the one of its own answer.
+const NOTHING: &str = "default-src 'none'; base-uri 'none'; form-action 'none'";
+/// Who may frame it, which only a header can say.
+const FRAMED: &str = "; frame-ancestors 'none'";
+/// Where `index.html` says what the page may do.
+const POLICY_IS: &str = "<meta http-equiv=\"Content-Security-Policy\" content=\"";
 /// It watches and listens; it needs no sensor and no device.
 const PERMISSIONS: &str = "autoplay=(self), fullscreen=(self), screen-wake-lock=(self), camera=(), microphone=(), \
      geolocation=(), display-capture=(), payment=(), usb=(), serial=(), hid=(), midi=(), accelerometer=(), \
      gyroscope=(), magnetometer=()";
 
 /// Headers of every answer.
-const HEADERS: [(HeaderName, &str); 7] = [
-    (CONTENT_SECURITY_POLICY, POLICY),
+const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("permissions-policy"), PERMISSIONS),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
@@ -130,7 +131,18 @@ impl File {
     }
 }
 
-type Files = HashMap<String, File>;
+/// What is served.
+struct Files {
+    by_path: HashMap<String, File>,
+    policy: HeaderValue,
+}
+
+/// The policy that a page says of itself, and what only a header can say.
+fn policy(index: Option<&File>) -> io::Result<HeaderValue> {
+    let text = String::from_utf8_lossy(index.map_or(&[], |file| &file.bytes));
+    let own = text.split_once(POLICY_IS).and_then(|(_, rest)| rest.split_once('"')).map_or(NOTHING, |(own, _)| own);
+    HeaderValue::from_str(&format!("{own}{FRAMED}")).map_err(|_| io::ErrorKind::InvalidData.into())
+}
 
 /// What the listener runs on.
 struct Host {
@@ -200,7 +212,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 
 fn answer(files: &Files, method: &Method, path: &str, gzip: bool) -> Response<Full<Bytes>> {
     let readable = matches!(*method, Method::GET | Method::HEAD);
-    let file = files.get(path).filter(|_| readable);
+    let file = files.by_path.get(path).filter(|_| readable);
     let status = match file {
         Some(_) => StatusCode::OK,
         None if readable => StatusCode::NOT_FOUND,
@@ -215,6 +227,7 @@ fn answer(files: &Files, method: &Method, path: &str, gzip: bool) -> Response<Fu
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    headers.insert(CONTENT_SECURITY_POLICY, files.policy.clone());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
@@ -230,7 +243,7 @@ fn answer(files: &Files, method: &Method, path: &str, gzip: bool) -> Response<Fu
 /// The files below `dir` by their paths; `index.html` also as that of its folder. What is hidden or a
 /// link is left out.
 fn read(dir: &Path) -> io::Result<Files> {
-    let mut files = Files::new();
+    let mut files = HashMap::new();
     let (mut folders, mut total) = (vec![(dir.to_owned(), "/".to_owned())], 0);
     while let Some((folder, below)) = folders.pop() {
         for entry in std::fs::read_dir(folder)? {
@@ -255,7 +268,8 @@ fn read(dir: &Path) -> io::Result<Files> {
             }
         }
     }
-    Ok(files)
+    let policy = policy(files.get("/index.html"))?;
+    Ok(Files { by_path: files, policy })
 }
 
 /// The content type of a file by the end of its name.
@@ -306,7 +320,7 @@ mod tests {
     fn too_much_is_no_page() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.bin"), vec![0; 1024]).unwrap();
-        assert_eq!(read(dir.path()).unwrap().len(), 1);
+        assert_eq!(read(dir.path()).unwrap().by_path.len(), 1);
         std::fs::File::create(dir.path().join("b.bin")).unwrap().set_len(MAX_BYTES).unwrap();
         assert!(read(dir.path()).is_err(), "too many bytes");
         std::fs::remove_file(dir.path().join("b.bin")).unwrap();

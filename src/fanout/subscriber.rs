@@ -68,6 +68,9 @@ pub struct Subscription {
     wake: Listener,
     timer: Timer,
     ending: Option<Code>,
+    /// Its first step was taken: `WATCHING` and how the device is, and nothing else. What follows may be much, and a
+    /// browser reads no part of a message.
+    greeted: bool,
     over: bool,
     /// Its link takes less than there is.
     thin: bool,
@@ -103,6 +106,7 @@ impl Subscription {
             wake,
             timer: Timer::default(),
             ending: None,
+            greeted: false,
             over: false,
             thin: false,
             quick: 0,
@@ -243,8 +247,10 @@ impl Subscription {
         if ticked {
             self.seat.hub.settle(&cell, &mut state);
         }
+        let greeted = std::mem::replace(&mut self.greeted, true);
         let mut out = match self.ending {
             Some(_) => Out::control_only(),
+            None if !greeted => Out::control_only(),
             None if self.thin => Out::thin().holding(self.held),
             None if self.bare => Out::bare().holding(self.held),
             None => Out::default().holding(self.held),
@@ -266,7 +272,7 @@ impl Subscription {
             None if settled => Ok(self.finish(frames, None)),
             None if frames.is_empty() => Err(due),
             None => {
-                self.rest = roomy.then_some(due);
+                self.rest = (roomy && greeted).then_some(due);
                 Ok(Step::Frames(frames))
             }
         }

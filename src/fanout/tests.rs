@@ -144,7 +144,9 @@ fn ending(frames: &[Frame]) -> String {
 async fn bytes_are_seen_before_the_chunk_is_whole_and_are_shared() {
     let world = World::new();
     let (mut one, mut two) = (world.subscribe(Wanted::default()), world.subscribe(Wanted::default()));
-    assert_eq!(kinds(&drain(&mut one).await), [kind::WATCHING]);
+    for both in [&mut one, &mut two] {
+        assert_eq!(kinds(&drain(both).await), [kind::WATCHING]);
+    }
     let publication = world.hub.publish(&group(), audio(1, 300_000));
     let half = Bytes::from(vec![9; 150_000]);
     publication.push(0, &half);
@@ -152,7 +154,7 @@ async fn bytes_are_seen_before_the_chunk_is_whole_and_are_shared() {
     let Step::Frames(theirs) = two.next().await else { panic!() };
     let pieces = |frames: &[Bytes]| -> Vec<Bytes> { frames.iter().filter(|f| f[0] == 0x33).cloned().collect() };
     let (mine, theirs) = (pieces(&mine), pieces(&theirs));
-    assert_eq!(mine.len(), 3);
+    assert_eq!((mine.len(), theirs.len()), (3, 3));
     assert!(mine.iter().zip(&theirs).all(|(a, b)| a.as_ptr() == b.as_ptr()), "kept once");
     let got: usize =
         mine.iter().map(|f| Piece::decode(split_message(f.clone()).unwrap().remove(0).body).unwrap().bytes.len()).sum();
@@ -167,6 +169,18 @@ async fn bytes_are_seen_before_the_chunk_is_whole_and_are_shared() {
     assert_eq!(world.metric("fanout_contacts"), 2);
     assert!(world.metric("fanout_delivered_bytes_total{lane=\"audio_priority\"}") > 450_000);
     assert!(world.metric("fanout_window_bytes") > 300_000);
+}
+
+#[tokio::test]
+async fn whoever_comes_is_greeted_and_told_how_the_device_is_before_anything_else() {
+    let world = World::new();
+    let publication = world.hub.publish(&group(), audio(1, 300_000));
+    publication.push(0, &Bytes::from(vec![9; 150_000]));
+    let mut late = world.subscribe(Wanted::default());
+    let first = frames(&late.next().await);
+    assert_eq!(kinds(&first), [kind::WATCHING, kind::SIGN]);
+    assert_eq!(control::<message::Sign>(&first[1]).unwrap().last_sign, 0);
+    assert!(drain(&mut late).await.iter().any(|frame| frame.kind == kind::PIECE), "the window at once behind it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,14 @@
 // The page: joins session, player and view.
 
+import { begun, opened } from "./first";
+import type { Begun } from "./io/begin";
 import { Player } from "./io/player";
-import { arrive, keep, kept, replaced } from "./io/place";
+import { keep, kept, replaced } from "./io/place";
 import { Session } from "./io/session";
 import { Wake } from "./io/wake";
 import type { Lane } from "./rules/assembly";
 import { type Chunk, keyOf, type Mark, markOf } from "./rules/ledger";
-import { type Link, readKey, readLink } from "./rules/link";
+import { type Link, readKey } from "./rules/link";
 import { Pauses } from "./rules/pauses";
 import { type Facts, heardAgo, type Phone, phoneOf, screenOf, troubleOf } from "./rules/status";
 import { type Summary, summary } from "./rules/summary";
@@ -51,7 +53,7 @@ class Page {
   /** Of what was shown, the last one recorded. */
   private readonly newest: Partial<Record<Lane, Chunk>> = {};
 
-  constructor(link: Link, audioOnly: boolean, private readonly text: Text, lang: string) {
+  constructor(link: Link, begun: Begun, audioOnly: boolean, private readonly text: Text, lang: string) {
     this.session = new Session(link, audioOnly, {
       key: () => readKey(kept().fragment ?? ""),
       show: (chunk, bytes) => this.show(chunk, bytes),
@@ -60,7 +62,7 @@ class Page {
         this.view.note(missingMs > 500 ? text.missedSome(came, lost) : caughtUpMs > 500 ? text.missedAll(came) : text.missedNothing, performance.now());
       },
       catchingUp: () => this.view.note(text.catchingUp, performance.now()),
-    });
+    }, begun);
     this.timeline = new Timeline(text, lang, this.session.ledger, {
       seek: (at) => this.seek(at),
       live: () => this.goLive(),
@@ -285,19 +287,17 @@ class Page {
 }
 
 function begin(): void {
-  const { fragment, audioOnly, forgotten } = arrive();
+  const { audioOnly, forgotten } = kept();
   // Another link opened in this tab is another page.
   addEventListener("hashchange", () => void replaced());
   const { lang, text } = pick(navigator.languages ?? [navigator.language]);
-  const link = fragment === undefined ? null : readLink(fragment);
-  let usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker !== "undefined" && typeof WebSocket !== "undefined";
-  if (link && usable) {
+  if (opened && begun) {
     try {
-      new Page(link, audioOnly === true, text, lang);
+      new Page(opened, begun, audioOnly === true, text, lang);
       return;
     } catch {
       // Something that this browser does not have: better said than a page that stays empty.
-      usable = false;
+      begun.reach.connection.close();
       document.body.textContent = "";
     }
   }
@@ -307,7 +307,7 @@ function begin(): void {
     keep({ forgotten: true });
     location.reload();
   };
-  const screen = forgotten ? "forgotten" : link ? "no_crypto" : "no_link";
+  const screen = forgotten ? "forgotten" : opened ? "no_crypto" : "no_link";
   view.draw({ screen, phone: "unknown" } as Shown, 0);
   view.announce(text.screens[screen].join(". "));
 }

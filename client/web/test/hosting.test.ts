@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { noScripts, pick } from "../src/ui/text";
@@ -9,11 +10,15 @@ test("where a browser does not know `worker-src`, the page may have its worker a
   assert.match(policyOf("index.html") ?? "", /worker-src 'self'; child-src 'self';/);
 });
 
-test("devcore serves the page with the page's own policy, and with what only a header can say", () => {
-  const source = readFileSync("../../devcore/src/page.rs", "utf8");
-  const served = /const POLICY: &str = "([^"]*)"/.exec(source)?.[1]?.replace(/\\\n\s*/g, "");
-  assert.equal(served, `${policyOf("index.html")}; frame-ancestors 'none'`);
-  assert.equal(policyOf("dist/index.html"), policyOf("index.html"));
+test("what may run and how it looks is named by its hash", () => {
+  const built = readFileSync("dist/index.html", "utf8");
+  const hash = (text: string): string => `'sha256-${createHash("sha256").update(text).digest("base64")}'`;
+  const inside = (element: string): string[] => [...built.matchAll(new RegExp(`<${element}>([^]*?)</${element}>`, "g"))].map((match) => hash(match[1] as string));
+  const policy = policyOf("index.html")?.replace("{{scripts}}", inside("script").join(" ")).replace("{{style}}", inside("style").join(" "));
+  assert.equal(policyOf("dist/index.html"), policy);
+  assert.deepEqual([inside("script").length, inside("style").length], [2, 1]);
+  // What would end a script before its end, or hide its end.
+  assert.doesNotMatch(built.slice(15), /<!--|<!\[CDATA/);
 });
 
 test("the words that stand without a script come from where all words stand", () => {

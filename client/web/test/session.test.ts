@@ -78,9 +78,9 @@ interface Heard {
   catchingUp: number;
 }
 
-function begin(): { session: Session; heard: Heard } {
+function begin(asked = gives): { session: Session; heard: Heard } {
   Socket.all = [];
-  core = gives;
+  core = asked;
   const secret = toBase64url(new Uint8Array(32));
   const link = readLink(writeLink({ relay: "http://127.0.0.1:1", core: "http://127.0.0.1:2", grant: secret, key: secret }));
   assert.ok(link);
@@ -106,9 +106,8 @@ function sound(index: number, replay: boolean, more: { until?: "begun" } = {}): 
 }
 
 test("the relay is reached for while the core is asked, and is asked when the core has answered", async () => {
-  const { session } = begin();
   let answer: () => void = () => assert.fail();
-  core = (path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path));
+  const { session } = begin((path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path)));
   void session.run();
   await pass(250);
   assert.equal(Socket.all.length, 1);
@@ -122,9 +121,8 @@ test("the relay is reached for while the core is asked, and is asked when the co
 });
 
 test("a connection that the relay gave up while the core was slow is made again", async () => {
-  const { session } = begin();
   let answer: () => void = () => assert.fail();
-  core = (path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path));
+  const { session } = begin((path) => (path.endsWith("/capability") ? new Promise((go) => (answer = () => go(given))) : gives(path)));
   void session.run();
   await pass(250);
   last().open();
@@ -257,10 +255,10 @@ test("a device that slept asks at once, and its ages go on", async () => {
 });
 
 /** Capabilities by their number, each good for 300 seconds; `asked` counts them. */
-function renewable(): { asked: number } {
+function renewable(): { session: Session; count: { asked: number } } {
   const count = { asked: 0 };
-  core = async (path) => (path.endsWith("/capability") ? { ...given, capability: `${++count.asked}${given.capability}` } : gives(path));
-  return count;
+  const { session } = begin(async (path) => (path.endsWith("/capability") ? { ...given, capability: `${++count.asked}${given.capability}` } : gives(path)));
+  return { session, count };
 }
 const sent = (socket: Socket, what: number): string[] =>
   socket.sent.filter((frame) => frame.kind === what).map((frame) => String(JSON.parse(new TextDecoder().decode(frame.body)).capability));
@@ -271,8 +269,7 @@ async function second(): Promise<void> {
 }
 
 test("a capability is renewed on the open connection after two thirds of its life, and again", async () => {
-  const { session } = begin();
-  const count = renewable();
+  const { session, count } = renewable();
   void session.run();
   await pass(250);
   last().open();
@@ -288,8 +285,7 @@ test("a capability is renewed on the open connection after two thirds of its lif
 });
 
 test("a core that is away while the capability is renewed is asked again, and ends nothing", async () => {
-  const { session } = begin();
-  const count = renewable();
+  const { session, count } = renewable();
   const there = core;
   void session.run();
   await pass(250);
@@ -306,8 +302,7 @@ test("a core that is away while the capability is renewed is asked again, and en
 });
 
 test("a relay that says that the capability ran out is watched again with a new one", async () => {
-  const { session } = begin();
-  const count = renewable();
+  const { session, count } = renewable();
   void session.run();
   await pass(250);
   last().open();

@@ -46,12 +46,15 @@ impl View {
     }
 }
 
+/// Nothing was said of the device yet.
+pub(super) const UNTOLD: u64 = u64::MAX;
+
 /// A contact.
 pub struct Contact {
     pub(super) view: View,
     pub(super) lanes: [Position; 2],
     pub(super) event: u64,
-    /// How long the device was quiet when this contact last heard of it, in steps.
+    /// How long the device was quiet when this contact last heard of it, in steps; at first [`UNTOLD`].
     pub(super) quiet: u64,
     /// The last word it was told of the device.
     pub(super) told: Option<CaptureWord>,
@@ -333,14 +336,14 @@ impl Contact {
     /// When there will be something to say of the device's quiet.
     #[must_use]
     pub fn sign_due(&self, window: &Window) -> Option<u64> {
-        window.quiet_at(self.quiet + 1)
+        window.quiet_at(self.quiet.saturating_add(1))
     }
 
-    /// `SIGN`, when the device has been quiet for one more step, or is no longer. Silence and the end
-    /// are told by `CAPTURE`.
+    /// `SIGN` to whoever came just now, and when the device has been quiet for one more step, or is no
+    /// longer. Silence and the end are told by `CAPTURE`.
     fn tell_sign(&mut self, window: &Window, now: u64, out: &mut Out) {
         let steps = window.quiet_steps(now);
-        if steps != self.quiet && window.capture.is_none() {
+        if steps != self.quiet && window.capture.is_none() && window.last_sign.is_some() {
             out.json(kind::SIGN, &Sign { last_sign: window.since_sign(now) });
         }
         self.quiet = steps;

@@ -1,6 +1,6 @@
 //! Where a contact begins.
 
-use super::contact::{Before, Contact, Position, View};
+use super::contact::{Before, Contact, Position, UNTOLD, View};
 use super::out::Out;
 use super::{LANES, Window};
 use crate::cursor::{Cursor, LaneCursor};
@@ -28,7 +28,7 @@ impl Contact {
         let mut contact = Self {
             lanes: [Position::default(), Position::default()],
             event: window.events.end(),
-            quiet: 0,
+            quiet: UNTOLD,
             told: None,
             fetches: std::collections::VecDeque::new(),
             promised: Vec::new(),

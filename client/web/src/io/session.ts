@@ -9,9 +9,10 @@ import type { Link } from "../rules/link";
 import { cutOff, missed, type Missed } from "../rules/missed";
 import { Sleep } from "../rules/sleep";
 import { doubt, type Facts, IDLE_MS } from "../rules/status";
-import { type Capability, Core, CoreRefusal } from "./core";
+import { begin } from "./begin";
+import { type Capability, type Core, CoreRefusal } from "./core";
 import { Intake, type Shown } from "./intake";
-import { type Connection, type Listener, Reach, Ways } from "./transport";
+import { type Connection, type Listener, Reach, type Ways } from "./transport";
 import { Vault } from "./vault";
 
 const VARIANTS: Record<Lane, string> = { audio: "audio_priority", video: "live_preview" };
@@ -56,8 +57,9 @@ export class Session {
   private slept = false;
   private renewing = false;
   private connection: Connection | null = null;
-  /** Begun before the core answered. */
-  private early: Reach | null = null;
+  /** Begun before the core answered, and what it was asked. */
+  private early: Reach | null;
+  private asked: Promise<Capability> | null;
   /** When the connection was opened, and when its subscription began. */
   private openedAt = 0;
   private watchingAt: number | null = null;
@@ -79,11 +81,13 @@ export class Session {
   private back: { cutAt: number; at: number; long: boolean; told: boolean } | null = null;
   private awaySince: number | null = null;
 
-  constructor(link: Link, audioOnly: boolean, private readonly hooks: Hooks) {
+  constructor(link: Link, audioOnly: boolean, private readonly hooks: Hooks, { core, ways, reach, capability } = begin(link)) {
     this.audioOnly = audioOnly;
     this.facts = { watching: false, watched: false, admitted: false, coreAway: false, relayAway: false, anyChunk: false };
-    this.core = new Core(link.core, link.grant);
-    this.ways = new Ways(link);
+    this.core = core;
+    this.ways = ways;
+    this.early = reach;
+    this.asked = capability;
     this.vault = new Vault("worker.js", { key: () => hooks.key(), lost: () => this.stop("no_worker"), back: () => this.mend() });
     this.intake = new Intake(this.facts, this.ledger, this.vault, this.core, hooks);
   }
@@ -91,8 +95,6 @@ export class Session {
   async run(): Promise<void> {
     this.vault.ready().catch(() => this.stop("no_crypto"));
     const beat = setInterval(() => this.beat(performance.now()), 1000);
-    // The relay is reached for while the core is asked: on a thin link each of the two takes a second.
-    this.early = new Reach(this.ways);
     while (!this.over && !this.facts.closed) {
       if (!this.capability && !(await this.admit())) break;
       if (this.over || this.facts.closed) break;
@@ -159,7 +161,9 @@ export class Session {
   private async admit(): Promise<boolean> {
     for (let tries = 0; !this.over; tries++) {
       try {
-        this.admitted(await this.core.capability());
+        const asked = this.asked ?? this.core.capability();
+        this.asked = null;
+        this.admitted(await asked);
         return true;
       } catch (error) {
         if (this.refused(error)) return false;
