@@ -13,6 +13,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 #[error("the certificate or key file can't be used")]
 pub(crate) struct Unusable;
 
+/// Bytes of a TLS record. None can be read before it is whole, and one of 16 KiB, the most there may be, is more than TCP
+/// sends before the first acknowledgement: a round trip more before a browser sees the first byte of a page.
+const RECORD_BYTES: usize = 4 * 1024;
+
 /// Serves with this certificate chain and key, and speaks one of these protocols.
 pub(crate) fn acceptor(certificate: &Path, key: &Path, protocols: &[&[u8]]) -> Result<TlsAcceptor, Unusable> {
     let chain = certificates(certificate)?;
@@ -24,6 +28,7 @@ pub(crate) fn acceptor(certificate: &Path, key: &Path, protocols: &[&[u8]]) -> R
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(|_| Unusable)?;
+    config.max_fragment_size = Some(RECORD_BYTES);
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -20,7 +20,7 @@ export interface Listener {
 
 const PATIENCE_MS = 10_000;
 /** So long WebTransport alone is tried; then a WebSocket beside it, and what opens first is taken. */
-const HEAD_START_MS = 700;
+const HEAD_START_MS = 400;
 /** After it came to nothing WebTransport is not tried again for this long. */
 const AVOID_MS = 5 * 60_000;
 
