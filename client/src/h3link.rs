@@ -100,6 +100,7 @@ impl H3 {
         let address = endpoint.addresses().await?[0];
         let begun = Dialer::new(endpoint, CAPTURE_KEEP_ALIVE)?.begin(address, 0)?;
         let Ok((connection, early)) = begun.connecting.into_0rtt() else {
+            drop(begun.needed);
             return Ok((Self::connect(endpoint, CAPTURE_KEEP_ALIVE).await?, None));
         };
         begun.needed.for_good();

@@ -8,14 +8,13 @@
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
 //! Where several handshakes are tried at once, each has a socket of its own, and the one that is answered first
-//! counts: the others wait, and those that are not needed any more say nothing of it. Their farewells, padded
-//! to 1.2 KB and said again at each word of the relay, would fill a thin link just when it is back.
+//! counts: the others wait, until another of them is through. Those that are not needed any more say so once, and later:
+//! their farewells, padded to 1.2 KB and said again at each word of the relay, would fill a thin link just when it is back.
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,
 //! still sends its part of the handshake. QUIC itself does so after a time that doubles with each
 //! packet that was lost before: in an outage to many seconds.
-
 //!
 //! After an outage the first packet with bytes fills the gap behind which everything else waits. If it is lost, that
 //! is seen a round trip and three packets later, which on a thin link is more than a second.
@@ -24,12 +23,13 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The first packet's copy goes so much later.
@@ -37,18 +37,50 @@ const LATER: Duration = Duration::from_millis(25);
 /// What the relay sends of a handshake so long after the second flight tells that it may not have it; before, it is
 /// the rest of its answer.
 const STILL: Duration = Duration::from_millis(70);
+/// Where the relay answered a handshake that is not needed any more, it is told so much later.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// What is tried beside a handshake that is answered waits so long for it, and so many packets at most: the rest is
 /// dropped, as a network would.
 const AWAITED: (Duration, u32) = (Duration::from_secs(1), 4);
 /// What was sent is heard of only after so long: the path was away. So many of the next packets that are larger than
 /// this go twice.
 const AWAY: (Duration, u32, usize) = (Duration::from_secs(3), 2, 1000);
+/// No packet that has an acknowledgement and nothing else is larger, unless its gaps are many.
+const ALONE: usize = 100;
 /// Packets that are sent twice in a socket's life before anything came, and after it.
 const MOST: [u32; 2] = [2, 4];
 
-/// Handshakes that are tried at once: which of them was answered first, and when.
+/// Handshakes that are tried at once: which of them was answered first, and when. None once it came to nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Tries(OnceLock<(usize, Instant)>);
+pub(crate) struct Tries {
+    first: Mutex<Option<(usize, Instant)>>,
+    /// Whoever waits looks again.
+    changed: Notify,
+}
+
+impl Tries {
+    fn first(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long one waits for another, which was answered first.
+    fn waits(&self, which: usize) -> Option<Duration> {
+        let (first, at) = (*self.first())?;
+        if first == which { None } else { AWAITED.0.checked_sub(at.elapsed()) }
+    }
+
+    /// This one is through, or over.
+    fn settled(&self, which: usize, through: bool) {
+        let mut first = self.first();
+        if through {
+            *first = Some((which, Instant::now()));
+        } else if first.is_some_and(|(first, _)| first == which) {
+            *first = None;
+        }
+        drop(first);
+        self.changed.notify_waiters();
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -61,30 +93,36 @@ pub(crate) struct Repeating {
     awaited: AtomicU32,
     /// Something came.
     heard: AtomicBool,
-    /// What was sent first since something came.
+    /// What was sent first since something came. An acknowledgement alone has no answer.
     asked: Mutex<Option<Instant>>,
     again: AtomicU32,
-    /// Nobody needs it any more.
+    /// Nobody needs it any more, and whether that was said.
     mute: Arc<AtomicBool>,
+    farewell: AtomicU32,
     second: Mutex<Second>,
 }
 
-/// Keeps a socket from sending anything once this is dropped, unless the handshake was completed.
+/// Keeps a socket from sending anything but a late farewell once this is dropped, unless the handshake was completed.
 #[derive(Debug)]
-pub(crate) struct Needed(Option<Arc<AtomicBool>>);
+pub(crate) struct Needed {
+    tries: Arc<Tries>,
+    which: usize,
+    mute: Option<Arc<AtomicBool>>,
+}
 
 impl Needed {
     /// The handshake is complete.
     pub(crate) fn for_good(mut self) {
-        self.0 = None;
+        self.mute = None;
     }
 }
 
 impl Drop for Needed {
     fn drop(&mut self) {
-        if let Some(mute) = &self.0 {
+        if let Some(mute) = &self.mute {
             mute.store(true, Ordering::Relaxed);
         }
+        self.tries.settled(self.which, self.mute.is_none());
     }
 }
 
@@ -109,11 +147,12 @@ impl Repeating {
     /// The socket of one of several tries, and what it is needed by.
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, tries: Arc<Tries>, which: usize) -> (Arc<Self>, Needed) {
         let mute = Arc::new(AtomicBool::new(false));
-        let needed = Needed(Some(Arc::clone(&mute)));
+        let needed = Needed { tries: Arc::clone(&tries), which, mute: Some(Arc::clone(&mute)) };
         let (left, awaited) = (MOST.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
         let (heard, second) = (AtomicBool::new(false), Mutex::default());
-        let (asked, again) = (Mutex::default(), AtomicU32::new(0));
-        (Arc::new(Self { socket, tries, which, left, awaited, heard, asked, again, mute, second }), needed)
+        let (asked, again, farewell) = (Mutex::default(), AtomicU32::new(0), AtomicU32::new(1));
+        let this = Self { socket, tries, which, left, awaited, heard, asked, again, mute, farewell, second };
+        (Arc::new(this), needed)
     }
 
     /// A socket for a connection that goes on from another address.
@@ -134,7 +173,7 @@ impl Repeating {
 
     /// The relay sends a packet of a handshake.
     fn came(&self) {
-        self.tries.0.get_or_init(|| (self.which, Instant::now()));
+        self.tries.first().get_or_insert_with(|| (self.which, Instant::now()));
         let mut second = self.second();
         let Some(kept) = second.packet.take_if(|kept| kept.sent.elapsed() >= STILL) else { return };
         second.over = true;
@@ -142,12 +181,6 @@ impl Repeating {
         let Kept { destination, src_ip, contents, .. } = kept;
         let _ =
             self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
-    }
-
-    /// How long this one waits for another, which was answered first.
-    fn waits(&self) -> Option<Duration> {
-        let (first, at) = self.tries.0.get()?;
-        if *first == self.which { None } else { AWAITED.0.checked_sub(at.elapsed()) }
     }
 
     /// Sends a packet of a handshake again, at once or soon.
@@ -161,20 +194,50 @@ impl Repeating {
         drop(second);
         if take(&self.left[usize::from(heard)]) {
             // It is a copy: what can't be sent now is not sent.
-            if heard { drop(self.socket.try_send(packet)) } else { self.send_later(packet, LATER) }
+            if heard {
+                let _ = self.socket.try_send(packet);
+            } else {
+                self.send_after(packet, false, tokio::time::sleep(LATER));
+            }
         }
     }
 
-    fn send_later(&self, packet: &Transmit<'_>, later: Duration) {
+    /// Sends a packet then, if the socket is needed or not needed as it is now.
+    fn send_after(&self, packet: &Transmit<'_>, muted: bool, then: impl Future<Output = ()> + Send + 'static) {
         let (socket, mute, contents) = (Arc::clone(&self.socket), Arc::clone(&self.mute), packet.contents.to_vec());
         let (destination, ecn, src_ip) = (packet.destination, packet.ecn, packet.src_ip);
         tokio::spawn(async move {
-            tokio::time::sleep(later).await;
-            if !mute.load(Ordering::Relaxed) {
+            then.await;
+            if mute.load(Ordering::Relaxed) == muted {
                 let packet = Transmit { destination, ecn, src_ip, contents: &contents, segment_size: None };
                 let _ = socket.try_send(&packet);
             }
         });
+    }
+
+    /// Ends when this one need not wait any longer.
+    fn turn(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (tries, which) = (Arc::clone(&self.tries), self.which);
+        async move {
+            loop {
+                let changed = tries.changed.notified();
+                let Some(wait) = tries.waits(which) else { return };
+                tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep(wait) => return,
+                }
+            }
+        }
+    }
+
+    /// What is not needed any more says so once, if anybody is there to hear it.
+    fn part(&self, transmit: &Transmit<'_>) {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        let Some(contents) = transmit.contents.chunks(size).find(|packet| is_handshake(packet)) else { return };
+        if self.heard.load(Ordering::Relaxed) && take(&self.farewell) {
+            let packet = Transmit { contents, segment_size: None, ..*transmit };
+            self.send_after(&packet, true, tokio::time::sleep(FAREWELL));
+        }
     }
 
     /// Sends one packet, and what it needs besides.
@@ -186,9 +249,9 @@ impl Repeating {
             }
             return Ok(());
         }
-        if let Some(later) = self.waits() {
+        if self.tries.waits(self.which).is_some() {
             if take(&self.awaited) {
-                self.send_later(packet, later);
+                self.send_after(packet, false, self.turn());
             }
             return Ok(());
         }
@@ -215,9 +278,12 @@ impl AsyncUdpSocket for Repeating {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         if self.mute.load(Ordering::Relaxed) {
+            self.part(transmit);
             return Ok(());
         }
-        self.asked().get_or_insert_with(Instant::now);
+        if transmit.contents.len() > ALONE {
+            self.asked().get_or_insert_with(Instant::now);
+        }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         if self.again.load(Ordering::Relaxed) == 0 && !transmit.contents.chunks(size).any(is_handshake) {
             return self.socket.try_send(transmit);
@@ -416,6 +482,13 @@ mod tests {
         rig.send(b"\x40p", None);
         rig.send(&[bytes(b'4'), bytes(b'5'), bytes(b'6')].concat(), Some(AWAY.2 + 2));
         assert_eq!(rig.all().await.replace('.', ""), "12p3p44556");
+        // What only acknowledges has no answer.
+        rig.answer(b"\x40").await;
+        rig.send(b"\x40a", None);
+        pass(AWAY.0).await;
+        rig.answer(b"\x40").await;
+        rig.send(&bytes(b'x'), None);
+        assert_eq!(rig.all().await.replace('.', ""), "ax");
         // On another network what is sent before anything is heard goes in vain.
         let moved = Repeating::moved(Arc::clone(&rig.socket.socket));
         let rig = Rig { socket: moved, ..rig };
@@ -449,7 +522,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_needed_any_more_says_nothing() {
+    async fn it_waits_no_longer_when_it_is_through_or_the_first_is_over() {
+        for through in [true, false] {
+            let tries = Arc::default();
+            let (mut late, mut first) = (Rig::of(Arc::clone(&tries), 0).await, Rig::of(Arc::clone(&tries), 1).await);
+            first.answer(b"\xc0").await;
+            late.answer(b"\xc0").await;
+            late.send(b"\xe0F", None);
+            pass(AWAITED.0 / 4).await;
+            assert_eq!(late.all().await, "");
+            if through {
+                late.needed.take().unwrap().for_good();
+            } else {
+                drop(first.needed.take());
+            }
+            pass(Duration::ZERO).await;
+            assert_eq!(late.all().await, "F");
+            late.send(b"\xe0G", None);
+            assert_eq!(late.all().await, "GG");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_needed_any_more_says_so_once_and_late_to_whoever_answered() {
         for complete in [false, true] {
             let mut rig = Rig::new().await;
             rig.send(b"\xc01", None);
@@ -461,6 +556,18 @@ mod tests {
             rig.send(b"\x403", None);
             pass(LATER).await;
             assert_eq!(rig.all().await, if complete { "12312" } else { "1" });
+            pass(FAREWELL).await;
+            assert_eq!(rig.all().await, "");
         }
+        let mut rig = Rig::new().await;
+        rig.answer(b"\xc0").await;
+        drop(rig.needed.take());
+        for _ in 0..3 {
+            rig.send(b"\x401\xe02\x403", Some(2));
+        }
+        pass(FAREWELL - Duration::from_millis(1)).await;
+        assert_eq!(rig.all().await, "");
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(rig.all().await, "2");
     }
 }

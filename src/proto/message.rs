@@ -528,7 +528,8 @@ pub enum CaptureWord {
 /// `0x3c SIGN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sign {
-    /// Seconds since the last sign of life; 0: there is one again.
+    /// Seconds since the last sign of life, 5 and more; 0: there is one again, or was one in the last five seconds
+    /// before the contact came.
     pub last_sign: u64,
 }
 

@@ -31,6 +31,8 @@ async fn a_contact_hears_when_the_phone_was_last_heard_and_when_it_fell_silent()
         contacts.push(Contact::open(&world, eye, &fanout).await);
     }
     for contact in &mut contacts {
+        let greeting: Sign = frame::control(&contact.until(kind::SIGN).await).unwrap();
+        assert_eq!(greeting.last_sign, 0, "it gives signs");
         let quiet: Sign = frame::control(&contact.until(kind::SIGN).await).unwrap();
         assert!((5..10).contains(&quiet.last_sign), "{quiet:?}");
     }

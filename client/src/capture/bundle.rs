@@ -19,14 +19,15 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use waystation_proto::ChunkState;
+use waystation_proto::{ChunkState, Class};
 
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
+use super::retry::Pause;
 use super::ws::{self, Part};
 use crate::connect::ConnectError;
 use crate::token::Token;
-use growth::{Growth, Pause};
+use growth::Growth;
 use strand::{Given, Strand};
 
 /// Connections at once.
@@ -38,9 +39,6 @@ const ASKED_MS: u64 = 1000;
 /// The same where another is heard: then its chunks go over to that one. TCP that lost a packet again
 /// and again may come back by itself, and all that it has in flight is lost if it goes.
 const SILENT_MS: u64 = 5000;
-/// Pause before one connection for all is tried again, and the longest: the link may come back at
-/// any time.
-const RACE_PAUSE_MS: (u64, u64) = (500, 4_000);
 
 /// One connection now, more when they are needed.
 pub(crate) async fn connect(dial: Dial) -> Result<Link, ConnectError> {
@@ -96,7 +94,7 @@ impl Bundle {
             racing: false,
             growth: Growth::default(),
             doubt: None,
-            pause: Pause::new(RACE_PAUSE_MS.0, RACE_PAUSE_MS.1),
+            pause: Pause::beside(),
             started: Instant::now(),
             begun: 0,
             later: Vec::new(),
@@ -300,17 +298,21 @@ impl Bundle {
 
     /// Gives chunks to the connections that may begin one and are heard: each brings one of a class at
     /// a time, and its plan says which of them goes first. What the relay may hold is asked about at
-    /// once. Where as many move as may, the next is offered on a connection that brings one: its turn
-    /// comes there.
+    /// once. Where as many move as may, the next is offered on a connection that brings another: its turn
+    /// comes there. A master has its place as in [`super::plan::Plan::limit`].
     async fn hand_out(&mut self) {
         let turns: Vec<(Rank, u64)> = self.waiting.keys().copied().collect();
         for turn in turns {
             let Some((resume, most)) = self.waiting.get(&turn).map(|job| (job.resume, job.most)) else { continue };
             let class = turn.0.class();
-            let full = self.strands.values().map(|strand| strand.moving(class)).sum::<usize>() >= most;
+            let heard = || self.strands.values().filter(|strand| !strand.is_silent());
+            let first_master = class == Class::Master.rank() && !heard().any(|strand| strand.brings(Some(class)));
+            let full = !first_master && heard().map(|strand| strand.moving(class)).sum::<usize>() >= most;
             let free = self.strands.values_mut().filter(|strand| !strand.is_silent());
-            let free = free.filter(|strand| resume || strand.brings(Some(class)) == full);
-            let Some(strand) = free.min_by_key(|strand| (strand.brings(None), strand.given.len())) else { continue };
+            let free = free.filter(|strand| resume || full || !strand.brings(Some(class)));
+            // Its turn comes where most goes before it.
+            let busy = |strand: &&mut Strand| (strand.brings(None) != (full && !resume), strand.given.len());
+            let Some(strand) = free.min_by_key(busy) else { continue };
             let Some(job) = self.waiting.remove(&turn) else { continue };
             strand.given.insert(job.id, Given { attempt: job.offer.attempt, class, moves: !resume, sent: false });
             // A strand that is gone says so itself, and its chunks are brought by another.

@@ -1,5 +1,7 @@
 //! Whether the relay is still there, on a connection whose acknowledgements can't be seen.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,73 +12,99 @@ const ASK_AFTER: Duration = Duration::from_secs(1);
 /// The same while none wait: a NAT or a peer that forgot the connection is found out.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Nothing comes for this long, and three times as long as answers took: another connection is
-/// tried beside this one, which goes on if it is heard first.
+/// tried beside this one, which goes on if it answers first.
 const STALLED: Duration = Duration::from_millis(2500);
 /// Before the first answer they are thought to take this long.
 const FIRST_ANSWER: Duration = Duration::from_millis(1500);
 /// Nothing comes for this long: the connection is dead.
 const DEAD: Duration = Duration::from_secs(40);
 
-/// What is heard of the relay, and what is owed.
-pub(super) struct Ear {
-    last: Instant,
-    /// An answer is awaited since.
-    asked: Option<Instant>,
-    /// How long answers take; the longest counts, and fades.
-    takes: Duration,
-    /// It stalls until it answers.
-    stalled: bool,
-}
+/// How long answers take on the way to a relay, for the connections that follow each other there.
+#[derive(Clone)]
+pub(super) struct Takes(Arc<AtomicU64>);
 
-impl Default for Ear {
+impl Default for Takes {
     fn default() -> Self {
-        Self { last: Instant::now(), asked: None, takes: FIRST_ANSWER, stalled: false }
+        Self(Arc::new(AtomicU64::new(FIRST_ANSWER.as_millis() as u64)))
     }
 }
 
+/// What is heard of the relay, and what is owed. Questions are numbered, and their answers with them.
+pub(super) struct Ear {
+    last: Instant,
+    /// The answer to this question is awaited since.
+    asked: Option<(u32, Instant)>,
+    /// Questions so far.
+    number: u32,
+    /// The longest counts, and fades.
+    takes: Takes,
+    /// It stalls until it answers this question or a later one.
+    stalled: Option<u32>,
+}
+
 impl Ear {
+    pub(super) fn new(takes: Takes) -> Self {
+        Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None }
+    }
+
+    fn takes(&self) -> Duration {
+        Duration::from_millis(self.takes.0.load(Ordering::Relaxed))
+    }
+
     pub(super) fn heard(&mut self) {
         self.last = Instant::now();
     }
 
-    /// The answer that was asked for. One that an outage held up says little of the next: it counts at
-    /// most for twice what they took.
-    pub(super) fn answered(&mut self) {
-        self.stalled = false;
-        if let Some(asked) = self.asked.take() {
-            self.takes = asked.elapsed().min(self.takes * 2).max(self.takes * 7 / 8);
+    /// The answer to a question. One that an outage held up says little of the next: it counts for at most twice what
+    /// they took.
+    pub(super) fn answered(&mut self, number: u32) {
+        if let Some((_, at)) = self.asked.take_if(|(asked, _)| *asked == number) {
+            let (took, before) = (at.elapsed(), self.takes());
+            self.takes.0.store(took.min(before * 2).max(before * 7 / 8).as_millis() as u64, Ordering::Relaxed);
+        }
+        if self.stalled.is_some_and(|question| number >= question) {
+            (self.stalled, self.asked) = (None, None);
         }
     }
 
-    /// The device is on another network: only an answer shows that this connection goes on. It is asked
-    /// for by whoever says so.
-    pub(super) fn moved(&mut self) {
-        self.stalled = true;
-        self.asked = Some(Instant::now());
+    /// One more question, which nobody waits for.
+    pub(super) fn ask(&mut self) -> u32 {
+        self.number += 1;
+        self.number
     }
 
-    /// Whether an answer is to be asked for now.
-    pub(super) fn asks(&mut self, bytes_wait: bool) -> bool {
+    /// The device is on another network: this connection stalls until it answers what is asked now.
+    pub(super) fn moved(&mut self) -> u32 {
+        let question = self.ask();
+        self.stalled = Some(question);
+        question
+    }
+
+    /// What is to be asked now, if anything is.
+    pub(super) fn asks(&mut self, bytes_wait: bool) -> Option<u32> {
         let after = if bytes_wait { ASK_AFTER } else { KEEP_ALIVE };
-        let due = self.asked.is_none() && self.last.elapsed() >= after;
-        if due {
-            self.asked = Some(Instant::now());
+        if self.asked.is_some() || self.last.elapsed() < after {
+            return None;
         }
-        due
+        let question = self.ask();
+        self.asked = Some((question, Instant::now()));
+        Some(question)
     }
 
-    /// Looks whether an answer is overdue and nothing else came either. What was silent before it was asked
-    /// is no sign: while nothing waits, the relay has nothing to say.
-    pub(super) fn look(&mut self) {
-        let borne = STALLED.max(3 * self.takes);
-        let overdue = self.asked.is_some_and(|asked| asked.elapsed() + ASK_AFTER > borne);
-        self.stalled |= overdue && self.last.elapsed() > borne;
+    /// Looks whether an answer is overdue and nothing else came either: then it stalls, and this is to be asked. What
+    /// was silent before it was asked is no sign: while nothing waits, the relay has nothing to say.
+    ///
+    /// Only the answer to this ends it. After an outage the relay's kernel may say again what nobody had
+    /// acknowledged, an earlier answer too, while this side's waits for its next try, up to as long as the outage was.
+    pub(super) fn look(&mut self) -> Option<u32> {
+        let borne = STALLED.max(3 * self.takes());
+        let overdue = self.asked.is_some_and(|(_, asked)| asked.elapsed() + ASK_AFTER > borne);
+        (self.stalled.is_none() && overdue && self.last.elapsed() > borne).then(|| self.moved())
     }
 
-    /// Whether it stalls. Only the answer ends that: after an outage the relay's kernel may say again what
-    /// nobody had acknowledged, while this side's waits for its next try, up to as long as the outage was.
+    /// Whether it stalls.
     pub(super) const fn stalls(&self) -> bool {
-        self.stalled
+        self.stalled.is_some()
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -88,66 +116,76 @@ impl Ear {
 mod tests {
     use super::*;
 
-    async fn pass(ear: &mut Ear, ms: u64) {
+    async fn pass(ear: &mut Ear, ms: u64) -> Option<u32> {
         tokio::time::advance(Duration::from_millis(ms)).await;
-        ear.look();
+        ear.look()
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_with_bytes_waiting_stalls_soon_and_a_slow_link_later() {
-        let mut ear = Ear::default();
+        let takes = Takes::default();
+        let mut ear = Ear::new(takes.clone());
         pass(&mut ear, 900).await;
-        assert!(!ear.asks(true), "too early");
+        assert_eq!(ear.asks(true), None, "too early");
         pass(&mut ear, 100).await;
-        assert!(ear.asks(true) && !ear.asks(true), "once");
+        assert_eq!((ear.asks(true), ear.asks(true)), (Some(1), None), "once");
         pass(&mut ear, 2900).await;
         ear.heard();
-        ear.answered();
+        ear.answered(1);
         assert!(!ear.stalls());
         pass(&mut ear, 1000).await;
-        assert!(ear.asks(true));
+        assert_eq!(ear.asks(true), Some(2));
         pass(&mut ear, 7_600).await;
         assert!(!ear.stalls(), "an answer took 2.9 s once");
         pass(&mut ear, 33_000).await;
         assert!(ear.stalls() && ear.is_dead());
+        // The connection that takes its place knows it too.
+        let mut next = Ear::new(takes);
+        pass(&mut next, 1000).await;
+        assert_eq!(next.asks(true), Some(1));
+        pass(&mut next, 7_600).await;
+        assert!(!next.stalls());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_the_relay_says_again_is_no_answer() {
-        let mut ear = Ear::default();
+        let mut ear = Ear::new(Takes::default());
         pass(&mut ear, 1_000).await;
-        assert!(ear.asks(true));
-        pass(&mut ear, 19_000).await;
+        assert_eq!(ear.asks(true), Some(1));
+        assert_eq!(pass(&mut ear, 19_000).await, Some(2), "asked when it stalls");
+        assert_eq!(pass(&mut ear, 100).await, None, "once");
         ear.heard();
-        pass(&mut ear, 0).await;
         assert!(ear.stalls(), "its ping of before the outage");
-        ear.answered();
+        ear.answered(1);
+        assert!(ear.stalls(), "its answer of before the outage");
+        ear.answered(2);
         assert!(!ear.stalls());
         // The outage is not how long answers take.
         pass(&mut ear, 1_000).await;
-        assert!(ear.asks(true));
+        assert_eq!(ear.asks(true), Some(3));
         pass(&mut ear, 8_100).await;
         assert!(ear.stalls());
     }
 
     #[tokio::test(start_paused = true)]
     async fn on_another_network_it_stalls_until_it_answers() {
-        let mut ear = Ear::default();
-        ear.moved();
-        pass(&mut ear, 10).await;
+        let mut ear = Ear::new(Takes::default());
+        pass(&mut ear, 1_000).await;
+        assert_eq!((ear.asks(true), ear.moved()), (Some(1), 2));
         ear.heard();
-        assert!(ear.stalls() && !ear.asks(true), "it was asked already");
-        ear.answered();
+        ear.answered(1);
+        assert!(ear.stalls(), "over the network before");
+        ear.answered(2);
         assert!(!ear.stalls());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_seldom_asked() {
-        let mut ear = Ear::default();
+        let mut ear = Ear::new(Takes::default());
         pass(&mut ear, 19_900).await;
-        assert!(!ear.asks(false));
+        assert_eq!(ear.asks(false), None);
         pass(&mut ear, 100).await;
-        assert!(ear.asks(false));
+        assert_eq!(ear.asks(false), Some(1));
         pass(&mut ear, 0).await;
         assert!(!ear.stalls(), "it was not asked before");
         pass(&mut ear, 3_000).await;

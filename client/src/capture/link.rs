@@ -1,6 +1,6 @@
 //! The seam between a capture session and a transport: what is asked of a connection and what it
 //! tells. A connection is a task behind two bounded channels; it knows no policy. One that stalls
-//! makes another beside itself, and offers that to the session if it is through first.
+//! makes another beside itself, and offers that to the session unless it answers first.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +14,7 @@ use waystation_proto::Offer;
 use waystation_proto::message::Hint;
 
 use super::book::Verdict;
+use super::ear::Takes;
 use super::queue::{ASKED, Rank, Room};
 use super::ws::Part;
 use crate::connect::{ConnectError, Endpoint, Transport};
@@ -193,6 +194,8 @@ pub(crate) struct Dial {
     pub(crate) wait_s: u64,
     /// Bytes of chunks that all WebSockets made with it wrote.
     pub(crate) written: Arc<AtomicU64>,
+    /// How long answers take on a WebSocket.
+    pub(crate) takes: Takes,
 }
 
 impl Dial {

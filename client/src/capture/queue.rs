@@ -67,6 +67,12 @@ pub struct Waiting {
 /// are asked about while the bytes of another move. On a WebSocket an offer takes as long.
 pub(super) const ASKED: usize = 2;
 
+/// A relay waits two minutes for the first byte of what it was offered. What takes longer than this is not offered ahead
+/// of its turn, also where as much of other lanes goes before it.
+const SOON_MS: u64 = 20_000;
+/// Bytes per second that are reckoned with while no rate is known.
+const SLOW: u64 = 12_500;
+
 /// How many chunks are on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Moving {
@@ -85,9 +91,10 @@ pub struct Room {
     /// stands still, and masters always one place, and so their share.
     pub bodies: usize,
     /// So many more of those that were begun: they are only asked about, as long as another's bytes move. None on
-    /// a connection that does not bring one after the other.
+    /// a connection whose questions and bytes are one.
     pub asked: usize,
-    /// The same for fresh ones: the connection offers them, and begins none before its turn.
+    /// The same for fresh ones that are sent within [`SOON_MS`]: the connection offers them, and begins none before
+    /// its turn.
     pub ahead: bool,
     /// Probes.
     pub probes: usize,
@@ -156,7 +163,7 @@ impl Queue {
     /// upload rate in bytes per second, if there is one.
     pub fn take(&mut self, now_ms: u64, rate: Option<u64>, moving: Moving, room: Room) -> Option<(Waiting, Rank)> {
         let open =
-            |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, moving) && self.in_turn(item, moving);
+            |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, rate, moving) && self.in_turn(item, moving);
         let best = self.items.values().filter(open).map(|item| (rank(item, rate), item.id)).min()?;
         let item = self.items.remove(&best.1)?;
         Some((item, best.0))
@@ -179,16 +186,17 @@ impl Room {
         Self { bodies: self.bodies.min(bodies), asked, ..self }
     }
 
-    fn has_place(self, item: &Waiting, moving: Moving) -> bool {
+    fn has_place(self, item: &Waiting, rate: Option<u64>, moving: Moving) -> bool {
         if item.held {
             return moving.probes < self.probes;
         }
         let (class, all) = (item.class.rank(), self.bodies + self.asked);
-        let bodies = if item.begun || self.ahead { all } else { self.bodies };
+        let soon = || item.length.saturating_mul(1000) / rate.unwrap_or(SLOW).max(1) < SOON_MS;
+        let bodies = if item.begun || (self.ahead && soon()) { all } else { self.bodies };
         let ahead: usize = moving.bodies[..=class].iter().sum();
         let lower = moving.bodies.len() - 1 - class;
         if item.class == Class::Master && moving.bodies[class] == 0 && bodies > 0 {
-            return moving.all() <= all;
+            return true;
         }
         // What was begun of a lower class takes no place from what is fresh of a higher one.
         ahead < bodies && moving.all() < all + lower
@@ -237,6 +245,27 @@ mod tests {
                 moving.bodies[Class::Audio.rank()] += 1;
             }
             assert_eq!(moving.all(), given, "begun {begun}, {allowed} allowed");
+        }
+    }
+
+    #[test]
+    fn what_takes_long_is_not_offered_ahead_and_a_master_has_its_place_beside_what_is() {
+        let room = Room { bodies: 1, asked: ASKED, ahead: true, probes: 0 };
+        let long = |rate| SOON_MS / 1000 * rate;
+        for (rate, length, given) in [(None, long(SLOW) - 1, 3), (None, long(SLOW), 1), (Some(2 * SLOW), long(SLOW), 3)]
+        {
+            let (mut queue, mut moving) = (Queue::default(), Moving::default());
+            (0..9).for_each(|id| queue.put(Waiting { length, ..item(id, Class::Preview, false) }));
+            while queue.take(0, rate, moving, room).is_some() {
+                moving.bodies[Class::Preview.rank()] += 1;
+            }
+            assert_eq!(moving.all(), given);
+            queue = Queue::default();
+            queue.put(item(9, Class::Audio, false));
+            queue.put(item(10, Class::Master, false));
+            assert_eq!(queue.take(0, rate, moving, room).unwrap().0.id, 9);
+            moving.bodies[Class::Audio.rank()] += 1;
+            assert_eq!(queue.take(0, rate, moving, room).unwrap().0.id, 10);
         }
     }
 
@@ -340,9 +369,10 @@ mod tests {
             bodies in 1usize..4,
             begun in prop::collection::vec((0usize..4, any::<bool>()), 0..60),
             class in 0usize..4,
+            ahead: bool,
         ) {
             let (mut queue, mut moving) = (Queue::default(), Moving::default());
-            let room = Room { bodies: 4, asked: ASKED, ahead: false, probes: 0 }.at_most(bodies);
+            let room = Room { bodies: 4, asked: ASKED, ahead, probes: 0 }.at_most(bodies);
             for (id, (class, begun)) in (0..).zip(begun) {
                 queue.put(Waiting { begun, ..item(id, Class::ALL[class], false) });
                 if let Some((taken, _)) = queue.take(0, None, moving, room) {
@@ -353,7 +383,7 @@ mod tests {
             let ahead: usize = moving.bodies[..=class].iter().sum();
             let fresh = item(1000, Class::ALL[class], false);
             // One of each class between them and it may stand still.
-            prop_assert!(ahead > 0 || room.has_place(&fresh, moving), "{fresh:?} {moving:?}");
+            prop_assert!(ahead > 0 || room.has_place(&fresh, None, moving), "{fresh:?} {moving:?}");
         }
 
         #[test]

@@ -92,6 +92,42 @@ impl Jitter {
     }
 }
 
+/// Pauses after tries that came to nothing: each twice as long as the last, up to a bound, and at
+/// least as long as was asked for.
+pub(super) struct Pause {
+    first_ms: u64,
+    most_ms: u64,
+    next_ms: u64,
+    not_before_ms: u64,
+}
+
+impl Pause {
+    /// Before a connection is made once more in the place of one that stalls: the link may come back at any time.
+    pub(super) const fn beside() -> Self {
+        Self::new(500, 4_000)
+    }
+
+    pub(super) const fn new(first_ms: u64, most_ms: u64) -> Self {
+        Self { first_ms, most_ms, next_ms: first_ms, not_before_ms: 0 }
+    }
+
+    pub(super) fn failed(&mut self, now_ms: u64, asked_s: Option<u64>) {
+        let asked_ms = asked_s.map_or(0, crate::http::bounded) * 1000;
+        // Another that failed meanwhile does not shorten it.
+        self.not_before_ms = self.not_before_ms.max(now_ms + self.next_ms.max(asked_ms));
+        self.next_ms = (2 * self.next_ms).min(self.most_ms);
+    }
+
+    pub(super) const fn is_over(&self, now_ms: u64) -> bool {
+        now_ms >= self.not_before_ms
+    }
+
+    /// One came to something.
+    pub(super) const fn over(&mut self) {
+        (self.next_ms, self.not_before_ms) = (self.first_ms, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +191,21 @@ mod tests {
             let delay = delay_ms(n, Jitter::new(seed).roll()).unwrap();
             let middle = DELAYS_MS[n as usize - 1];
             prop_assert!(delay * 10 >= middle * 8 && delay * 10 <= middle * 12, "{delay} of {middle}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_pause_doubles_up_to_its_bound(first in 1u64..5_000, fails in 1u32..40) {
+            let (mut pause, mut now) = (Pause::new(first, 16 * first), 0);
+            for n in 0..fails {
+                pause.failed(now, None);
+                let length = first * (1 << n.min(4));
+                proptest::prop_assert!(!pause.is_over(now + length - 1) && pause.is_over(now + length));
+                now += length;
+            }
+            pause.over();
+            proptest::prop_assert!(pause.is_over(now));
         }
     }
 }

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::frame::{self, Frame, kind};
@@ -18,8 +19,9 @@ use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hin
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::book::Verdict;
-use super::ear::Ear;
+use super::ear::{Ear, Takes};
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
+use super::retry::Pause;
 use super::sign;
 use crate::connect::ConnectError;
 use crate::race;
@@ -95,8 +97,8 @@ async fn run(
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
-    let mut reader = Reader::new(part, shared, news);
-    let mut beside = Beside::default();
+    let mut reader = Reader::new(part, shared, news, dial.takes.clone());
+    let (mut beside, mut pause, begun) = (Beside::default(), Pause::beside(), Instant::now());
     let mut tick = tokio::time::interval(TICK);
     let mut open = true;
     while open {
@@ -120,6 +122,7 @@ async fn run(
                 let open = reader.message(message).await;
                 if speaks && !reader.ear.stalls() {
                     beside.stop();
+                    pause.over();
                     reader.flows().await;
                 }
                 open
@@ -127,19 +130,29 @@ async fn run(
             _ = tick.tick() => {
                 let alive = reader.tick();
                 match part {
-                    Part::Alone if reader.ear.stalls() => beside.begin(connect(dial.clone(), part)),
+                    Part::Alone if reader.ear.stalls() && pause.is_over(millis(begun)) => beside.begin(connect(dial.clone(), part)),
                     Part::Strand => reader.stalls().await,
                     Part::Alone => {}
                 }
                 alive
             }
-            Some(better) = beside.ready() => reader.news.send(FromLink::Better(Box::new(better))).await.is_ok(),
+            made = beside.made() => match made {
+                Ok(better) => reader.news.send(FromLink::Better(Box::new(better))).await.is_ok(),
+                Err(error) => {
+                    pause.failed(millis(begun), error.retry_after_s());
+                    true
+                }
+            },
             _ = &mut writer => false,
         };
     }
     let closed = FromLink::Closed { code: reader.code.take(), retry_after_s: reader.retry_after_s };
     // The session may be gone already; then nobody needs to know.
     let _ = reader.news.send(closed).await;
+}
+
+fn millis(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
 }
 
 async fn write(
@@ -185,15 +198,15 @@ struct Reader {
     news: mpsc::Sender<FromLink>,
     next_handle: u64,
     ear: Ear,
-    /// Whoever looks after several takes it for silent until it is heard.
+    /// Whoever looks after several takes it for silent until it is heard, or where it stalls until it answers.
     silent: bool,
     code: Option<String>,
     retry_after_s: Option<u64>,
 }
 
 impl Reader {
-    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>) -> Self {
-        let ear = Ear::default();
+    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>, takes: Takes) -> Self {
+        let ear = Ear::new(takes);
         Self { part, shared, news, next_handle: 1, ear, silent: false, code: None, retry_after_s: None }
     }
 
@@ -205,10 +218,8 @@ impl Reader {
                 self.control(frame::encode_json(kind::CAPABILITY, &body));
             }
             ToLink::Moved => {
-                if self.part == Part::Alone {
-                    self.ear.moved();
-                }
-                self.shared.with(|out| out.pings = 1);
+                let question = if self.part == Part::Alone { self.ear.moved() } else { self.ear.ask() };
+                self.shared.with(|out| out.ping = Some(question));
             }
             ToLink::End(reason) => {
                 let end = frame::encode_json(kind::END, &End { reason });
@@ -247,10 +258,9 @@ impl Reader {
             }
             !out.chunks.is_empty()
         });
-        if self.ear.asks(bytes_wait) {
-            self.shared.with(|out| out.pings = 1);
+        if let Some(question) = self.ear.asks(bytes_wait).or_else(|| self.ear.look()) {
+            self.shared.with(|out| out.ping = Some(question));
         }
-        self.ear.look();
         !self.ear.is_dead()
     }
 
@@ -275,8 +285,10 @@ impl Reader {
                 Err(_) => false,
             },
             Some(Ok(Message::Close(_))) | Some(Err(_)) | None => false,
-            Some(Ok(Message::Pong(_))) => {
-                self.ear.answered();
+            Some(Ok(Message::Pong(question))) => {
+                if let Ok(question) = <[u8; 4]>::try_from(&question[..]) {
+                    self.ear.answered(u32::from_be_bytes(question));
+                }
                 true
             }
             Some(Ok(_)) => true,

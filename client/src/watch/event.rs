@@ -136,7 +136,8 @@ pub enum Event {
         /// Seconds since its last sign of life.
         last_sign_s: u64,
     },
-    /// How long the capture device has been quiet, from five seconds on; 0: there is a sign again.
+    /// How long the capture device has been quiet, from five seconds on; 0: it gives signs, again or since before
+    /// this contact came.
     /// Whoever shows it counts on by itself until the next one.
     Sign {
         /// Seconds since its last sign of life.

@@ -3,7 +3,7 @@
 
 import { type Begun, begin } from "./io/begin";
 import { arrive } from "./io/place";
-import { readLink } from "./rules/link";
+import { type Link, readLink } from "./rules/link";
 
 export * as begin from "./io/begin";
 export * as core from "./io/core";
@@ -20,4 +20,13 @@ const usable = typeof crypto !== "undefined" && !!crypto.subtle && typeof Worker
 const { fragment } = arrive();
 /** The link of this page, if it is one. */
 export const opened = fragment === undefined ? null : readLink(fragment);
-export const begun: Begun | null = opened && usable ? begin(opened) : null;
+export const begun: Begun | null = opened && usable ? tried(opened) : null;
+
+/** A browser that does not have something, or may not use it: better a screen that says so than an empty page. */
+function tried(link: Link): Begun | null {
+  try {
+    return begin(link);
+  } catch {
+    return null;
+  }
+}

@@ -56,7 +56,7 @@ fn a_sign_after_a_pause_is_told_to_everybody_and_at_once() {
     let mut window = empty();
     small(&mut window, 1, 0);
     let mut early = contact(&window);
-    assert_eq!(told(&mut early, &mut window, 4_999), [Told::Sign(4)], "who comes is told when the last one was");
+    assert_eq!(told(&mut early, &mut window, 4_999), [Told::Sign(0)], "who comes is told that it gives signs");
     assert_eq!(early.sign_due(&window), Some(5_000));
     assert_eq!(told(&mut early, &mut window, 7_000), [Told::Sign(7)]);
     let mut late = contact(&window);
@@ -152,6 +152,7 @@ proptest! {
             }
             for told in told(&mut contact, &mut window, now) {
                 match told {
+                    Told::Sign(0) => prop_assert!(now - last < QUIET_MS),
                     Told::Sign(seconds) => prop_assert_eq!(seconds, (now - last) / 1000),
                     Told::Capture(word, _) => prop_assert!(false, "{word:?} at {now}, last sign at {last}"),
                 }
@@ -182,6 +183,7 @@ proptest! {
                     }
                     Told::Capture(CaptureWord::Ended, _) => prop_assert!(ended),
                     Told::Capture(CaptureWord::Back, _) => prop_assert!(now == last && now - before < 1 << 40),
+                    Told::Sign(0) => prop_assert!(!ended && now - last < QUIET_MS),
                     Told::Sign(seconds) => prop_assert!(!ended && seconds == (now - last) / 1000 && seconds < 15),
                 }
             }

@@ -344,7 +344,8 @@ impl Contact {
     fn tell_sign(&mut self, window: &Window, now: u64, out: &mut Out) {
         let steps = window.quiet_steps(now);
         if steps != self.quiet && window.capture.is_none() && window.last_sign.is_some() {
-            out.json(kind::SIGN, &Sign { last_sign: window.since_sign(now) });
+            let last_sign = if steps == 0 { 0 } else { window.since_sign(now) };
+            out.json(kind::SIGN, &Sign { last_sign });
         }
         self.quiet = steps;
     }

@@ -120,7 +120,7 @@ impl Contact {
     /// there. Sound is never left out.
     fn stale(&self, lane: usize, seq: u64, window: &Window) -> bool {
         let (here, there) = (&self.lanes[lane], &window.lanes[lane]);
-        let newer = |seq| there.entry(seq).is_some_and(|entry| entry.held() && self.view.allows(&entry.meta.stream));
+        let newer = |seq| there.entry(seq).is_some_and(|entry| entry.shows() && self.view.allows(&entry.meta.stream));
         LANES[lane] == Variant::LivePreview
             && seq + 1 == here.next
             && here.joined.is_some_and(|joined| seq >= joined)

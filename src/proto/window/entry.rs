@@ -83,6 +83,11 @@ impl Entry {
         self.gone.is_none()
     }
 
+    /// Whether contacts can be shown a part of it: a chunk that is only offered may wait behind others.
+    pub(super) fn shows(&self) -> bool {
+        self.held() && self.body.as_ref().is_some_and(|body| body.have() > 0)
+    }
+
     /// Whether its state waits for the core or for its own bytes.
     pub(super) const fn open_ended(&self) -> bool {
         matches!(self.state, ContactState::Arriving | ContactState::NearLiveUnconfirmed)

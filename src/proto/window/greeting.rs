@@ -1,6 +1,7 @@
 //! Where a contact begins.
 
 use super::contact::{Before, Contact, Position, UNTOLD, View};
+use super::entry::Entry;
 use super::out::Out;
 use super::{LANES, Window};
 use crate::cursor::{Cursor, LaneCursor};
@@ -138,10 +139,12 @@ fn elsewhere(window: &Window, lane: usize, at: &LaneCursor) -> Position {
 }
 
 impl Window {
-    /// The newest chunk of a lane that can be shown; its end if there is none.
+    /// The newest chunk of a lane of which a part can be shown, or else the newest that will be; its end if there is
+    /// none.
     pub(super) fn live(&self, lane: usize, view: &View) -> u64 {
-        let mut entries = self.lanes[lane].entries().rev();
-        let newest = entries.find(|(_, entry)| entry.held() && view.allows(&entry.meta.stream));
+        let held = |entry: &Entry| entry.held() && view.allows(&entry.meta.stream);
+        let newest = |is: &dyn Fn(&Entry) -> bool| self.lanes[lane].entries().rev().find(|(_, entry)| is(entry));
+        let newest = newest(&|entry| held(entry) && entry.shows()).or_else(|| newest(&held));
         newest.map_or_else(|| self.lanes[lane].end(), |(seq, _)| seq)
     }
 
@@ -190,6 +193,29 @@ mod tests {
         assert_eq!(begun(&mut back, &mut window), [0; 0], "it had all of it");
         small(&mut window, 4, 0);
         assert_eq!(begun(&mut back, &mut window), [4]);
+    }
+
+    #[test]
+    fn whoever_comes_live_begins_with_what_has_come_and_not_with_what_is_only_offered() {
+        let mut window = empty();
+        let offered = std::sync::Arc::new(meta("a", 3, 0, 100));
+        let begin = |window: &mut Window, owner| window.begin(&offered, 3, owner, 0, Some(0)).unwrap();
+        let live = |window: &mut Window| {
+            let mut out = Out::default();
+            let view = View { lanes: [true, true], streams: None };
+            Contact::new(window, view, Start::Live, 0).poll(window, 0, &mut out);
+            json::<message::ChunkBegins>(&out, kind::CHUNK).first().map(|chunk| chunk.index)
+        };
+        let place = begin(&mut window, 3);
+        assert_eq!(live(&mut window), Some(3), "there is nothing else");
+        let mut window = empty();
+        small(&mut window, 1, 0);
+        small(&mut window, 2, 0);
+        let there = begin(&mut window, 3);
+        assert_ne!(place, there);
+        assert_eq!(live(&mut window), Some(2));
+        window.push(there, 0, &[1], Some(0));
+        assert_eq!(live(&mut window), Some(3));
     }
 
     #[test]

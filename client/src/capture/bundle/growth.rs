@@ -1,8 +1,7 @@
 //! When one more connection beside others is worth it: as long as each that was added brought more.
-//! On a link that is full it brings nothing but loss; on one that loses, each brings its own. And
-//! when one that came to nothing is tried again. Pure.
+//! On a link that is full it brings nothing but loss; on one that loses, each brings its own. Pure.
 
-use crate::http::bounded;
+use crate::capture::retry::Pause;
 
 /// A connection is judged so long after it was added, in milliseconds: its slow start is over.
 const SETTLED_MS: u64 = 1500;
@@ -76,37 +75,6 @@ impl Growth {
     fn rate(&self) -> Option<u64> {
         let ((from_ms, first), (to_ms, last)) = (self.looks[0]?, self.looks[LOOKS - 1]?);
         Some(last.saturating_sub(first) * 1000 / (to_ms - from_ms).max(1))
-    }
-}
-
-/// Pauses after tries that came to nothing: each twice as long as the last, up to a bound, and at
-/// least as long as was asked for.
-pub(super) struct Pause {
-    first_ms: u64,
-    most_ms: u64,
-    next_ms: u64,
-    not_before_ms: u64,
-}
-
-impl Pause {
-    pub(super) const fn new(first_ms: u64, most_ms: u64) -> Self {
-        Self { first_ms, most_ms, next_ms: first_ms, not_before_ms: 0 }
-    }
-
-    pub(super) fn failed(&mut self, now_ms: u64, asked_s: Option<u64>) {
-        let asked_ms = asked_s.map_or(0, bounded) * 1000;
-        // Another that failed meanwhile does not shorten it.
-        self.not_before_ms = self.not_before_ms.max(now_ms + self.next_ms.max(asked_ms));
-        self.next_ms = (2 * self.next_ms).min(self.most_ms);
-    }
-
-    pub(super) const fn is_over(&self, now_ms: u64) -> bool {
-        now_ms >= self.not_before_ms
-    }
-
-    /// One came to something.
-    pub(super) const fn over(&mut self) {
-        (self.next_ms, self.not_before_ms) = (self.first_ms, 0);
     }
 }
 
@@ -194,25 +162,12 @@ mod tests {
                 let ((before_ms, asked_s), (now_ms, _)) = (pair[0], pair[1]);
                 prop_assert!(now_ms - before_ms >= SETTLED_MS.min(PAUSE_MS.0));
                 if stays[tries.iter().position(|one| one.0 == before_ms).unwrap() % 40] == 0 {
-                    let least = asked_s.map_or(0, bounded) * 1000;
+                    let least = asked_s.map_or(0, crate::http::bounded) * 1000;
                     prop_assert!(now_ms - before_ms >= least.max(PAUSE_MS.0));
                 }
             }
             let refused = stays.iter().take(tries.len()).filter(|stays| **stays == 0).count() as u64;
             prop_assert!(tries.len() as u64 <= 2 + 1_500_000 / SETTLED_MS, "{refused}");
-        }
-
-        #[test]
-        fn a_pause_doubles_up_to_its_bound(first in 1u64..5_000, fails in 1u32..40) {
-            let (mut pause, mut now) = (Pause::new(first, 16 * first), 0);
-            for n in 0..fails {
-                pause.failed(now, None);
-                let length = first * (1 << n.min(4));
-                prop_assert!(!pause.is_over(now + length - 1) && pause.is_over(now + length));
-                now += length;
-            }
-            pause.over();
-            prop_assert!(pause.is_over(now));
         }
     }
 }

@@ -8,6 +8,7 @@ use waystation_proto::ChunkState;
 
 use super::{Engine, Told};
 use crate::capture::book::Effect;
+use crate::capture::ear::Takes;
 use crate::capture::event::Event;
 use crate::capture::h3::EARLY_LIMIT;
 use crate::capture::link::{Dial, FromLink, Link};
@@ -34,7 +35,7 @@ impl Engine {
         self.connecting = true;
         let Some(relay) = self.config.relays.get(self.relay).cloned() else { return };
         let (transport, wait_s) = (self.config.transport, self.config.wait_s);
-        let dial = Dial { transport, relay, tokens, wait_s, written: Arc::default() };
+        let dial = Dial { transport, relay, tokens, wait_s, written: Arc::default(), takes: Takes::default() };
         let early = std::mem::take(&mut self.early);
         self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
     }

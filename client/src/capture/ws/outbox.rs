@@ -24,7 +24,8 @@ pub(super) struct Outbox {
     early: u64,
     begun: HashMap<u64, u64>,
     pub(super) closing: bool,
-    pub(super) pings: u32,
+    /// A question, by its number.
+    pub(super) ping: Option<u32>,
     pub(super) last_written: Instant,
 }
 
@@ -46,7 +47,7 @@ impl Outbox {
             early,
             begun: HashMap::new(),
             closing: false,
-            pings: 0,
+            ping: None,
             last_written: Instant::now(),
         }
     }
@@ -72,9 +73,8 @@ impl Outbox {
             self.last_written = Instant::now();
             return Write::Message(wsio::binary(frame));
         }
-        if self.pings > 0 {
-            self.pings -= 1;
-            return Write::Message(Message::Ping(Bytes::new()));
+        if let Some(question) = self.ping.take() {
+            return Write::Message(Message::Ping(Bytes::copy_from_slice(&question.to_be_bytes())));
         }
         if let Some(next) = self.plan.next_piece(self.max_piece) {
             self.last_written = Instant::now();

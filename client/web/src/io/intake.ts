@@ -3,7 +3,7 @@
 import type { Begins, Happening } from "../rules/assembly";
 import { type Chunk, type Item, keyOf, type Ledger } from "../rules/ledger";
 import { Pauses } from "../rules/pauses";
-import { type Facts, greeted, QUIET_MS } from "../rules/status";
+import { type Facts, greeted } from "../rules/status";
 import type { CoreKey } from "../rules/receipt";
 import { type Core, type Listed } from "./core";
 import { Shelf } from "./kept";
@@ -135,7 +135,7 @@ export class Intake {
    */
   private sign(secondsAgo: number, said = false): void {
     const { facts } = this;
-    if (said) facts.quiet = secondsAgo * 1000 >= QUIET_MS || facts.capture !== undefined;
+    if (said) facts.quiet = secondsAgo > 0 || facts.capture !== undefined;
     else if (facts.quiet) return;
     facts.lastSign = performance.now() - secondsAgo * 1000;
   }

@@ -59,9 +59,7 @@ export function phoneOf(facts: Facts): Phone {
 /** The relay says on each connection anew how the phone is: what the one before said is over. */
 export const greeted = (facts: Facts): void => void Object.assign(facts, { quiet: false, checking: false, capture: undefined, lastSign: undefined, idle: false });
 
-/** A phone that gave no sign for so long is quiet. The relay says it then, and to whoever comes how long it was. */
-export const QUIET_MS = 5_000;
-/** A relay that knew of signs would have spoken of them by now. */
+/** A relay says after 5 s that a phone is quiet; to whoever comes it says at once how the phone is, if it knows of a sign. */
 export const IDLE_MS = 6_000;
 
 /** What is to be done about a connection on which nothing came for `silentMs`, and was asked `probedMs` ago. */
