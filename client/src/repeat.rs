@@ -8,7 +8,7 @@
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
 //! Where several handshakes are tried at once, each has a socket of its own, and the one that is answered first
-//! counts: the others wait, until another of them is through. Those that are not needed any more say so once, and later:
+//! counts: the others wait, until another of them is through, and what waited goes once. Those that are not needed any more say so once, and later:
 //! their farewells, padded to 1.2 KB and said again at each word of the relay, would fill a thin link just when it is back.
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
@@ -173,6 +173,9 @@ impl Repeating {
 
     /// The relay sends a packet of a handshake.
     fn came(&self) {
+        if self.mute.load(Ordering::Relaxed) {
+            return;
+        }
         self.tries.first().get_or_insert_with(|| (self.which, Instant::now()));
         let mut second = self.second();
         let Some(kept) = second.packet.take_if(|kept| kept.sent.elapsed() >= STILL) else { return };

@@ -27,7 +27,7 @@ async function page(out) {
   writeFileSync(`${out}/hashes.txt`, lines.join(""));
 }
 
-/** Nothing of the link stays within reach of every script. */
+/** What the first script brought is no global of the page for its life. */
 const done = "first = undefined;";
 
 /** Modules that the page's first script brings are taken from it by the rest, not brought twice. */

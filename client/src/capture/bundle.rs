@@ -310,10 +310,18 @@ impl Bundle {
             let full = !first_master && heard().map(|strand| strand.moving(class)).sum::<usize>() >= most;
             let free = self.strands.values_mut().filter(|strand| !strand.is_silent());
             let free = free.filter(|strand| resume || full || !strand.brings(Some(class)));
-            // Its turn comes where most goes before it.
-            let busy = |strand: &&mut Strand| (strand.brings(None) != (full && !resume), strand.given.len());
+            // Behind one of its class its turn comes when that is sent.
+            let ahead = full && !resume;
+            let busy = |strand: &&mut Strand| {
+                let (same, any) = (strand.brings(Some(class)), strand.brings(None));
+                (ahead && !same, any != ahead, strand.given.len())
+            };
             let Some(strand) = free.min_by_key(busy) else { continue };
-            let Some(job) = self.waiting.remove(&turn) else { continue };
+            let Some(mut job) = self.waiting.remove(&turn) else { continue };
+            if most < usize::MAX {
+                // The others' share is theirs.
+                job.most = most.min(1);
+            }
             strand.given.insert(job.id, Given { attempt: job.offer.attempt, class, moves: !resume, sent: false });
             // A strand that is gone says so itself, and its chunks are brought by another.
             let _ = strand.jobs.send(ToLink::Job(job)).await;

@@ -29,11 +29,21 @@ impl Default for Takes {
     }
 }
 
+impl Takes {
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, takes: Duration) {
+        self.0.store((takes.as_millis() as u64).max(1), Ordering::Relaxed);
+    }
+}
+
 /// What is heard of the relay, and what is owed. Questions are numbered, and their answers with them.
 pub(super) struct Ear {
     last: Instant,
-    /// The answer to this question is awaited since.
-    asked: Option<(u32, Instant)>,
+    /// The answer to this question is awaited since, and how long answers took until then.
+    asked: Option<(u32, Instant, Duration)>,
     /// Questions so far.
     number: u32,
     /// The longest counts, and fades.
@@ -48,7 +58,7 @@ impl Ear {
     }
 
     fn takes(&self) -> Duration {
-        Duration::from_millis(self.takes.0.load(Ordering::Relaxed))
+        self.takes.get()
     }
 
     pub(super) fn heard(&mut self) {
@@ -58,9 +68,10 @@ impl Ear {
     /// The answer to a question. One that an outage held up says little of the next: it counts for at most twice what
     /// they took.
     pub(super) fn answered(&mut self, number: u32) {
-        if let Some((_, at)) = self.asked.take_if(|(asked, _)| *asked == number) {
-            let (took, before) = (at.elapsed(), self.takes());
-            self.takes.0.store(took.min(before * 2).max(before * 7 / 8).as_millis() as u64, Ordering::Relaxed);
+        // A question behind it may have been answered alone, or sent in its place.
+        if let Some((_, at, before)) = self.asked.take_if(|(asked, ..)| number >= *asked) {
+            let takes = at.elapsed().min(before * 2).max(self.takes() * 7 / 8);
+            self.takes.set(takes);
         }
         if self.stalled.is_some_and(|question| number >= question) {
             (self.stalled, self.asked) = (None, None);
@@ -73,8 +84,14 @@ impl Ear {
         self.number
     }
 
-    /// The device is on another network: this connection stalls until it answers what is asked now.
+    /// The device is on another network: this connection stalls until it answers what is asked now. How long answers took
+    /// on the one before says nothing.
     pub(super) fn moved(&mut self) -> u32 {
+        self.takes.set(FIRST_ANSWER);
+        self.stall()
+    }
+
+    fn stall(&mut self) -> u32 {
         let question = self.ask();
         self.stalled = Some(question);
         question
@@ -87,7 +104,7 @@ impl Ear {
             return None;
         }
         let question = self.ask();
-        self.asked = Some((question, Instant::now()));
+        self.asked = Some((question, Instant::now(), self.takes()));
         Some(question)
     }
 
@@ -98,8 +115,8 @@ impl Ear {
     /// acknowledged, an earlier answer too, while this side's waits for its next try, up to as long as the outage was.
     pub(super) fn look(&mut self) -> Option<u32> {
         let borne = STALLED.max(3 * self.takes());
-        let overdue = self.asked.is_some_and(|(_, asked)| asked.elapsed() + ASK_AFTER > borne);
-        (self.stalled.is_none() && overdue && self.last.elapsed() > borne).then(|| self.moved())
+        let overdue = self.asked.is_some_and(|(_, asked, _)| asked.elapsed() + ASK_AFTER > borne);
+        (self.stalled.is_none() && overdue && self.last.elapsed() > borne).then(|| self.stall())
     }
 
     /// Whether it stalls.
@@ -165,6 +182,34 @@ mod tests {
         assert_eq!(ear.asks(true), Some(3));
         pass(&mut ear, 8_100).await;
         assert!(ear.stalls());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_that_an_outage_held_up_count_once() {
+        let takes = Takes::default();
+        let mut all = [0; 5].map(|_| Ear::new(takes.clone()));
+        tokio::time::advance(ASK_AFTER).await;
+        let asked = all.each_mut().map(|ear| ear.asks(true));
+        assert_eq!(asked, [Some(1); 5]);
+        tokio::time::advance(Duration::from_secs(20)).await;
+        all.iter_mut().for_each(|ear| ear.answered(1));
+        assert_eq!(takes.get(), 2 * FIRST_ANSWER);
+        // Answers at once fade it, and never to nothing.
+        for _ in 0..100 {
+            tokio::time::advance(ASK_AFTER).await;
+            let question = all[0].asks(true).unwrap();
+            all[0].answered(question);
+        }
+        assert_eq!(takes.get(), Duration::from_millis(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_that_another_took_the_place_of_is_answered_by_it() {
+        let mut ear = Ear::new(Takes::default());
+        pass(&mut ear, 1_000).await;
+        assert_eq!((ear.asks(true), ear.ask()), (Some(1), 2));
+        ear.answered(2);
+        assert_eq!(ear.asks(true), Some(3));
     }
 
     #[tokio::test(start_paused = true)]

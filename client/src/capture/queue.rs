@@ -162,9 +162,17 @@ impl Queue {
     /// Takes out the chunk to offer now, if there is one and room for it. `rate` is the measured
     /// upload rate in bytes per second, if there is one.
     pub fn take(&mut self, now_ms: u64, rate: Option<u64>, moving: Moving, room: Room) -> Option<(Waiting, Rank)> {
-        let open =
-            |item: &&Waiting| item.due_ms <= now_ms && room.has_place(item, rate, moving) && self.in_turn(item, moving);
-        let best = self.items.values().filter(open).map(|item| (rank(item, rate), item.id)).min()?;
+        let due = || self.items.values().filter(|item| item.due_ms <= now_ms && self.in_turn(item, moving));
+        // One that takes too long to be offered ahead is passed by no other of its class.
+        let mut waits: [Option<Rank>; Class::COUNT] = [None; Class::COUNT];
+        for item in due().filter(|item| !item.held && !item.begun && !room.has_place(item, rate, moving)) {
+            let (first, rank) = (&mut waits[item.class.rank()], rank(item, rate));
+            *first = Some(first.map_or(rank, |first| first.min(rank)));
+        }
+        let passes =
+            |item: &Waiting, rank| item.held || item.begun || waits[item.class.rank()].is_none_or(|first| rank < first);
+        let open = due().filter(|item| room.has_place(item, rate, moving)).map(|item| (item, rank(item, rate)));
+        let best = open.filter(|(item, rank)| passes(item, *rank)).map(|(item, rank)| (rank, item.id)).min()?;
         let item = self.items.remove(&best.1)?;
         Some((item, best.0))
     }
@@ -246,6 +254,20 @@ mod tests {
             }
             assert_eq!(moving.all(), given, "begun {begun}, {allowed} allowed");
         }
+    }
+
+    #[test]
+    fn what_takes_long_is_not_passed_by_what_is_short() {
+        let room = Room { bodies: 1, asked: ASKED, ahead: true, probes: 0 };
+        let mut queue = Queue::default();
+        queue.put(Waiting { length: SOON_MS / 1000 * SLOW, ..item(1, Class::Preview, false) });
+        (2..9).for_each(|id| queue.put(item(id, Class::Preview, false)));
+        queue.put(Waiting { begun: true, ..item(9, Class::Preview, false) });
+        let moving = Moving { bodies: [0, 1, 0, 0], probes: 0 };
+        assert_eq!(queue.take(0, None, moving, room).unwrap().0.id, 9, "what was begun is only asked about");
+        assert!(queue.take(0, None, moving, room).is_none());
+        assert_eq!(queue.take(0, None, Moving::default(), room).unwrap().0.id, 1);
+        assert_eq!(queue.take(0, None, moving, room).unwrap().0.id, 2);
     }
 
     #[test]

@@ -122,6 +122,11 @@ impl Pause {
         now_ms >= self.not_before_ms
     }
 
+    /// None is needed now: the next that fails is the first again. What was asked for stands.
+    pub(super) const fn eased(&mut self) {
+        self.next_ms = self.first_ms;
+    }
+
     /// One came to something.
     pub(super) const fn over(&mut self) {
         (self.next_ms, self.not_before_ms) = (self.first_ms, 0);

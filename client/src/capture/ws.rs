@@ -108,7 +108,12 @@ async fn run(
                     match &job {
                         ToLink::Capability(token) => dial.add(token.clone()),
                         // Whichever answers first goes on.
-                        ToLink::Moved if part == Part::Alone => beside.begin(connect(dial.clone(), part)),
+                        ToLink::Moved if part == Part::Alone => {
+                            // What is being made goes over the network before.
+                            beside.stop();
+                            pause = Pause::beside();
+                            beside.begin(connect(dial.clone(), part));
+                        }
                         ToLink::Moved => reader.silent = true,
                         ToLink::Job(_) | ToLink::End(_) => {}
                     }
@@ -122,7 +127,7 @@ async fn run(
                 let open = reader.message(message).await;
                 if speaks && !reader.ear.stalls() {
                     beside.stop();
-                    pause.over();
+                    pause.eased();
                     reader.flows().await;
                 }
                 open
