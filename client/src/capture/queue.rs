@@ -93,7 +93,7 @@ pub struct Room {
     /// So many more of those that were begun: they are only asked about, as long as another's bytes move. None on
     /// a connection whose questions and bytes are one.
     pub asked: usize,
-    /// The same for fresh ones that are sent within [`SOON_MS`]: the connection offers them, and begins none before
+    /// The same for fresh ones that take less than 20 s: the connection offers them, and begins none before
     /// its turn.
     pub ahead: bool,
     /// Probes.
