@@ -19,7 +19,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use waystation_proto::{ChunkState, Class};
+use waystation_proto::ChunkState;
 
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
@@ -296,27 +296,14 @@ impl Bundle {
         }
     }
 
-    /// Gives chunks to the connections that may begin one and are heard: each brings one of a class at
-    /// a time, and its plan says which of them goes first. What the relay may hold is asked about at
-    /// once. Where as many move as may, the next is offered on a connection that brings another: its turn
-    /// comes there. A master has its place as in [`super::plan::Plan::limit`].
+    /// Gives chunks to the connections that may begin or offer one. What the relay may hold is asked about at
+    /// once.
     async fn hand_out(&mut self) {
         let turns: Vec<(Rank, u64)> = self.waiting.keys().copied().collect();
         for turn in turns {
             let Some((resume, most)) = self.waiting.get(&turn).map(|job| (job.resume, job.most)) else { continue };
             let class = turn.0.class();
-            let heard = || self.strands.values().filter(|strand| !strand.is_silent());
-            let first_master = class == Class::Master.rank() && !heard().any(|strand| strand.brings(Some(class)));
-            let full = !first_master && heard().map(|strand| strand.moving(class)).sum::<usize>() >= most;
-            let free = self.strands.values_mut().filter(|strand| !strand.is_silent());
-            let free = free.filter(|strand| resume || full || !strand.brings(Some(class)));
-            // Behind one of its class its turn comes when that is sent.
-            let ahead = full && !resume;
-            let busy = |strand: &&mut Strand| {
-                let (same, any) = (strand.brings(Some(class)), strand.brings(None));
-                (ahead && !same, any != ahead, strand.given.len())
-            };
-            let Some(strand) = free.min_by_key(busy) else { continue };
+            let Some(strand) = strand::for_one_more(&mut self.strands, class, resume, most) else { continue };
             let Some(mut job) = self.waiting.remove(&turn) else { continue };
             if most < usize::MAX {
                 // The others' share is theirs.
