@@ -266,7 +266,7 @@ struct Dialer<'a> {
     tries: Arc<Tries>,
 }
 
-/// A handshake that was begun. Dropped before it is complete, it says no more.
+/// A handshake that was begun. Dropped before it is complete, it says no more than a late farewell.
 struct Begun {
     connecting: quinn::Connecting,
     socket: quinn::Endpoint,

@@ -8,8 +8,9 @@
 //! QUIC it is a packet that the network doubled: it is dropped (RFC 9000 §12.3).
 //!
 //! Where several handshakes are tried at once, each has a socket of its own, and the one that is answered first
-//! counts: the others wait, until another of them is through, and what waited goes once. Those that are not needed any more say so once, and later:
-//! their farewells, padded to 1.2 KB and said again at each word of the relay, would fill a thin link just when it is back.
+//! counts. The others wait until it is through or over, a second at most, and what waited goes once. Those that are not
+//! needed any more say so once, and later: their farewells, padded to 1.2 KB and said again at each word of the relay,
+//! would fill a thin link just when it is back.
 //!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,

@@ -135,7 +135,9 @@ async fn run(
             _ = tick.tick() => {
                 let alive = reader.tick();
                 match part {
-                    Part::Alone if reader.ear.stalls() && pause.is_over(millis(begun)) => beside.begin(connect(dial.clone(), part)),
+                    Part::Alone if reader.ear.stalls() && pause.is_over(millis(begun)) => {
+                        beside.begin(connect(dial.clone(), part));
+                    }
                     Part::Strand => reader.stalls().await,
                     Part::Alone => {}
                 }
