@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, handshake};
@@ -21,14 +22,22 @@ pub(crate) const PING_AFTER: Duration = Duration::from_secs(3);
 
 pub(crate) type Socket = WebSocketStream<Box<dyn Stream>>;
 
-/// Connects and upgrades. The second value: bytes that the other end takes unasked
-/// ([`EARLY_BYTES`]).
+/// A WebSocket that is open.
+pub(crate) struct Opened {
+    pub(crate) socket: Socket,
+    /// Bytes that the other end takes unasked ([`EARLY_BYTES`]).
+    pub(crate) early: u64,
+    /// What its last answer took.
+    pub(crate) round_trip: Duration,
+}
+
+/// Connects and upgrades.
 pub(crate) async fn open(
     endpoint: &Endpoint,
     path: &str,
     subprotocol: &'static str,
     bbr: bool,
-) -> Result<(Socket, u64), ConnectError> {
+) -> Result<Opened, ConnectError> {
     tokio::time::timeout(GREETING_LIMIT, upgrade(endpoint, path, subprotocol, bbr))
         .await
         .map_err(|_| ConnectError::Unreachable)?
@@ -39,7 +48,7 @@ async fn upgrade(
     path: &str,
     subprotocol: &'static str,
     bbr: bool,
-) -> Result<(Socket, u64), ConnectError> {
+) -> Result<Opened, ConnectError> {
     let stream = endpoint.stream(bbr).await?;
     let scheme = if endpoint.tls() { "wss" } else { "ws" };
     let request = Request::builder()
@@ -58,10 +67,11 @@ async fn upgrade(
     config.max_write_buffer_size = 2 * MAX_PIECE_BYTES;
     config.max_message_size = Some(4 * MAX_PIECE_BYTES);
     config.max_frame_size = Some(4 * MAX_PIECE_BYTES);
+    let asked = Instant::now();
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, answer)) => {
             let early = answer.headers().get(EARLY_BYTES).and_then(|bytes| bytes.to_str().ok()?.parse().ok());
-            Ok((socket, early.unwrap_or_default()))
+            Ok(Opened { socket, early: early.unwrap_or_default(), round_trip: asked.elapsed() })
         }
         Err(WsError::Http(answer)) => Err(refusal(&answer)),
         Err(_) => Err(ConnectError::Unreachable),

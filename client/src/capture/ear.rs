@@ -1,7 +1,7 @@
 //! Whether the relay is still there, on a connection whose acknowledgements can't be seen.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,26 +16,48 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STALLED: Duration = Duration::from_millis(2500);
 /// Before the first answer they are thought to take this long.
 const FIRST_ANSWER: Duration = Duration::from_millis(1500);
+/// The relay's first word is awaited for this long, and for two round trips. What was lost of so little goes again
+/// only after the kernel's timer, which counts twice as long each time; another connection is through sooner.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Nothing comes for this long: the connection is dead.
 const DEAD: Duration = Duration::from_secs(40);
 
 /// How long answers take on the way to a relay, for the connections that follow each other there.
 #[derive(Clone)]
-pub(super) struct Takes(Arc<AtomicU64>);
+pub(super) struct Takes(Arc<Way>);
+
+struct Way {
+    answer_ms: AtomicU64,
+    /// Connections in a row whose first word was not awaited any longer.
+    in_vain: AtomicU32,
+}
 
 impl Default for Takes {
     fn default() -> Self {
-        Self(Arc::new(AtomicU64::new(FIRST_ANSWER.as_millis() as u64)))
+        let answer_ms = AtomicU64::new(FIRST_ANSWER.as_millis() as u64);
+        Self(Arc::new(Way { answer_ms, in_vain: AtomicU32::new(0) }))
     }
 }
 
 impl Takes {
     fn get(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
+        Duration::from_millis(self.0.answer_ms.load(Ordering::Relaxed))
     }
 
     fn set(&self, takes: Duration) {
-        self.0.store((takes.as_millis() as u64).max(1), Ordering::Relaxed);
+        self.0.answer_ms.store((takes.as_millis() as u64).max(1), Ordering::Relaxed);
+    }
+
+    /// How long nothing may come.
+    fn borne(&self) -> Duration {
+        STALLED.max(3 * self.get())
+    }
+
+    /// How long the first word may take: twice as long after each that was not awaited, so that a relay that is slow to
+    /// greet is not asked for one connection after another.
+    fn first_word(&self, round_trip: Duration) -> Duration {
+        let doubled = 1 << self.0.in_vain.load(Ordering::Relaxed).min(4);
+        (FIRST_WORD.max(2 * round_trip) * doubled).min(self.borne())
     }
 }
 
@@ -50,11 +72,15 @@ pub(super) struct Ear {
     takes: Takes,
     /// It stalls until it answers this question or a later one.
     stalled: Option<u32>,
+    /// The relay has not greeted, and may take this long for it.
+    first_word: Option<Duration>,
 }
 
 impl Ear {
-    pub(super) fn new(takes: Takes) -> Self {
-        Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None }
+    /// `round_trip`: what the last one before `HELLO` took, if a first word that is late is reason for another connection.
+    pub(super) fn new(takes: Takes, round_trip: Option<Duration>) -> Self {
+        let first_word = round_trip.map(|round_trip| takes.first_word(round_trip));
+        Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None, first_word }
     }
 
     fn takes(&self) -> Duration {
@@ -63,6 +89,14 @@ impl Ear {
 
     pub(super) fn heard(&mut self) {
         self.last = Instant::now();
+    }
+
+    /// The relay greeted, which answers `HELLO` and nothing from before.
+    pub(super) fn greeted(&mut self) {
+        self.takes.0.in_vain.store(0, Ordering::Relaxed);
+        if self.first_word.take().is_some() {
+            (self.stalled, self.asked) = (None, None);
+        }
     }
 
     /// The answer to a question. One that an outage held up says little of the next: it counts for at most twice what
@@ -88,6 +122,7 @@ impl Ear {
     /// on the one before says nothing.
     pub(super) fn moved(&mut self) -> u32 {
         self.takes.set(FIRST_ANSWER);
+        self.first_word = None;
         self.stall()
     }
 
@@ -114,9 +149,16 @@ impl Ear {
     /// Only the answer to this ends it. After an outage the relay's kernel may say again what nobody had
     /// acknowledged, an earlier answer too, while this side's waits for its next try, up to as long as the outage was.
     pub(super) fn look(&mut self) -> Option<u32> {
-        let borne = STALLED.max(3 * self.takes());
+        if self.stalled.is_some() {
+            return None;
+        }
+        let (silent, borne) = (self.last.elapsed(), self.takes.borne());
+        let ungreeted = self.first_word.is_some_and(|limit| silent > limit);
+        if ungreeted {
+            self.takes.0.in_vain.fetch_add(1, Ordering::Relaxed);
+        }
         let overdue = self.asked.is_some_and(|(_, asked, _)| asked.elapsed() + ASK_AFTER > borne);
-        (self.stalled.is_none() && overdue && self.last.elapsed() > borne).then(|| self.stall())
+        (ungreeted || (overdue && silent > borne)).then(|| self.stall())
     }
 
     /// Whether it stalls.
@@ -141,7 +183,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_with_bytes_waiting_stalls_soon_and_a_slow_link_later() {
         let takes = Takes::default();
-        let mut ear = Ear::new(takes.clone());
+        let mut ear = Ear::new(takes.clone(), None);
         pass(&mut ear, 900).await;
         assert_eq!(ear.asks(true), None, "too early");
         pass(&mut ear, 100).await;
@@ -157,7 +199,7 @@ mod tests {
         pass(&mut ear, 33_000).await;
         assert!(ear.stalls() && ear.is_dead());
         // The connection that takes its place knows it too.
-        let mut next = Ear::new(takes);
+        let mut next = Ear::new(takes, None);
         pass(&mut next, 1000).await;
         assert_eq!(next.asks(true), Some(1));
         pass(&mut next, 7_600).await;
@@ -166,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_relay_says_again_is_no_answer() {
-        let mut ear = Ear::new(Takes::default());
+        let mut ear = Ear::new(Takes::default(), None);
         pass(&mut ear, 1_000).await;
         assert_eq!(ear.asks(true), Some(1));
         assert_eq!(pass(&mut ear, 19_000).await, Some(2), "asked when it stalls");
@@ -187,7 +229,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn several_that_an_outage_held_up_count_once() {
         let takes = Takes::default();
-        let mut all = [0; 5].map(|_| Ear::new(takes.clone()));
+        let mut all = [0; 5].map(|_| Ear::new(takes.clone(), None));
         tokio::time::advance(ASK_AFTER).await;
         let asked = all.each_mut().map(|ear| ear.asks(true));
         assert_eq!(asked, [Some(1); 5]);
@@ -205,7 +247,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_question_that_another_took_the_place_of_is_answered_by_it() {
-        let mut ear = Ear::new(Takes::default());
+        let mut ear = Ear::new(Takes::default(), None);
         pass(&mut ear, 1_000).await;
         assert_eq!((ear.asks(true), ear.ask()), (Some(1), 2));
         ear.answered(2);
@@ -214,7 +256,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_another_network_it_stalls_until_it_answers() {
-        let mut ear = Ear::new(Takes::default());
+        let mut ear = Ear::new(Takes::default(), None);
         pass(&mut ear, 1_000).await;
         assert_eq!((ear.asks(true), ear.moved()), (Some(1), 2));
         ear.heard();
@@ -226,7 +268,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_seldom_asked() {
-        let mut ear = Ear::new(Takes::default());
+        let mut ear = Ear::new(Takes::default(), None);
         pass(&mut ear, 19_900).await;
         assert_eq!(ear.asks(false), None);
         pass(&mut ear, 100).await;
@@ -240,5 +282,43 @@ mod tests {
         assert!(!ear.stalls(), "the answer is behind something else, which came");
         pass(&mut ear, 3_600).await;
         assert!(ear.stalls(), "it does not answer");
+    }
+
+    /// Milliseconds until such a connection stalls.
+    async fn stalls_after(takes: &Takes, round_trip_ms: u64) -> u64 {
+        let mut ear = Ear::new(takes.clone(), Some(Duration::from_millis(round_trip_ms)));
+        let begun = Instant::now();
+        while pass(&mut ear, 10).await.is_none() {}
+        begun.elapsed().as_millis() as u64
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_word_that_is_late_is_awaited_twice_as_long_the_next_time() {
+        let takes = Takes::default();
+        assert_eq!(stalls_after(&takes, 100).await, 1010);
+        assert_eq!(stalls_after(&takes, 800).await, 3210, "the second in a row");
+        let mut ear = Ear::new(takes.clone(), Some(Duration::ZERO));
+        ear.greeted();
+        assert_eq!(stalls_after(&takes, 800).await, 1610);
+        takes.set(Duration::from_millis(200));
+        for _ in 0..9 {
+            assert!(stalls_after(&takes, 60_000).await <= 2510, "as any other silence");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_word_ends_the_wait_for_it_and_nothing_else() {
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        assert_eq!(pass(&mut ear, 1_001).await, Some(1));
+        ear.heard();
+        assert!(ear.stalls(), "a ping of the relay");
+        ear.greeted();
+        assert!(!ear.stalls());
+        assert_eq!(pass(&mut ear, 2_000).await, None);
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        assert_eq!(ear.moved(), 1);
+        ear.greeted();
+        assert!(ear.stalls(), "it may have come over the network before");
+        assert_eq!(pass(&mut ear, 2_000).await, None);
     }
 }

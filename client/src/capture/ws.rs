@@ -19,14 +19,14 @@ use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hin
 use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
 
 use super::book::Verdict;
-use super::ear::{Ear, Takes};
+use super::ear::Ear;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::retry::Pause;
 use super::sign;
 use crate::connect::ConnectError;
 use crate::race;
 use crate::token::Token;
-use crate::wsio::{self, Socket};
+use crate::wsio::{self, Opened, Socket};
 use outbox::{Outbox, PIECE_BYTES, Write};
 
 /// How often the connection is looked at.
@@ -39,6 +39,8 @@ pub(crate) enum Part {
     Alone,
     /// One of several: whoever looks after them is told that it stalls, and makes another for all.
     Strand,
+    /// The same, made beside others: its first word is not waited for more than any other.
+    Further,
 }
 
 /// Connects; tries again beside a try that hangs.
@@ -48,8 +50,8 @@ pub(crate) enum Part {
 pub(crate) fn connect(dial: Dial, part: Part) -> BoxFuture<'static, Result<Link, ConnectError>> {
     Box::pin(async move {
         let open = |_| wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, part == Part::Alone);
-        let (socket, early) = race::staggered(race::TCP, open).await?;
-        let mut link = Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, part, jobs, news));
+        let opened = race::staggered(race::TCP, open).await?;
+        let mut link = Link::spawn(usize::MAX, move |jobs, news| run(opened, dial, part, jobs, news));
         link.offers_ahead();
         Ok(link)
     })
@@ -57,8 +59,8 @@ pub(crate) fn connect(dial: Dial, part: Part) -> BoxFuture<'static, Result<Link,
 
 /// One more strand, with one try: what is there already need not wait for it.
 pub(crate) async fn once(dial: Dial) -> Result<Link, ConnectError> {
-    let (socket, early) = wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, false).await?;
-    Ok(Link::spawn(usize::MAX, move |jobs, news| run(socket, early, dial, Part::Strand, jobs, news)))
+    let opened = wsio::open(&dial.relay, "/capture", CAPTURE_SUBPROTOCOL, false).await?;
+    Ok(Link::spawn(usize::MAX, move |jobs, news| run(opened, dial, Part::Further, jobs, news)))
 }
 
 fn hello(tokens: &[Token]) -> Bytes {
@@ -85,19 +87,19 @@ impl Shared {
 }
 
 async fn run(
-    socket: Socket,
-    early: u64,
+    opened: Opened,
     mut dial: Dial,
     part: Part,
     mut jobs: mpsc::Receiver<ToLink>,
     news: mpsc::Sender<FromLink>,
 ) {
-    let (sink, mut stream) = socket.split();
-    let outbox = Outbox::new(hello(&dial.tokens), early);
+    let (sink, mut stream) = opened.socket.split();
+    let outbox = Outbox::new(hello(&dial.tokens), opened.early);
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
-    let mut reader = Reader::new(part, shared, news, dial.takes.clone());
+    let ear = Ear::new(dial.takes.clone(), (part != Part::Further).then_some(opened.round_trip));
+    let mut reader = Reader::new(part, shared, news, ear);
     let (mut beside, mut pause, begun) = (Beside::default(), Pause::beside(), Instant::now());
     let mut tick = tokio::time::interval(TICK);
     let mut open = true;
@@ -138,7 +140,7 @@ async fn run(
                     Part::Alone if reader.ear.stalls() && pause.is_over(millis(begun)) => {
                         beside.begin(connect(dial.clone(), part));
                     }
-                    Part::Strand => reader.stalls().await,
+                    Part::Strand | Part::Further => reader.stalls().await,
                     Part::Alone => {}
                 }
                 alive
@@ -212,8 +214,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>, takes: Takes) -> Self {
-        let ear = Ear::new(takes);
+    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>, ear: Ear) -> Self {
         Self { part, shared, news, next_handle: 1, ear, silent: false, code: None, retry_after_s: None }
     }
 
@@ -316,6 +317,7 @@ impl Reader {
         match frame.kind {
             kind::WELCOME => {
                 let limits = frame::control::<Welcome>(frame).ok()?.limits;
+                self.ear.greeted();
                 let max_piece = usize::try_from(limits.max_piece).unwrap_or(PIECE_BYTES);
                 self.shared.with(|out| out.max_piece = max_piece.clamp(1, PIECE_BYTES));
                 let bodies = limits.in_flight.min(limits.offers) as usize;

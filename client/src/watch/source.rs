@@ -98,7 +98,7 @@ impl Source {
 }
 
 async fn open_ws(relay: &Endpoint, wish: &Wish<'_>) -> Result<Source, ConnectError> {
-    let (mut socket, _) = wsio::open(relay, "/watch", WATCH_SUBPROTOCOL, false).await?;
+    let mut socket = wsio::open(relay, "/watch", WATCH_SUBPROTOCOL, false).await?.socket;
     let watch = message::Watch {
         protocol: PROTOCOL,
         capability: wish.token.as_str().into(),

@@ -1,7 +1,7 @@
 //! Several WebSockets as one, where a link goes, comes back, or lets no further one through.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use waystation_client::Capture;
 use waystation_client::capture::status::{Network, NetworkKind};
@@ -77,6 +77,23 @@ async fn what_silent_ones_were_to_bring_goes_over_to_one_that_is_heard() {
         let length: usize = state.chunks.values().map(|held| held.bytes.len()).sum();
         assert_eq!(state.received, length, "no byte was taken twice");
     });
+}
+
+#[tokio::test]
+async fn where_the_first_word_is_late_another_connection_is_made() {
+    for transport in [Transport::Ws, Transport::WsPlain] {
+        let relay = Relay::start().await;
+        relay.with(|state| state.knobs.mute = true);
+        let config = config(&relay, transport, &[MASTER]);
+        let (capture, _events) = Capture::start(config, Arc::new(TestAuthority::new(300, 64))).await.unwrap();
+        capture.chunk(Variant::EvidenceMaster, vec![1; 40_000], 0, 2000).await.unwrap();
+        relay.until(|state| state.hellos == 1).await;
+        let begun = Instant::now();
+        relay.until(|state| state.hellos == 2).await;
+        assert!(begun.elapsed() < Duration::from_secs(4), "sooner than where it was heard: {transport:?}");
+        let summary = capture.finish(PATIENCE, "stopped").await;
+        assert_eq!((summary.confirmed, summary.pending), (1, 0), "{transport:?}");
+    }
 }
 
 #[tokio::test]

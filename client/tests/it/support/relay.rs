@@ -45,6 +45,8 @@ pub struct Knobs {
     pub early: u64,
     /// `SEND` is not said.
     pub quiet: bool,
+    /// The next `HELLO` is not answered, and no more is read there.
+    pub mute: bool,
     /// No chunk is read until then: there is no seat.
     pub crowded_until: Option<Instant>,
 }

@@ -86,7 +86,13 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     let hello: Hello = frame::control(&first[0]).unwrap();
     assert_eq!((first[0].kind, hello.protocol), (kind::HELLO, PROTOCOL));
     assert!(!hello.capabilities.is_empty());
-    shared.with(|state| state.hellos += 1);
+    let mute = shared.with(|state| {
+        state.hellos += 1;
+        std::mem::take(&mut state.knobs.mute)
+    });
+    if mute {
+        std::future::pending::<()>().await;
+    }
     let (_open, mut told) = (Open::new(shared), 0);
     let limits = Limits { max_chunk: 1 << 24, max_piece: 8 * 1024, offers: 64, in_flight: 8, known: 0 };
     let welcome = Welcome { protocol: PROTOCOL, node: "n".into(), limits };
