@@ -149,7 +149,7 @@ impl Hub {
     ///
     /// # Errors
     /// `TooManyContacts`, `NotWatchable`, `CapabilityExpired`, `CapabilityWrongUse`.
-    pub fn subscribe(&self, grant: &Grant, wanted: Wanted) -> Result<Subscription, Code> {
+    pub fn subscribe(&self, grant: &Arc<Grant>, wanted: Wanted) -> Result<Subscription, Code> {
         Subscription::open(&self.0, grant, wanted)
     }
 
@@ -157,7 +157,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Hub::subscribe`].
-    pub fn subscribe_whole(&self, grant: &Grant, stream: &StreamId) -> Result<WholeSubscription, Code> {
+    pub fn subscribe_whole(&self, grant: &Arc<Grant>, stream: &StreamId) -> Result<WholeSubscription, Code> {
         WholeSubscription::open(&self.0, grant, stream)
     }
 
@@ -166,7 +166,7 @@ impl Hub {
     /// # Errors
     /// `NotWatchable`, `ChunkNotInWindow` for a chunk that was here or is too large,
     /// `TooManyContacts`, `CapabilityExpired`, `CapabilityWrongUse`.
-    pub fn read(&self, grant: &Grant, chunk: ChunkRef) -> Result<ChunkReader, Code> {
+    pub fn read(&self, grant: &Arc<Grant>, chunk: ChunkRef) -> Result<ChunkReader, Code> {
         ChunkReader::open(&self.0, grant, chunk)
     }
 }

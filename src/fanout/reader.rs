@@ -18,14 +18,14 @@ use crate::proto::{ChunkRef, Code};
 pub struct ChunkReader {
     seat: Seat,
     pieces: Pieces,
-    grant: Grant,
+    grant: Arc<Grant>,
     wake: Listener,
     timer: Timer,
     lane: usize,
 }
 
 impl ChunkReader {
-    pub(super) fn open(hub: &Arc<Inner>, grant: &Grant, chunk: ChunkRef) -> Result<Self, Code> {
+    pub(super) fn open(hub: &Arc<Inner>, grant: &Arc<Grant>, chunk: ChunkRef) -> Result<Self, Code> {
         hub.may_watch(grant)?;
         if !LANES.into_iter().any(|variant| hub.reaches(grant, variant)) {
             return Err(Code::NotWatchable);
@@ -44,7 +44,7 @@ impl ChunkReader {
                 return Err(Code::ChunkNotInWindow);
             }
         }
-        Ok(Self { seat, pieces, grant: grant.clone(), wake, timer: Timer::default(), lane: LANES.len() })
+        Ok(Self { seat, pieces, grant: Arc::clone(grant), wake, timer: Timer::default(), lane: LANES.len() })
     }
 
     /// Waits until the chunk begins. Cancel-safe.

@@ -62,7 +62,7 @@ pub enum Step {
 pub struct Subscription {
     seat: Seat,
     contact: Contact,
-    grant: Grant,
+    grant: Arc<Grant>,
     lanes: Option<Vec<Variant>>,
     bare: bool,
     wake: Listener,
@@ -86,7 +86,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn open(hub: &Arc<Inner>, grant: &Grant, wanted: Wanted) -> Result<Self, Code> {
+    pub(super) fn open(hub: &Arc<Inner>, grant: &Arc<Grant>, wanted: Wanted) -> Result<Self, Code> {
         hub.may_watch(grant)?;
         let view = view(hub, grant, wanted.lanes.as_deref());
         if view.lanes == [false; 2] {
@@ -100,7 +100,7 @@ impl Subscription {
         Ok(Self {
             seat,
             contact,
-            grant: grant.clone(),
+            grant: Arc::clone(grant),
             bare: wanted.bare,
             lanes: wanted.lanes,
             wake,
@@ -149,12 +149,12 @@ impl Subscription {
     ///
     /// # Errors
     /// `CapabilityWrongBinding`, `CapabilityExpired`, `CapabilityWrongUse`.
-    pub fn renew(&mut self, grant: &Grant) -> Result<(), Code> {
+    pub fn renew(&mut self, grant: &Arc<Grant>) -> Result<(), Code> {
         self.seat.hub.may_watch(grant)?;
         if GroupKey::of_contact(grant) != Ok(self.seat.cell.key.clone()) {
             return Err(Code::CapabilityWrongBinding);
         }
-        self.grant = grant.clone();
+        self.grant = Arc::clone(grant);
         self.look();
         Ok(())
     }

@@ -27,8 +27,8 @@ fn group() -> GroupKey {
     GroupKey::Group(incident(), GroupId::new("group-canary").unwrap())
 }
 
-fn grant(exp_in_s: i64) -> Grant {
-    Grant {
+fn grant(exp_in_s: i64) -> Arc<Grant> {
+    Arc::new(Grant {
         format: Format::Jwt,
         use_: Use::Fanout,
         session: SessionId::new("contact").unwrap(),
@@ -39,7 +39,7 @@ fn grant(exp_in_s: i64) -> Grant {
         commit_exp: START_MS / 1000 + exp_in_s,
         jti: None,
         client_key: None,
-    }
+    })
 }
 
 fn lane_grant(name: &str, variant: Option<Variant>) -> LaneGrant {
@@ -189,7 +189,7 @@ async fn many_are_told_at_once_of_what_came_together() {
     let mut grant = grant(600);
     let mut contacts: Vec<_> = (0..100)
         .map(|number| {
-            grant.session = SessionId::new(&format!("contact-{}", number / 50)).unwrap();
+            Arc::make_mut(&mut grant).session = SessionId::new(&format!("contact-{}", number / 50)).unwrap();
             world.hub.subscribe(&grant, Wanted::default()).unwrap()
         })
         .collect();
@@ -397,8 +397,7 @@ async fn source_time_moves_the_window_and_silence_does_not() {
         world.whole(audio(index, 10));
     }
     world.clock.advance(Duration::from_secs(3 * 3600));
-    let mut grant = grant(600);
-    grant.exp += 24 * 3600;
+    let grant = grant(600 + 24 * 3600);
     let mut contact = world.hub.subscribe(&grant, from(StartWord::Oldest)).unwrap();
     let got = drain(&mut contact).await;
     let chunks = begun(&got);
@@ -416,8 +415,7 @@ async fn a_quiet_group_is_let_go_after_its_linger() {
     world.clock.advance(Duration::from_secs(7100));
     let other = || drop(world.hub.publish(&GroupKey::Group(incident(), GroupId::new("other").unwrap()), audio(1, 1)));
     other();
-    let mut grant = grant(600);
-    grant.exp += 24 * 3600;
+    let grant = grant(600 + 24 * 3600);
     let mut contact = world.hub.subscribe(&grant, from(StartWord::Oldest)).unwrap();
     assert_eq!(begun(&drain(&mut contact).await).len(), 1, "who comes late still sees it");
     world.clock.advance(Duration::from_secs(200));
@@ -561,7 +559,7 @@ async fn a_capability_ends_its_subscription_unless_it_is_renewed() {
     let mut other = world.hub.subscribe(&grant(60), Wanted::default()).unwrap();
     drain(&mut contact).await;
     let mut elsewhere = grant(120);
-    elsewhere.group = Some(GroupId::new("elsewhere").unwrap());
+    Arc::make_mut(&mut elsewhere).group = Some(GroupId::new("elsewhere").unwrap());
     assert_eq!(contact.renew(&elsewhere), Err(Code::CapabilityWrongBinding));
     contact.renew(&grant(120)).unwrap();
     world.clock.advance(Duration::from_secs(60));
@@ -595,12 +593,12 @@ async fn an_end_with_a_reason_is_the_last_step() {
 async fn a_grant_is_not_exceeded() {
     let world = World::with(config::Fanout::default(), 1);
     let mut narrow = grant(600);
-    narrow.lanes = vec![lane_grant("audio", Some(Variant::AudioPriority))];
+    Arc::make_mut(&mut narrow).lanes = vec![lane_grant("audio", Some(Variant::AudioPriority))];
     let video = Wanted { lanes: Some(vec![Variant::LivePreview]), ..Wanted::default() };
     assert_eq!(world.hub.subscribe(&narrow, video).err(), Some(Code::NotWatchable));
     let master = Wanted { lanes: Some(vec![Variant::EvidenceMaster]), ..Wanted::default() };
     assert_eq!(world.hub.subscribe(&grant(600), master).err(), Some(Code::NotWatchable));
-    let upload = Grant { use_: Use::Upload, ..grant(600) };
+    let upload = Arc::new(Grant { use_: Use::Upload, ..Grant::clone(&grant(600)) });
     assert_eq!(world.hub.subscribe(&upload, Wanted::default()).err(), Some(Code::CapabilityWrongUse));
     let mut contact = world.hub.subscribe(&narrow, from(StartWord::Oldest)).unwrap();
     assert_eq!(world.hub.subscribe(&narrow, Wanted::default()).err(), Some(Code::TooManyContacts));
@@ -625,7 +623,7 @@ async fn one_capability_does_not_take_every_seat() {
         (0..1024).map_while(|_| world.hub.subscribe(&grant(600), Wanted::default()).ok()).collect();
     assert_eq!(greedy.len(), 64);
     assert_eq!(world.hub.subscribe(&grant(600), Wanted::default()).err(), Some(Code::TooManyContacts));
-    let other = Grant { jti: Some("other".into()), ..grant(600) };
+    let other = Arc::new(Grant { jti: Some("other".into()), ..Grant::clone(&grant(600)) });
     assert!(world.hub.subscribe(&other, Wanted::default()).is_ok());
     greedy.pop();
     assert!(world.hub.subscribe(&grant(600), Wanted::default()).is_ok(), "the seat is free again");
@@ -678,7 +676,8 @@ async fn who_asks_on_and_reads_nothing_is_let_go() {
 #[tokio::test]
 async fn after_renewal_nothing_of_the_old_capability_counts() {
     let world = World::new();
-    let narrow = Grant { lanes: vec![lane_grant("audio", Some(Variant::AudioPriority))], ..grant(600) };
+    let narrow =
+        Arc::new(Grant { lanes: vec![lane_grant("audio", Some(Variant::AudioPriority))], ..Grant::clone(&grant(600)) });
     let mut contact = world.hub.subscribe(&narrow, Wanted::default()).unwrap();
     drain(&mut contact).await;
     contact.renew(&grant(60)).unwrap();
@@ -749,8 +748,9 @@ async fn lanes_can_be_left_and_joined_and_chunks_fetched_again() {
 #[tokio::test]
 async fn a_token_without_roles_is_shown_by_media_type_if_allowed() {
     let mut token = grant(600);
-    (token.group, token.format) = (None, Format::Proofline);
-    token.lanes = vec![lane_grant("audio", None)];
+    let claims = Arc::make_mut(&mut token);
+    (claims.group, claims.format) = (None, Format::Proofline);
+    claims.lanes = vec![lane_grant("audio", None)];
     let key = GroupKey::of(&token, &stream("audio"));
     for allow_unlabelled in [true, false] {
         let world = World::with(config::Fanout { allow_unlabelled, ..config::Fanout::default() }, 10);
@@ -843,7 +843,7 @@ async fn one_chunk_is_waited_for_and_read_as_it_arrives() {
     large.whole(audio(1, 10));
     assert_eq!(large.hub.read(&grant(600), chunk).err(), Some(Code::ChunkNotInWindow));
     let mut narrow = grant(6000);
-    narrow.lanes = vec![lane_grant("other", Some(Variant::AudioPriority))];
+    Arc::make_mut(&mut narrow).lanes = vec![lane_grant("other", Some(Variant::AudioPriority))];
     assert_eq!(world.hub.read(&narrow, chunk).err(), Some(Code::NotWatchable));
 }
 
@@ -878,7 +878,9 @@ async fn groups_have_a_bound_and_the_quietest_unwatched_gives_way() {
         meta.chunk = ChunkRef::of(&incident(), &meta.stream, 1);
         world.hub.publish(&key(number), meta).push(0, &Bytes::from_static(&[1; 10]));
     };
-    let watching = |number: usize| Grant { group: GroupId::new(&format!("g{number}")).ok(), ..grant(600) };
+    let watching = |number: usize| {
+        Arc::new(Grant { group: GroupId::new(&format!("g{number}")).ok(), ..Grant::clone(&grant(600)) })
+    };
     let mut seats = vec![world.hub.subscribe(&watching(0), Wanted::default()).unwrap()];
     for number in 0..MAX_GROUPS {
         publish(number);
@@ -912,7 +914,7 @@ async fn a_thousand_contacts_and_one_that_reads_nothing_get_everything_in_order(
     let _sleeper = world.subscribe(Wanted::default());
     let mut contacts = tokio::task::JoinSet::new();
     for contact in 0..1000 {
-        let own = Grant { jti: Some(contact.to_string()), ..grant(600) };
+        let own = Arc::new(Grant { jti: Some(contact.to_string()), ..Grant::clone(&grant(600)) });
         let mut contact = world.hub.subscribe(&own, Wanted::default()).unwrap();
         contacts.spawn(async move {
             let mut indexes = Vec::new();

@@ -18,7 +18,7 @@ use crate::proto::{Code, ContactState, StreamId};
 pub struct WholeSubscription {
     seat: Seat,
     whole: Whole,
-    grant: Grant,
+    grant: Arc<Grant>,
     wake: Listener,
     timer: Timer,
     /// The chunk that was told last, as far as it is read.
@@ -37,7 +37,7 @@ pub enum WholeEvent {
 }
 
 impl WholeSubscription {
-    pub(super) fn open(hub: &Arc<Inner>, grant: &Grant, stream: &StreamId) -> Result<Self, Code> {
+    pub(super) fn open(hub: &Arc<Inner>, grant: &Arc<Grant>, stream: &StreamId) -> Result<Self, Code> {
         hub.may_watch(grant)?;
         let lanes = || LANES.into_iter().filter(|variant| hub.reaches(grant, *variant));
         if GroupKey::of_contact(grant)? != GroupKey::of(grant, stream)
@@ -48,7 +48,7 @@ impl WholeSubscription {
         let seat = hub.seat(grant, Sits::Contact)?;
         let wake = seat.cell.listen(Channel::Any);
         let whole = Whole::new(&seat.cell.lock().window, stream.clone());
-        Ok(Self { seat, whole, grant: grant.clone(), wake, timer: Timer::default(), reading: None, ended: None })
+        Ok(Self { seat, whole, grant: Arc::clone(grant), wake, timer: Timer::default(), reading: None, ended: None })
     }
 
     /// Waits for the next event. Cancel-safe. A subscriber that falls too far behind is ended

@@ -6,12 +6,12 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use tokio::sync::mpsc;
 use tokio_util::sync::WaitForCancellationFuture;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::bearer;
 use super::body::{ResponseBody, Stopped};
@@ -40,8 +40,6 @@ const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
 const ROOM: Room = Room { read_buffer: 256, messages: 1 };
-/// Commands of a contact that may wait.
-const MAX_COMMANDS: usize = 16;
 
 /// The upgrade of `/watch`.
 pub(super) fn upgrade(ctx: &Ctx, parts: &mut Parts) -> Reply {
@@ -72,7 +70,8 @@ pub(super) type Watching = (Box<Subscription>, Revocation);
 /// The first frame, which opens a subscription; `None`: the contact left.
 pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watching, Commands)>, Refusal> {
     let Some(frames) = reader.first(kind::WATCH).await? else { return Ok(None) };
-    let watch: Watch = frames.first().map(frame::control).ok_or(Code::ProtocolError)??;
+    let mut frames = frames.into_iter();
+    let watch: Watch = frame::control(&frames.next().ok_or(Code::ProtocolError)?)?;
     if watch.protocol != PROTOCOL {
         return Err(Code::UnsupportedProtocol.into());
     }
@@ -80,71 +79,75 @@ pub(super) async fn open(ctx: &Ctx, mut reader: Reader) -> Result<Option<(Watchi
     let wanted = Wanted { lanes: watch.lanes, from: watch.from, cursor: watch.cursor, bare: false };
     let subscription = ctx.shared.admission.watch(&capability, wanted, ctx.client).await?;
     let watching = (Box::new(subscription), ctx.shared.admission.revocation(&capability)?);
-    let (tx, rx) = mpsc::channel(MAX_COMMANDS);
-    let early = frames.into_iter().skip(1).collect();
-    let task = AbortOnDropHandle::new(tokio::spawn(listen(ctx.clone(), reader, early, tx)));
-    Ok(Some((watching, Commands { rx, _task: task })))
+    let listener = Listener { ctx: ctx.clone(), reader, frames, renewal: None };
+    Ok(Some((watching, Commands::new(listener))))
 }
 
-/// The reading half of a contact's session.
-pub(super) struct Commands {
-    rx: mpsc::Receiver<Box<Command>>,
-    _task: AbortOnDropHandle<()>,
-}
+/// The reading half of a contact's session, to be waited for beside the writing half: a contact whose link is full
+/// can still say that it wants less.
+pub(super) struct Commands(BoxStream<'static, Command>);
 
 impl Commands {
-    /// The next one; `None`: the contact left.
+    fn new(listener: Listener) -> Self {
+        // In a box: it is moved into every wait.
+        let commands = stream::unfold(Box::new(listener), |mut listener| async move {
+            let command = listener.next().await?;
+            Some((command, listener))
+        });
+        Self(commands.boxed())
+    }
+
+    /// The next one; `None`: the contact left. Cancel-safe.
     pub(super) async fn recv(&mut self) -> Option<Command> {
-        self.rx.recv().await.map(|command| *command)
+        self.0.next().await
     }
 }
 
-/// Reads commands apart from the writing, so that a contact whose link is full can still say
-/// that it wants less. A renewal waits here for whoever must vouch for it, and nothing waits for a
-/// renewal: neither what is shown nor other commands.
-async fn listen(ctx: Ctx, mut reader: Reader, early: Vec<Frame>, tx: mpsc::Sender<Box<Command>>) {
-    let mut frames = early;
-    let mut renewal: Option<Pin<Box<dyn Future<Output = Option<Command>> + Send>>> = None;
-    loop {
-        for frame in frames {
-            let command = match command(&frame) {
-                Ok(Some(Said::Renew(token))) => {
-                    // The newest one counts.
-                    renewal = Some(Box::pin(renew(ctx.clone(), token)));
-                    continue;
+/// Reads commands.
+struct Listener {
+    ctx: Ctx,
+    reader: Reader,
+    /// Read, and not looked at.
+    frames: std::vec::IntoIter<Frame>,
+    /// The newest one, which waits for whoever must vouch for it.
+    renewal: Option<Renewal>,
+}
+
+type Renewal = Pin<Box<dyn Future<Output = Option<Command>> + Send>>;
+
+impl Listener {
+    /// Nothing waits for a renewal: neither what is shown nor other commands.
+    async fn next(&mut self) -> Option<Command> {
+        loop {
+            for frame in self.frames.by_ref() {
+                match command(&frame) {
+                    Ok(Some(Said::Renew(token))) => self.renewal = Some(Box::pin(renew(self.ctx.clone(), token))),
+                    Ok(Some(Said::Command(command))) => return Some(command),
+                    Ok(None) => {}
+                    Err(code) => return Some(Command::End(code)),
                 }
-                Ok(Some(Said::Command(command))) => command,
-                Ok(None) => continue,
-                Err(code) => Command::End(code),
+            }
+            // What they lay in is let go.
+            self.frames = Vec::new().into_iter();
+            let renewed = async {
+                match &mut self.renewal {
+                    Some(renewal) => renewal.await,
+                    None => std::future::pending().await,
+                }
             };
-            let ends = matches!(command, Command::End(_));
-            if tx.send(Box::new(command)).await.is_err() || ends {
-                return;
-            }
-        }
-        let renewed = async {
-            match &mut renewal {
-                Some(renewal) => renewal.await,
-                None => std::future::pending().await,
-            }
-        };
-        let command = tokio::select! {
-            read = reader.next() => match read {
-                Ok(Some(read)) => {
-                    frames = read;
-                    continue;
+            tokio::select! {
+                read = self.reader.next() => match read {
+                    Ok(Some(read)) => self.frames = read.into_iter(),
+                    Ok(None) => return None,
+                    Err(code) => return Some(Command::End(code)),
+                },
+                command = renewed => {
+                    self.renewal = None;
+                    if command.is_some() {
+                        return command;
+                    }
                 }
-                Ok(None) => return,
-                Err(code) => Some(Command::End(code)),
-            },
-            command = renewed => command,
-        };
-        renewal = None;
-        frames = Vec::new();
-        let Some(command) = command else { continue };
-        let ends = matches!(command, Command::End(_));
-        if tx.send(Box::new(command)).await.is_err() || ends {
-            return;
+            }
         }
     }
 }
@@ -292,7 +295,7 @@ impl Aside<'_, '_> {
         if self.drained.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Command::End(Code::Draining)));
         }
-        self.commands.rx.poll_recv(cx).map(|command| command.map(|command| *command))
+        self.commands.0.poll_next_unpin(cx)
     }
 }
 

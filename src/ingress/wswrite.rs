@@ -8,11 +8,11 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
 
@@ -199,8 +199,13 @@ impl<T: AsyncWrite> Writer<T> {
 
     /// Writes what was put, to its end. Cancel-safe.
     pub(super) async fn write(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_write(cx)).await
+    }
+
+    /// The same. The slices live no longer than a call: a contact that waits keeps no room for them.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.written {
-            return Ok(());
+            return Poll::Ready(Ok(()));
         }
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
@@ -208,22 +213,26 @@ impl<T: AsyncWrite> Writer<T> {
                 *slice = IoSlice::new(part);
             }
             let count = SLICES.min(self.queue.len());
-            let mut written = self.inner.write_vectored(&slices[..count]).await?;
+            let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &slices[..count]))?;
             if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            while let Some(part) = self.queue.front_mut() {
-                if written < part.len() {
-                    let _ = part.split_to(written);
-                    break;
-                }
-                written -= part.len();
-                self.queue.pop_front();
-            }
+            self.wrote(written);
         }
-        self.inner.flush().await?;
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
         self.written = true;
-        Ok(())
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, mut bytes: usize) {
+        while let Some(part) = self.queue.front_mut() {
+            if bytes < part.len() {
+                let _ = part.split_to(bytes);
+                break;
+            }
+            bytes -= part.len();
+            self.queue.pop_front();
+        }
     }
 }
 

@@ -184,7 +184,9 @@ async fn a_refused_connection_is_tried_until_there_is_a_core() {
     let session = world.session().await;
     let chunk = Chunk::sealed(&session, Variant::AudioPriority, 1, 3000);
     let said = told(&client::upload(relay.plain, &chunk, jwt(&session), 1).await);
-    assert_eq!((said.code.as_str(), said.state), ("core_unavailable", Some(ChunkState::Staged)));
+    assert_eq!(said.code, "core_unavailable");
+    // It is tried again about when the answer's second is over.
+    assert!(matches!(said.state, Some(ChunkState::Staged | ChunkState::Forwarding)), "{:?}", said.state);
     assert!(relay.metric("waystation_core_requests_total{route=\"commit\",outcome=\"not_sent\"}").await >= 1.0);
     let core = FakeCore::at(at, usize::MAX >> 3, yes).await;
     let state = async || client::upload(relay.plain, &chunk, jwt(&session), 1).await.status == 200;
