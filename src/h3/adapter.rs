@@ -3,6 +3,7 @@
 //! before its end is reset, never finished.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use h3::quic::{self, ConnectionErrorIncoming, StreamErrorIncoming, StreamId, WriteBuf};
 use quinn::{ConnectionError, VarInt};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::ReusableBoxFuture;
 
@@ -19,7 +20,7 @@ use crate::errors::{connection_error, lost, read_error};
 use crate::frames::Frames;
 use crate::orders::Orders;
 use crate::send::SendStream;
-use crate::sessions::{SessionStream, Sorting};
+use crate::sessions::{SessionStreams, Sorting};
 
 /// `H3_NO_ERROR`: the answer is complete, the rest of the request is not needed.
 const NO_ERROR: u32 = 0x100;
@@ -27,8 +28,8 @@ const NO_ERROR: u32 = 0x100;
 const EXCESSIVE_LOAD: u32 = 0x107;
 /// Bytes read at once.
 const GATHER: usize = 64 * 1024;
-/// Spare room below which a new buffer is begun.
-const MIN_READ: usize = 8 * 1024;
+/// So many are read before there is room for more: a packet has fewer.
+const FIRST: usize = 2 * 1024;
 
 type Opened = Result<(quinn::SendStream, quinn::RecvStream), ConnectionError>;
 type Pending<T> = Option<ReusableBoxFuture<'static, T>>;
@@ -71,7 +72,7 @@ impl Connection {
     /// The same for an end that serves WebTransport: streams that the peer opens within a session
     /// come out of the second value instead of going to h3. What nobody takes is reset.
     /// Answers are sent in the order that the third asks for.
-    pub fn with_sessions(quic: quinn::Connection) -> (Self, mpsc::Receiver<SessionStream>, Orders) {
+    pub fn with_sessions(quic: quinn::Connection) -> (Self, SessionStreams, Orders) {
         let orders = Orders::default();
         let (sorting, streams) = Sorting::new(orders.clone());
         (Self { sorting: Some(sorting), ..Self::new(quic) }, streams, orders)
@@ -261,9 +262,11 @@ impl quic::SendStream<Bytes> for BidiStream {
 /// The receiving half of a stream.
 pub struct RecvStream {
     stream: quinn::RecvStream,
-    /// What is read lands here: everything that has arrived, up to [`GATHER`], at once.
-    buffer: BytesMut,
+    /// What was read to know the stream by.
+    begun: BytesMut,
     ended: bool,
+    /// What came after the bytes that were handed out last.
+    failed: Option<io::Error>,
     frames: Frames,
     quic: quinn::Connection,
 }
@@ -276,12 +279,35 @@ impl RecvStream {
     /// One of which something was read already, perhaps to its end.
     pub(crate) const fn begun(
         stream: quinn::RecvStream,
-        buffer: BytesMut,
+        begun: BytesMut,
         frames: Frames,
         quic: quinn::Connection,
         ended: bool,
     ) -> Self {
-        Self { stream, buffer, ended, frames, quic }
+        Self { stream, begun, ended, failed: None, frames, quic }
+    }
+
+    /// Everything that has arrived, up to [`GATHER`], at once; empty at the end. A stream on which nothing comes holds no
+    /// room for it (each connection has three that are quiet for hours), and no bytes hold much more room than they take.
+    fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let mut room = [0; FIRST];
+        let mut first = ReadBuf::new(&mut room);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut first))?;
+        if first.remaining() > 0 {
+            self.ended = first.filled().is_empty();
+            return Poll::Ready(Ok(Bytes::copy_from_slice(first.filled())));
+        }
+        let mut bytes = BytesMut::with_capacity(GATHER);
+        bytes.extend_from_slice(first.filled());
+        match poll_read_buf(Pin::new(&mut self.stream), cx, &mut bytes) {
+            Poll::Ready(Ok(more)) => self.ended = more == 0,
+            Poll::Ready(Err(error)) => self.failed = Some(error),
+            Poll::Pending => {}
+        }
+        Poll::Ready(Ok(if bytes.len() < GATHER / 2 { Bytes::copy_from_slice(&bytes) } else { bytes.freeze() }))
     }
 
     /// The peer declares a frame that is too large to be held: no connection is owed to it.
@@ -297,26 +323,17 @@ impl quic::RecvStream for RecvStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
-        if !self.buffer.is_empty() {
-            // What was read to know the stream by.
-            let bytes = self.buffer.split().freeze();
-            return Poll::Ready(if self.frames.allow(&bytes) { Ok(Some(bytes)) } else { Err(self.too_much()) });
-        }
-        if self.ended {
+        let bytes = if !self.begun.is_empty() {
+            std::mem::take(&mut self.begun).freeze()
+        } else if self.ended {
+            return Poll::Ready(Ok(None));
+        } else {
+            ready!(self.poll_gather(cx)).map_err(read_error)?
+        };
+        if bytes.is_empty() {
             return Poll::Ready(Ok(None));
         }
-        if self.buffer.capacity() < MIN_READ {
-            self.buffer.reserve(GATHER);
-        }
-        match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)) {
-            Ok(0) => {
-                self.ended = true;
-                Poll::Ready(Ok(None))
-            }
-            Ok(_) if !self.frames.allow(&self.buffer) => Poll::Ready(Err(self.too_much())),
-            Ok(_) => Poll::Ready(Ok(Some(self.buffer.split().freeze()))),
-            Err(error) => Poll::Ready(Err(read_error(error))),
-        }
+        Poll::Ready(if self.frames.allow(&bytes) { Ok(Some(bytes)) } else { Err(self.too_much()) })
     }
 
     fn stop_sending(&mut self, error_code: u64) {

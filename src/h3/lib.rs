@@ -12,4 +12,4 @@ pub use adapter::{BidiStream, Connection, Opener, Priority, RecvStream};
 pub use frames::MAX_FRAME;
 pub use orders::Orders;
 pub use send::SendStream;
-pub use sessions::SessionStream;
+pub use sessions::{SessionStream, SessionStreams};

@@ -40,17 +40,20 @@ enum Sorted {
     Session(Box<SessionStream>),
 }
 
+/// Streams of sessions as they come. In boxes: most connections have none, and each would keep room for 32 of them.
+pub type SessionStreams = mpsc::Receiver<Box<SessionStream>>;
+
 type Look = Pin<Box<dyn Future<Output = Sorted> + Send + Sync>>;
 
 /// Tells streams of sessions from requests. A stream of which nothing came yet holds up no other.
 pub(crate) struct Sorting {
     looking: FuturesUnordered<Look>,
-    found: mpsc::Sender<SessionStream>,
+    found: mpsc::Sender<Box<SessionStream>>,
     orders: Orders,
 }
 
 impl Sorting {
-    pub(crate) fn new(orders: Orders) -> (Self, mpsc::Receiver<SessionStream>) {
+    pub(crate) fn new(orders: Orders) -> (Self, SessionStreams) {
         let (found, streams) = mpsc::channel(MAX_WAITING);
         (Self { looking: FuturesUnordered::new(), found, orders }, streams)
     }
@@ -66,7 +69,7 @@ impl Sorting {
             match Pin::new(&mut self.looking).poll_next(cx) {
                 Poll::Ready(Some(Sorted::Request(request))) => return Poll::Ready(*request),
                 Poll::Ready(Some(Sorted::Session(stream))) => {
-                    if let Err(refused) = self.found.try_send(*stream) {
+                    if let Err(refused) = self.found.try_send(stream) {
                         let mut stream = refused.into_inner();
                         let _ = stream.send.reset(VarInt::from_u32(REJECTED));
                     }

@@ -143,24 +143,25 @@ impl Inflow {
         }
     }
 
-    /// Every frame that is whole. One that is wrong is told after those before it.
+    /// Frames that are whole. One that is wrong is told after those before it.
     fn whole(&mut self) -> Result<Vec<Frame>, Code> {
-        let mut frames = Vec::new();
+        let mut whole = Vec::new();
         if let (Some(wanted), Some(kind)) = (self.first, self.decoder.kind())
             && wanted != kind
         {
             return Err(Code::ProtocolError);
         }
-        loop {
+        while whole.len() < frames::MAX_AT_ONCE {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => {
                     self.first = None;
-                    frames.push(frame);
+                    whole.push(frame);
                 }
-                Err(code) if frames.is_empty() => return Err(code),
-                Ok(None) | Err(_) => return Ok(frames),
+                Err(code) if whole.is_empty() => return Err(code),
+                Ok(None) | Err(_) => break,
             }
         }
+        Ok(whole)
     }
 
     /// Ends when the body has.

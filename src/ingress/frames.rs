@@ -19,6 +19,8 @@ use crate::proto::frame::Frame;
 
 /// The first message, which authenticates, must be here by then.
 pub(super) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// Frames of a peer that are taken out of what it sent at once; those behind them wait as they came, in fewer bytes.
+pub(super) const MAX_AT_ONCE: usize = 256;
 /// Small frames that wait are sent in one message up to this.
 const JOIN: usize = 32 * 1024;
 /// How long a peer may take to read the last frame.

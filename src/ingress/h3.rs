@@ -1,15 +1,18 @@
 //! HTTP/3 requests on one QUIC connection.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
+use futures_util::future::BoxFuture;
 use h3::server::{RequestResolver, RequestStream};
-use http::{Method, Response};
+use http::{Method, Request, Response};
 use http_body::Body as _;
 use waystation_congestion::Gauge;
-use waystation_h3::{Connection, MAX_FRAME, Orders, RecvStream, SendStream};
+use waystation_h3::{BidiStream, Connection, MAX_FRAME, Orders, RecvStream, SendStream};
 
+use super::Service;
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
 use super::conn::{Conn, Ctx, client_key};
 use super::dialect::Interim;
@@ -52,8 +55,8 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection, gauge: Arc<G
         .max_webtransport_sessions(webtransport::MAX_SESSIONS);
     let (streams, of_sessions, orders) = Connection::with_sessions(quic.clone());
     let of_sessions = Arc::new(Mutex::new(Some(of_sessions)));
-    let loss = Arc::new(Loss::default());
-    let Ok(mut serving) = builder.build::<_, Bytes>(streams).await else { return };
+    let shared = Shared { conn: Arc::clone(&conn), quic: quic.clone(), of_sessions, orders, loss: Arc::default() };
+    let Ok(mut serving) = Box::pin(builder.build::<_, Bytes>(streams)).await else { return };
     let mut watchdog = std::pin::pin!(conn.watchdog());
     let mut asking = std::pin::pin!(quic::ask_after(&quic, &gauge));
     let mut draining = false;
@@ -62,9 +65,7 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection, gauge: Arc<G
             accepted = serving.accept() => match accepted {
                 // Resolved in its own task: one slow head must not hold up the connection.
                 Ok(Some(resolver)) => {
-                    let (conn, quic) = (Arc::clone(&conn), quic.clone());
-                    let beside = (Arc::clone(&of_sessions), orders.clone(), Arc::clone(&loss));
-                    conn.service.tasks.clone().spawn(Box::pin(request((conn, quic), resolver, beside)));
+                    conn.service.tasks.spawn(request(shared.clone(), resolver));
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -89,77 +90,102 @@ pub(super) async fn serve(conn: Arc<Conn>, quic: quinn::Connection, gauge: Arc<G
     }
 }
 
-async fn request(
-    (conn, quic): (Arc<Conn>, quinn::Connection),
-    resolver: RequestResolver<Connection, Bytes>,
-    (of_sessions, orders, loss): (Streams, Orders, Arc<Loss>),
-) {
-    let service = Arc::clone(&conn.service);
-    let head = tokio::select! {
-        head = resolver.resolve_request() => head,
-        () = service.shared.clock.sleep(service.limits.header_timeout) => return,
-        () = service.cut.cancelled() => return,
-    };
-    let Ok((request, stream)) = head else { return };
-    let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
-    if webtransport::wanted(&request) {
-        let session = webtransport::serve((Arc::clone(&conn), quic.clone()), client, request, stream, of_sessions);
-        return tokio::select! {
-            () = Box::pin(session) => {}
-            _ = quic.closed() => {}
-            () = service.cut.cancelled() => {}
+/// A connection, and what its requests have in common.
+#[derive(Clone)]
+struct Shared {
+    conn: Arc<Conn>,
+    quic: quinn::Connection,
+    of_sessions: Streams,
+    orders: Orders,
+    loss: Arc<Loss>,
+}
+
+/// One request, to the end of its answer, which may last for hours: each part lies in a box of its own, and is let go.
+fn request(shared: Shared, resolver: RequestResolver<Connection, Bytes>) -> impl Future<Output = ()> {
+    let head = Box::pin(head(Arc::clone(&shared.conn.service), resolver));
+    async move {
+        let Some((request, stream)) = head.await else { return };
+        let Shared { conn, quic, .. } = &shared;
+        let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
+        let only_asks = request.method() == Method::GET;
+        let (id, orders) = (stream.id(), shared.orders.clone());
+        let answering: BoxFuture<'_, ()> = if webtransport::wanted(&request) {
+            let of_sessions = Arc::clone(&shared.of_sessions);
+            Box::pin(webtransport::serve((Arc::clone(conn), quic.clone()), client, request, stream, of_sessions))
+        } else {
+            Box::pin(respond_to(&shared, client, request, stream))
         };
+        // Bytes are taken from whoever brings them, also if they do not wait for the answer.
+        let unwanted = async { if only_asks { orders.stopped(id).await } else { std::future::pending().await } };
+        tokio::select! {
+            () = answering => {}
+            () = unwanted => {}
+            _ = quic.closed() => {}
+            () = conn.service.cut.cancelled() => {}
+        }
     }
+}
+
+type Asked = (Request<()>, RequestStream<BidiStream, Bytes>);
+
+/// The head of a request, if it comes in time.
+async fn head(service: Arc<Service>, resolver: RequestResolver<Connection, Bytes>) -> Option<Asked> {
+    tokio::select! {
+        head = resolver.resolve_request() => head.ok(),
+        () = service.shared.clock.sleep(service.limits.header_timeout) => None,
+        () = service.cut.cancelled() => None,
+    }
+}
+
+/// Handles a request and answers it.
+fn respond_to(
+    shared: &Shared,
+    client: IpAddr,
+    request: Request<()>,
+    stream: RequestStream<BidiStream, Bytes>,
+) -> impl Future<Output = ()> {
+    let Shared { conn, quic, orders, loss, .. } = shared;
     let (id, asked) = (stream.id(), Urgency::asked(request.headers()));
-    let only_asks = request.method() == Method::GET;
-    // Bytes are taken from whoever brings them, also if they do not wait for the answer.
-    let unwanted = orders.clone();
-    let unwanted = async { if only_asks { unwanted.stopped(id).await } else { std::future::pending().await } };
-    let (send, recv) = stream.split();
-    let heard = Heard::new(&conn, Transport::H3);
+    let (mut send, recv) = stream.split();
+    let heard = Heard::new(conn, Transport::H3);
     let mut request = request.map(|()| RequestBody::h3(Incoming(recv), heard));
     let mut heads = Interim::along(&mut request);
-    let answering = async {
-        let mut send = send;
-        let mut handling = Box::pin(route::handle(Arc::clone(&conn), Transport::H3, client, request));
+    let mut handling = Box::pin(route::handle(Arc::clone(conn), Transport::H3, client, request));
+    async move {
         let mut reply = loop {
             tokio::select! {
                 biased;
                 head = Interim::next(&mut heads) => {
-                    if !matches!(in_time(&conn, send.send_response(head)).await, Some(Ok(()))) {
+                    if !matches!(in_time(conn, send.send_response(head)).await, Some(Ok(()))) {
                         return;
                     }
                 }
                 reply = handling.as_mut() => break reply,
             }
         };
-        // An answer may last for hours.
         drop(handling);
         let of_chunk = reply.extensions().get::<Urgency>().copied();
         if of_chunk.is_some() {
-            tell_loss(&quic, &loss, &mut reply);
+            tell_loss(quic, loss, &mut reply);
         }
         if let Some(urgency) = asked.or(of_chunk) {
             orders.set(id, urgency.priority(id.into_inner()));
         }
         match reply.body_mut().pouring() {
-            Some(pouring) => show(&conn, Stream { send, id, orders, conn: &conn }, reply, *pouring).await,
-            None => answer(&conn, send, reply).await,
+            Some(pouring) => {
+                let stream = Stream { send, id, orders: orders.clone(), conn };
+                Box::pin(show(conn, stream, reply, *pouring)).await;
+            }
+            None => Box::pin(answer(conn, send, reply)).await,
         }
-    };
-    tokio::select! {
-        () = answering => {}
-        () = unwanted => {}
-        _ = quic.closed() => {}
-        () = service.cut.cancelled() => {}
     }
 }
 
 /// Answers a contact with what it is to see.
 async fn show(conn: &Conn, mut stream: Stream<'_>, reply: Reply, pouring: pour::Pouring) {
     let (parts, _open) = reply.into_parts();
-    let head = Response::from_parts(parts, ());
-    if matches!(in_time(conn, stream.send.send_response(head)).await, Some(Ok(()))) {
+    let head = Box::pin(stream.send.send_response(Response::from_parts(parts, ())));
+    if matches!(in_time(conn, head).await, Some(Ok(()))) {
         Box::pin(pouring.pour(stream)).await;
     }
 }

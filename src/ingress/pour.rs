@@ -27,8 +27,8 @@ impl Pouring {
     }
 
     /// To its end.
-    pub(super) async fn pour(self, out: impl Sink) {
-        pour(self.ctx, self.watching, out).await;
+    pub(super) fn pour(self, out: impl Sink) -> impl Future<Output = ()> {
+        pour(self.ctx, self.watching, out)
     }
 }
 

@@ -199,38 +199,55 @@ fn admit(service: &Arc<Service>, incoming: Incoming, config: &ServerConfig) {
         tokio::select! {
             biased;
             () = cut.cancelled() => {}
-            () = Box::pin(connect(service, (incoming, config), place, counted)) => {}
+            () = connect(service, (incoming, config), place, counted) => {}
         }
     });
 }
 
-async fn connect(
+fn connect(
+    service: Arc<Service>,
+    told: (Incoming, ServerConfig),
+    place: Place,
+    counted: Unfinished,
+) -> impl Future<Output = ()> {
+    // In a box of its own, which is let go: the connection may last for hours.
+    let shaking = Box::pin(shake(service, told, place, counted));
+    async move {
+        let Some((conn, quic, gauge)) = shaking.await else { return };
+        Box::pin(h3::serve(conn, quic.clone(), gauge)).await;
+        quic.close(VarInt::from_u32(0x100), b"");
+    }
+}
+
+/// The handshake; `None`: it failed, and is counted.
+async fn shake(
     service: Arc<Service>,
     (incoming, mut config): (Incoming, ServerConfig),
     place: Place,
     counted: Unfinished,
-) {
+) -> Option<(Arc<Conn>, quinn::Connection, Arc<Gauge>)> {
     let metrics = &service.shared.metrics.ingress;
     let started = service.shared.clock.now_ms();
     let gauge = Arc::new(Gauge::new());
     config.transport_config(Arc::new(transport(&service.limits, &gauge)));
     let Ok(connecting) = incoming.accept_with(Arc::new(config)) else {
-        return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Protocol);
+        metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Protocol);
+        return None;
     };
     // The whole handshake is awaited: early data waits in the streams, at most a connection's window
     // of it, and nothing a replayed first flight says is acted upon.
     let shaken = tokio::select! {
         shaken = connecting => shaken,
         () = service.shared.clock.sleep(service.limits.header_timeout) => {
-            return metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Timeout);
+            metrics.fail_handshake(Handshake::Quic, HandshakeFailure::Timeout);
+            return None;
         }
     };
     drop(counted);
     match shaken {
         Ok(quic) => {
             let conn = Conn::open_since(Arc::clone(&service), Listener::Quic, Transport::H3, place, started);
-            h3::serve(conn, quic.clone(), gauge).await;
-            quic.close(VarInt::from_u32(0x100), b"");
+            Some((conn, quic, gauge))
         }
         Err(error) => {
             let class = match error {
@@ -241,6 +258,7 @@ async fn connect(
                 _ => HandshakeFailure::Protocol,
             };
             metrics.fail_handshake(Handshake::Quic, class);
+            None
         }
     }
 }

@@ -11,6 +11,7 @@ use futures_util::stream::{self, BoxStream};
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
+use tokio::task::coop::consume_budget;
 use tokio_util::sync::WaitForCancellationFuture;
 
 use super::bearer;
@@ -90,11 +91,13 @@ pub(super) struct Commands(BoxStream<'static, Command>);
 impl Commands {
     fn new(listener: Listener) -> Self {
         // In a box: it is moved into every wait.
-        let commands = stream::unfold(Box::new(listener), |mut listener| async move {
+        let commands = stream::unfold(Some(Box::new(listener)), |listener| async move {
+            let mut listener = listener?;
             let command = listener.next().await?;
-            Some((command, listener))
+            let ends = matches!(command, Command::End(_));
+            Some((command, (!ends).then_some(listener)))
         });
-        Self(commands.boxed())
+        Self(commands.fuse().boxed())
     }
 
     /// The next one; `None`: the contact left. Cancel-safe.
@@ -120,6 +123,8 @@ impl Listener {
     async fn next(&mut self) -> Option<Command> {
         loop {
             for frame in self.frames.by_ref() {
+                // Whoever says much at once lets others go first.
+                consume_budget().await;
                 match command(&frame) {
                     Ok(Some(Said::Renew(token))) => self.renewal = Some(Box::pin(renew(self.ctx.clone(), token))),
                     Ok(Some(Said::Command(command))) => return Some(command),
@@ -388,10 +393,53 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::body::RequestBody;
+    use super::super::duplex::Inflow;
     use super::super::pour::gathered;
+    use super::super::tests::watched::Watched;
     use super::*;
     use crate::proto::frame::{Decoder, Piece, split_message};
     use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio_util::task::AbortOnDropHandle;
+
+    async fn commands(said: Vec<Bytes>) -> Commands {
+        let ctx = Watched::new().await.ctx;
+        let body = RequestBody::pieces([Some(said.concat().into())]);
+        let reader = Reader::Body(Inflow::patient(ctx.clone(), body));
+        Commands::new(Listener { ctx, reader, frames: Vec::new().into_iter(), renewal: None })
+    }
+
+    #[tokio::test]
+    async fn who_says_much_at_once_lets_others_go_first() {
+        const SAID: usize = 5_000;
+        let mut commands = commands(vec![frame::encode(kind::LANES, b"{\"lanes\":[]}"); SAID]).await;
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        let _other = AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        }));
+        for _ in 0..SAID {
+            assert!(matches!(commands.recv().await, Some(Command::Lanes(_))));
+        }
+        assert!(turns.load(Ordering::Relaxed) >= SAID / 256, "{turns:?}");
+        assert!(commands.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_behind_a_broken_command_is_not_heard() {
+        let lanes = frame::encode(kind::LANES, b"{\"lanes\":[]}");
+        let mut commands = commands(vec![lanes.clone(), frame::encode(kind::LANES, b"x"), lanes]).await;
+        assert!(matches!(commands.recv().await, Some(Command::Lanes(_))));
+        assert!(matches!(commands.recv().await, Some(Command::End(Code::ProtocolError))));
+        for _ in 0..2 {
+            assert!(commands.recv().await.is_none());
+        }
+    }
 
     #[test]
     fn the_header_may_be_missing_but_not_doubled() {

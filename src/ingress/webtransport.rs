@@ -12,8 +12,7 @@ use h3::ext::Protocol;
 use h3::server::RequestStream;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use tokio::sync::mpsc;
-use waystation_h3::{BidiStream, RecvStream, SendStream, SessionStream};
+use waystation_h3::{BidiStream, RecvStream, SendStream, SessionStream, SessionStreams};
 
 use super::body::{Heard, RequestBody, Stopped};
 use super::conn::{Conn, Ctx};
@@ -42,7 +41,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const DRAFT: (&str, HeaderValue) = ("sec-webtransport-http3-draft", HeaderValue::from_static("draft02"));
 
 /// Streams of the connection's session, until the session takes them.
-pub(super) type Streams = Arc<Mutex<Option<mpsc::Receiver<SessionStream>>>>;
+pub(super) type Streams = Arc<Mutex<Option<SessionStreams>>>;
 
 /// Whether a request asks for a session.
 pub(super) fn wanted(request: &Request<()>) -> bool {
@@ -90,7 +89,7 @@ pub(super) async fn serve(
     }
 }
 
-fn accept(ctx: &Ctx, parts: &Parts, streams: &Streams) -> Result<mpsc::Receiver<SessionStream>, Code> {
+fn accept(ctx: &Ctx, parts: &Parts, streams: &Streams) -> Result<SessionStreams, Code> {
     route::sound(ctx, parts)?;
     if parts.uri.path() != "/watch" {
         return Err(Code::NotFound);
@@ -126,12 +125,7 @@ async fn close(ctx: &Ctx, mut send: RequestStream<SendStream, Bytes>, end: End) 
 type End = Option<Code>;
 
 /// The contact's stream, its subscription, and everything it is told; `None`: it left.
-async fn session(
-    ctx: &Ctx,
-    quic: quinn::Connection,
-    id: u64,
-    streams: &mut mpsc::Receiver<SessionStream>,
-) -> Option<End> {
+async fn session(ctx: &Ctx, quic: quinn::Connection, id: u64, streams: &mut SessionStreams) -> Option<End> {
     let first = async {
         loop {
             let stream = streams.recv().await?;
@@ -144,7 +138,7 @@ async fn session(
         ctx.ticket.ended(Some(Code::FirstMessageTimeout));
         return Some(Some(Code::FirstMessageTimeout));
     };
-    let SessionStream { send, recv, .. } = control?;
+    let SessionStream { send, recv, .. } = *control?;
     // Others are refused from now on.
     streams.close();
     let mut courier = Courier::new(quic, id, send);

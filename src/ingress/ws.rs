@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -270,17 +271,22 @@ pub(super) struct Messages {
     /// link, and no pong comes in the middle of it.
     pub(super) sign: Arc<Sign>,
     received: Counter,
+    /// Of the last message, what was not taken yet.
+    rest: Bytes,
 }
 
 impl Messages {
     fn new(ctx: Ctx, stream: Socket, sign: Arc<Sign>) -> Self {
         let received = ctx.received(Transport::Ws);
-        Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx }
+        Self { stream: Arc::new(tokio::sync::Mutex::new(stream)), sign, received, ctx, rest: Bytes::new() }
     }
 
-    /// The frames of the next message; `None` when the peer left.
+    /// Frames of the next message; `None` when the peer left.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
         loop {
+            if !self.rest.is_empty() {
+                return frame::take_frames(&mut self.rest, frames::MAX_AT_ONCE).map(Some);
+            }
             let idle = self.ctx.limits.idle_timeout;
             let left = idle.saturating_sub(self.sign.silent_for());
             let next = async { self.stream.lock().await.next().await };
@@ -301,7 +307,10 @@ impl Messages {
                 }
                 Some(Ok(Message::Binary(bytes))) => {
                     self.received.inc_by(bytes.len() as u64);
-                    return frame::split_message(bytes).map(Some);
+                    self.rest = bytes;
+                    if self.rest.is_empty() {
+                        return Ok(Some(Vec::new()));
+                    }
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_)) | Err(Error::Protocol(_) | Error::Utf8(_))) => {

@@ -248,6 +248,7 @@ fn header(opcode: OpCode, len: usize) -> Bytes {
 mod tests {
     use super::*;
     use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio::io::AsyncReadExt as _;
     use tokio_tungstenite::WebSocketStream;
     use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::protocol::Role;
@@ -275,6 +276,31 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(whole.clone()));
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_loses_and_repeats_nothing() {
+        let (near, mut far) = tokio::io::duplex(16);
+        let (_listening, mut writer) = Listening::split(near);
+        let whole: Vec<u8> = (0..1_000u32).map(|at| at as u8).collect();
+        for cut in [1, 7, 15, 16, 17, 400] {
+            let mut message = Bundle::default();
+            whole.chunks(cut).for_each(|part| message.push(Bytes::copy_from_slice(part)));
+            writer.put([message]);
+            let mut wire = Vec::new();
+            while futures_util::poll!(std::pin::pin!(writer.write())).is_pending() {
+                // The runtime may have asked for a pause though there is room.
+                tokio::select! {
+                    biased;
+                    read = far.read_buf(&mut wire) => assert!(read.unwrap() > 0),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            while wire.len() < 4 + whole.len() {
+                far.read_buf(&mut wire).await.unwrap();
+            }
+            assert_eq!((wire[0], wire[1], &wire[4..]), (0x82, 126, &whole[..]), "in parts of {cut}");
         }
     }
 

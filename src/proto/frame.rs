@@ -221,10 +221,18 @@ impl Decoder {
 /// # Errors
 /// [`Code::ProtocolError`] if the message ends inside a frame, [`Code::FrameTooLarge`].
 pub fn split_message(mut message: Bytes) -> Result<Vec<Frame>, Code> {
+    take_frames(&mut message, usize::MAX)
+}
+
+/// Takes so many frames out of one WebSocket message, and leaves those behind them.
+///
+/// # Errors
+/// As [`split_message`].
+pub fn take_frames(message: &mut Bytes, most: usize) -> Result<Vec<Frame>, Code> {
     let mut frames = Vec::new();
-    while !message.is_empty() {
-        let kind = varint::get(&mut message).ok_or(Code::ProtocolError)?;
-        let len = varint::get(&mut message).ok_or(Code::ProtocolError)?;
+    while !message.is_empty() && frames.len() < most {
+        let kind = varint::get(message).ok_or(Code::ProtocolError)?;
+        let len = varint::get(message).ok_or(Code::ProtocolError)?;
         if len > max_body(kind) as u64 {
             return Err(Code::FrameTooLarge);
         }
@@ -294,12 +302,22 @@ mod tests {
                 prop_assert_eq!(piece.offset, *offset);
                 prop_assert_eq!(&piece.bytes[..], &bytes[..]);
             }
-            prop_assert_eq!(split_message(wire).unwrap().len(), pieces.len());
+            let all = split_message(wire.clone()).unwrap();
+            prop_assert_eq!(all.len(), pieces.len());
+            let (mut rest, mut some) = (wire, Vec::new());
+            while !rest.is_empty() {
+                some.extend(take_frames(&mut rest, 2).unwrap());
+            }
+            prop_assert_eq!(some, all);
         }
 
         #[test]
         fn no_input_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = split_message(Bytes::from(bytes.clone()));
+            let mut rest = Bytes::from(bytes.clone());
+            while let Ok(frames) = take_frames(&mut rest, 3) && !frames.is_empty() {
+                prop_assert!(frames.len() <= 3);
+            }
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
             while let Ok(Some(frame)) = decoder.next_frame() {

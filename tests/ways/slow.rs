@@ -108,6 +108,19 @@ async fn a_contact_that_reads_nothing_is_let_go_and_others_do_not_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_is_stuck_is_heard_when_it_goes() {
+    let world = World::new().await;
+    let session = world.session().await;
+    let capability = record(&world, &session).await;
+    let mut contact = open(&world, &capability).await;
+    stuck(&world).await;
+    contact.send(Message::Close(None)).await.unwrap();
+    // Long before it would be let go because it takes nothing.
+    world.until_metric("waystation_fanout_contacts", |contacts| contacts == 0.0).await;
+    assert_eq!(world.metric(&endings("too_slow")).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_contact_that_is_stuck_ends_at_exp() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let clock = Clock::at_unix_ms(now.as_millis() as i64);

@@ -275,6 +275,7 @@ impl Bundle {
                 // What the old network took says nothing of this one.
                 self.growth = Growth::default();
                 self.growth.begins(self.now_ms());
+                self.dial.takes.moved();
                 self.pause.over();
                 self.doubts(Doubt::Moved).await;
                 true

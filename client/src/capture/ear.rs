@@ -19,6 +19,8 @@ const FIRST_ANSWER: Duration = Duration::from_millis(1500);
 /// The relay's first word is awaited for this long, and for two round trips. What was lost of so little goes again
 /// only after the kernel's timer, which counts twice as long each time; another connection is through sooner.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+/// It is doubled so often at most: half a minute, beside which [`DEAD`] ends the connection.
+const MAX_DOUBLED: u32 = 5;
 /// Nothing comes for this long: the connection is dead.
 const DEAD: Duration = Duration::from_secs(40);
 
@@ -56,9 +58,25 @@ impl Takes {
     /// How long the first word may take: twice as long after each that was not awaited, so that a relay that is slow to
     /// greet is not asked for one connection after another.
     fn first_word(&self, round_trip: Duration) -> Duration {
-        let doubled = 1 << self.0.in_vain.load(Ordering::Relaxed).min(4);
-        (FIRST_WORD.max(2 * round_trip) * doubled).min(self.borne())
+        FIRST_WORD.max(2 * round_trip) * (1 << self.0.in_vain.load(Ordering::Relaxed).min(MAX_DOUBLED))
     }
+
+    /// The way is another one: how long answers took on the one before says nothing.
+    pub(super) fn moved(&self) {
+        self.set(FIRST_ANSWER);
+        self.0.in_vain.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The relay's greeting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FirstWord {
+    /// It may take this long, and until then nothing else is a stall.
+    Awaited(Duration),
+    /// It is late: the connection stalls, or answers what it was asked then.
+    Late,
+    /// It came, or is like any other word.
+    Heard,
 }
 
 /// What is heard of the relay, and what is owed. Questions are numbered, and their answers with them.
@@ -72,14 +90,13 @@ pub(super) struct Ear {
     takes: Takes,
     /// It stalls until it answers this question or a later one.
     stalled: Option<u32>,
-    /// The relay has not greeted, and may take this long for it.
-    first_word: Option<Duration>,
+    first_word: FirstWord,
 }
 
 impl Ear {
     /// `round_trip`: what the last one before `HELLO` took, if a first word that is late is reason for another connection.
     pub(super) fn new(takes: Takes, round_trip: Option<Duration>) -> Self {
-        let first_word = round_trip.map(|round_trip| takes.first_word(round_trip));
+        let first_word = round_trip.map_or(FirstWord::Heard, |time| FirstWord::Awaited(takes.first_word(time)));
         Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None, first_word }
     }
 
@@ -94,7 +111,7 @@ impl Ear {
     /// The relay greeted, which answers `HELLO` and nothing from before.
     pub(super) fn greeted(&mut self) {
         self.takes.0.in_vain.store(0, Ordering::Relaxed);
-        if self.first_word.take().is_some() {
+        if std::mem::replace(&mut self.first_word, FirstWord::Heard) != FirstWord::Heard {
             (self.stalled, self.asked) = (None, None);
         }
     }
@@ -118,11 +135,10 @@ impl Ear {
         self.number
     }
 
-    /// The device is on another network: this connection stalls until it answers what is asked now. How long answers took
-    /// on the one before says nothing.
+    /// The device is on another network: this connection stalls until it answers what is asked now.
     pub(super) fn moved(&mut self) -> u32 {
-        self.takes.set(FIRST_ANSWER);
-        self.first_word = None;
+        self.takes.moved();
+        self.first_word = FirstWord::Heard;
         self.stall()
     }
 
@@ -152,13 +168,18 @@ impl Ear {
         if self.stalled.is_some() {
             return None;
         }
-        let (silent, borne) = (self.last.elapsed(), self.takes.borne());
-        let ungreeted = self.first_word.is_some_and(|limit| silent > limit);
-        if ungreeted {
-            self.takes.0.in_vain.fetch_add(1, Ordering::Relaxed);
-        }
-        let overdue = self.asked.is_some_and(|(_, asked, _)| asked.elapsed() + ASK_AFTER > borne);
-        (ungreeted || (overdue && silent > borne)).then(|| self.stall())
+        let silent = self.last.elapsed();
+        let overdue = if let FirstWord::Awaited(limit) = self.first_word {
+            if silent > limit {
+                self.first_word = FirstWord::Late;
+                self.takes.0.in_vain.fetch_add(1, Ordering::Relaxed);
+            }
+            silent > limit
+        } else {
+            let borne = self.takes.borne();
+            silent > borne && self.asked.is_some_and(|(_, asked, _)| asked.elapsed() + ASK_AFTER > borne)
+        };
+        overdue.then(|| self.stall())
     }
 
     /// Whether it stalls.
@@ -301,8 +322,32 @@ mod tests {
         ear.greeted();
         assert_eq!(stalls_after(&takes, 800).await, 1610);
         takes.set(Duration::from_millis(200));
-        for _ in 0..9 {
-            assert!(stalls_after(&takes, 60_000).await <= 2510, "as any other silence");
+        let mut all = Vec::new();
+        for _ in 0..7 {
+            all.push(stalls_after(&takes, 1_500).await / 1000);
+        }
+        assert_eq!(all, [6, 12, 24, 48, 96, 96, 96], "however soon answers come");
+        takes.moved();
+        assert_eq!(stalls_after(&takes, 0).await, 1010, "on another network");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_and_does_not_greet_is_given_up_once() {
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        let question = loop {
+            if let Some(question) = pass(&mut ear, 10).await {
+                break question;
+            }
+        };
+        ear.heard();
+        ear.answered(question);
+        assert!(!ear.stalls());
+        for _ in 0..20 {
+            pass(&mut ear, 1_000).await;
+            let question = ear.asks(true).unwrap();
+            ear.heard();
+            ear.answered(question);
+            assert!(!ear.stalls());
         }
     }
 

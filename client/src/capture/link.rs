@@ -138,10 +138,14 @@ impl Link {
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.
     fn looking_for(self, quic: Dial) -> Self {
+        let look = Box::pin(look(quic.clone()));
+        self.looking(quic, look)
+    }
+
+    fn looking(self, quic: Dial, mut look: BoxFuture<'static, Self>) -> Self {
         let Self { jobs, mut news, room, most, task } = self;
         let mut outer = Self::spawn(usize::MAX, move |mut asked, tell| async move {
             let (mut quic, _task) = (quic, task);
-            let mut look: BoxFuture<'static, Link> = Box::pin(look(quic.clone()));
             loop {
                 tokio::select! {
                     job = asked.recv() => {
@@ -157,9 +161,12 @@ impl Link {
                     }
                     told = news.recv() => {
                         let Some(told) = told else { return };
-                        // Another WebSocket in this one's place looks for QUIC too.
+                        // Another WebSocket in this one's place goes on looking for QUIC.
                         let told = match told {
-                            FromLink::Better(link) => FromLink::Better(Box::new(link.looking_for(quic.clone()))),
+                            FromLink::Better(link) => {
+                                let look = std::mem::replace(&mut look, Box::pin(std::future::pending()));
+                                FromLink::Better(Box::new(link.looking(quic.clone(), look)))
+                            }
                             told => told,
                         };
                         if tell.send(told).await.is_err() {

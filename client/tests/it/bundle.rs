@@ -97,6 +97,21 @@ async fn where_the_first_word_is_late_another_connection_is_made() {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_slow_to_greet_is_asked_ever_more_seldom() {
+    for transport in [Transport::Ws, Transport::WsPlain] {
+        let relay = Relay::start().await;
+        // Longer than the first is waited for, and the second, and not the third.
+        relay.with(|state| state.knobs.greets_after = Duration::from_millis(3_200));
+        let config = config(&relay, transport, &[MASTER]);
+        let (capture, _events) = Capture::start(config, Arc::new(TestAuthority::new(300, 64))).await.unwrap();
+        capture.chunk(Variant::EvidenceMaster, vec![1; 40_000], 0, 2000).await.unwrap();
+        let summary = capture.finish(PATIENCE, "stopped").await;
+        assert_eq!((summary.confirmed, summary.pending), (1, 0), "{transport:?}");
+        assert_eq!(relay.with(|state| state.hellos), 3, "{transport:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_relay_that_takes_no_more_connections_is_left_alone_as_long_as_it_asks() {
     // Six seconds and more for the one connection that there is.
     let (_relay, proxy, capture) = recording(1, &[40_000; 6]).await;

@@ -47,6 +47,8 @@ pub struct Knobs {
     pub quiet: bool,
     /// The next `HELLO` is not answered, and no more is read there.
     pub mute: bool,
+    /// How long `HELLO` waits for its answer.
+    pub greets_after: Duration,
     /// No chunk is read until then: there is no seat.
     pub crowded_until: Option<Instant>,
 }

@@ -93,6 +93,7 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     if mute {
         std::future::pending::<()>().await;
     }
+    tokio::time::sleep(shared.with(|state| state.knobs.greets_after)).await;
     let (_open, mut told) = (Open::new(shared), 0);
     let limits = Limits { max_chunk: 1 << 24, max_piece: 8 * 1024, offers: 64, in_flight: 8, known: 0 };
     let welcome = Welcome { protocol: PROTOCOL, node: "n".into(), limits };
