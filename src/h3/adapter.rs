@@ -28,6 +28,8 @@ const NO_ERROR: u32 = 0x100;
 const EXCESSIVE_LOAD: u32 = 0x107;
 /// Bytes read at once.
 const GATHER: usize = 64 * 1024;
+/// Spare room below which a new buffer is begun.
+const MIN_READ: usize = 8 * 1024;
 /// So many are read before there is room for more: a packet has fewer.
 const FIRST: usize = 2 * 1024;
 
@@ -262,11 +264,9 @@ impl quic::SendStream<Bytes> for BidiStream {
 /// The receiving half of a stream.
 pub struct RecvStream {
     stream: quinn::RecvStream,
-    /// What was read to know the stream by.
-    begun: BytesMut,
+    /// What is read lands here, and what was read to know the stream by.
+    buffer: BytesMut,
     ended: bool,
-    /// What came after the bytes that were handed out last.
-    failed: Option<io::Error>,
     frames: Frames,
     quic: quinn::Connection,
 }
@@ -279,35 +279,30 @@ impl RecvStream {
     /// One of which something was read already, perhaps to its end.
     pub(crate) const fn begun(
         stream: quinn::RecvStream,
-        begun: BytesMut,
+        buffer: BytesMut,
         frames: Frames,
         quic: quinn::Connection,
         ended: bool,
     ) -> Self {
-        Self { stream, begun, ended, failed: None, frames, quic }
+        Self { stream, buffer, ended, frames, quic }
     }
 
-    /// Everything that has arrived, up to [`GATHER`], at once; empty at the end. A stream on which nothing comes holds no
-    /// room for it (each connection has three that are quiet for hours), and no bytes hold much more room than they take.
+    /// Everything that has arrived, up to [`GATHER`], at once; empty at the end. A stream on which little comes holds no
+    /// room for more: each connection has three that are quiet for hours.
     fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
+        if self.buffer.capacity() >= MIN_READ {
+            self.ended = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0;
+            return Poll::Ready(Ok(self.buffer.split().freeze()));
         }
         let mut room = [0; FIRST];
         let mut first = ReadBuf::new(&mut room);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut first))?;
-        if first.remaining() > 0 {
-            self.ended = first.filled().is_empty();
-            return Poll::Ready(Ok(Bytes::copy_from_slice(first.filled())));
+        if first.remaining() == 0 {
+            // There is more.
+            self.buffer = BytesMut::with_capacity(GATHER);
         }
-        let mut bytes = BytesMut::with_capacity(GATHER);
-        bytes.extend_from_slice(first.filled());
-        match poll_read_buf(Pin::new(&mut self.stream), cx, &mut bytes) {
-            Poll::Ready(Ok(more)) => self.ended = more == 0,
-            Poll::Ready(Err(error)) => self.failed = Some(error),
-            Poll::Pending => {}
-        }
-        Poll::Ready(Ok(if bytes.len() < GATHER / 2 { Bytes::copy_from_slice(&bytes) } else { bytes.freeze() }))
+        self.ended = first.filled().is_empty();
+        Poll::Ready(Ok(Bytes::copy_from_slice(first.filled())))
     }
 
     /// The peer declares a frame that is too large to be held: no connection is owed to it.
@@ -323,8 +318,8 @@ impl quic::RecvStream for RecvStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
-        let bytes = if !self.begun.is_empty() {
-            std::mem::take(&mut self.begun).freeze()
+        let bytes = if !self.buffer.is_empty() {
+            self.buffer.split().freeze()
         } else if self.ended {
             return Poll::Ready(Ok(None));
         } else {
