@@ -51,8 +51,8 @@ async fn upgrade(
 ) -> Result<Opened, ConnectError> {
     let begun = Instant::now();
     let stream = endpoint.stream(bbr).await?;
-    // TCP has one and TLS another. What was lost on the way made one of the two longer, seldom both of these figures.
-    let half = begun.elapsed() / 2;
+    // TCP has one and TLS another. What was lost on the way made one of the two figures longer, seldom both.
+    let one = begun.elapsed() / if endpoint.tls() { 2 } else { 1 };
     let scheme = if endpoint.tls() { "wss" } else { "ws" };
     let request = Request::builder()
         .uri(format!("{scheme}://{}{path}", endpoint.authority()))
@@ -74,7 +74,7 @@ async fn upgrade(
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, answer)) => {
             let early = answer.headers().get(EARLY_BYTES).and_then(|bytes| bytes.to_str().ok()?.parse().ok());
-            Ok(Opened { socket, early: early.unwrap_or_default(), round_trip: asked.elapsed().min(half) })
+            Ok(Opened { socket, early: early.unwrap_or_default(), round_trip: asked.elapsed().min(one) })
         }
         Err(WsError::Http(answer)) => Err(refusal(&answer)),
         Err(_) => Err(ConnectError::Unreachable),

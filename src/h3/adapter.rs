@@ -288,7 +288,7 @@ impl RecvStream {
     }
 
     /// Everything that has arrived, up to [`GATHER`], at once; empty at the end. A stream on which little comes holds no
-    /// room for more: each connection has three that are quiet for hours.
+    /// room for more: each connection has three that are quiet for hours. One that brought more at once keeps its room.
     fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if self.buffer.capacity() >= MIN_READ {
             self.ended = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0;
@@ -298,7 +298,7 @@ impl RecvStream {
         let mut first = ReadBuf::new(&mut room);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut first))?;
         if first.remaining() == 0 {
-            // There is more.
+            // There may be more.
             self.buffer = BytesMut::with_capacity(GATHER);
         }
         self.ended = first.filled().is_empty();

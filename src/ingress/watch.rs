@@ -91,11 +91,14 @@ pub(super) struct Commands(BoxStream<'static, Command>);
 impl Commands {
     fn new(listener: Listener) -> Self {
         // In a box: it is moved into every wait.
-        let commands = stream::unfold(Some(Box::new(listener)), |listener| async move {
-            let mut listener = listener?;
+        let commands = stream::unfold((Box::new(listener), false), |(mut listener, ended)| async move {
+            if ended {
+                // It is kept all the same: who drops it tells the peer to say no more, before it has read why.
+                return None;
+            }
             let command = listener.next().await?;
             let ends = matches!(command, Command::End(_));
-            Some((command, (!ends).then_some(listener)))
+            Some((command, (listener, ends)))
         });
         Self(commands.fuse().boxed())
     }

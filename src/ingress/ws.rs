@@ -285,7 +285,8 @@ impl Messages {
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Frame>>, Code> {
         loop {
             if !self.rest.is_empty() {
-                return frame::take_frames(&mut self.rest, frames::MAX_AT_ONCE).map(Some);
+                let frames = frame::take_frames(&mut self.rest, frames::MAX_AT_ONCE);
+                return frames.inspect_err(|_| self.rest.clear()).map(Some);
             }
             let idle = self.ctx.limits.idle_timeout;
             let left = idle.saturating_sub(self.sign.silent_for());

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use waystation_proto::ChunkState;
 
+use super::ear::Takes;
 use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
 use super::queue::Rank;
 use super::retry::Pause;
@@ -275,7 +276,7 @@ impl Bundle {
                 // What the old network took says nothing of this one.
                 self.growth = Growth::default();
                 self.growth.begins(self.now_ms());
-                self.dial.takes.moved();
+                self.dial.takes = Takes::default();
                 self.pause.over();
                 self.doubts(Doubt::Moved).await;
                 true

@@ -19,8 +19,8 @@ const FIRST_ANSWER: Duration = Duration::from_millis(1500);
 /// The relay's first word is awaited for this long, and for two round trips. What was lost of so little goes again
 /// only after the kernel's timer, which counts twice as long each time; another connection is through sooner.
 const FIRST_WORD: Duration = Duration::from_secs(1);
-/// It is doubled so often at most: half a minute, beside which [`DEAD`] ends the connection.
-const MAX_DOUBLED: u32 = 5;
+/// It takes no longer than this, however often it is doubled.
+const MAX_FIRST_WORD: Duration = Duration::from_secs(15);
 /// Nothing comes for this long: the connection is dead.
 const DEAD: Duration = Duration::from_secs(40);
 
@@ -58,7 +58,8 @@ impl Takes {
     /// How long the first word may take: twice as long after each that was not awaited, so that a relay that is slow to
     /// greet is not asked for one connection after another.
     fn first_word(&self, round_trip: Duration) -> Duration {
-        FIRST_WORD.max(2 * round_trip) * (1 << self.0.in_vain.load(Ordering::Relaxed).min(MAX_DOUBLED))
+        let doubled = FIRST_WORD.max(2 * round_trip) * (1 << self.0.in_vain.load(Ordering::Relaxed).min(4));
+        doubled.min(MAX_FIRST_WORD)
     }
 
     /// The way is another one: how long answers took on the one before says nothing.
@@ -126,6 +127,8 @@ impl Ear {
         }
         if self.stalled.is_some_and(|question| number >= question) {
             (self.stalled, self.asked) = (None, None);
+            // It can be reached; a greeting that comes later says nothing of the next stall.
+            self.first_word = FirstWord::Heard;
         }
     }
 
@@ -323,10 +326,10 @@ mod tests {
         assert_eq!(stalls_after(&takes, 800).await, 1610);
         takes.set(Duration::from_millis(200));
         let mut all = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..5 {
             all.push(stalls_after(&takes, 1_500).await / 1000);
         }
-        assert_eq!(all, [6, 12, 24, 48, 96, 96, 96], "however soon answers come");
+        assert_eq!(all, [6, 12, 15, 15, 15], "however soon answers come");
         takes.moved();
         assert_eq!(stalls_after(&takes, 0).await, 1010, "on another network");
     }
@@ -349,6 +352,12 @@ mod tests {
             ear.answered(question);
             assert!(!ear.stalls());
         }
+        // An outage, behind which the relay's kernel says again that it greets.
+        pass(&mut ear, 1_000).await;
+        assert!(ear.asks(true).is_some());
+        assert!(pass(&mut ear, 20_000).await.is_some());
+        ear.greeted();
+        assert!(ear.stalls());
     }
 
     #[tokio::test(start_paused = true)]

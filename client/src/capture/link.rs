@@ -138,21 +138,29 @@ impl Link {
 
     /// The same, but QUIC is tried again now and then, and offered when it is through.
     fn looking_for(self, quic: Dial) -> Self {
-        let look = Box::pin(look(quic.clone()));
-        self.looking(quic, look)
+        let look: BoxFuture<'static, Self> = Box::pin(look(quic.clone()));
+        self.looking(quic, look, Vec::new())
     }
 
-    fn looking(self, quic: Dial, mut look: BoxFuture<'static, Self>) -> Self {
+    /// The same, with a look that was begun: it knows no capability that came `later`.
+    fn looking(self, mut quic: Dial, mut look: BoxFuture<'static, Self>, mut later: Vec<Token>) -> Self {
         let Self { jobs, mut news, room, most, task } = self;
         let mut outer = Self::spawn(usize::MAX, move |mut asked, tell| async move {
-            let (mut quic, _task) = (quic, task);
+            let _task = task;
             loop {
                 tokio::select! {
                     job = asked.recv() => {
                         let Some(job) = job else { return };
                         match &job {
-                            ToLink::Capability(token) => quic.add(token.clone()),
-                            ToLink::Moved => look = Box::pin(look_now(quic.clone())),
+                            ToLink::Capability(token) => {
+                                quic.add(token.clone());
+                                later.push(token.clone());
+                                later.drain(..later.len().saturating_sub(MAX_TOKENS));
+                            }
+                            ToLink::Moved => {
+                                look = Box::pin(look_now(quic.clone()));
+                                later.clear();
+                            }
                             ToLink::Job(_) | ToLink::End(_) => {}
                         }
                         if jobs.send(job).await.is_err() {
@@ -165,7 +173,7 @@ impl Link {
                         let told = match told {
                             FromLink::Better(link) => {
                                 let look = std::mem::replace(&mut look, Box::pin(std::future::pending()));
-                                FromLink::Better(Box::new(link.looking(quic.clone(), look)))
+                                FromLink::Better(Box::new(link.looking(quic.clone(), look, later.clone())))
                             }
                             told => told,
                         };
@@ -174,6 +182,9 @@ impl Link {
                         }
                     }
                     better = &mut look => {
+                        for token in later.drain(..) {
+                            let _ = better.jobs.send(ToLink::Capability(token)).await;
+                        }
                         let _ = tell.send(FromLink::Better(Box::new(better))).await;
                         look = Box::pin(std::future::pending());
                     }

@@ -13,6 +13,7 @@ use http::HeaderName;
 use http::request::Parts;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 
 use self::chunk::Chunk;
 use self::lane::Lane;
@@ -144,6 +145,7 @@ impl Session {
 
     async fn serve(&mut self) -> Result<(), Refusal> {
         for frame in std::mem::take(&mut self.early) {
+            consume_budget().await;
             self.frame(frame).await?;
         }
         let clock = self.ctx.shared.clock.clone();
@@ -161,6 +163,8 @@ impl Session {
                 message = self.reader.next() => match message? {
                     None => return Ok(()),
                     Some(frames) => for frame in frames {
+                        // Whoever says much at once lets others go first.
+                        consume_budget().await;
                         self.frame(frame).await?;
                     },
                 },
