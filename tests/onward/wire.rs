@@ -187,6 +187,8 @@ async fn a_refused_connection_is_tried_until_there_is_a_core() {
     assert_eq!(said.code, "core_unavailable");
     // It is tried again about when the answer's second is over.
     assert!(matches!(said.state, Some(ChunkState::Staged | ChunkState::Forwarding)), "{:?}", said.state);
+    let waits = "waystation_staged_chunks{class=\"audio\",reason=\"core_unreachable\"}";
+    until("it is staged, and waits for the core", async || relay.metric(waits).await == 1.0).await;
     assert!(relay.metric("waystation_core_requests_total{route=\"commit\",outcome=\"not_sent\"}").await >= 1.0);
     let core = FakeCore::at(at, usize::MAX >> 3, yes).await;
     let state = async || client::upload(relay.plain, &chunk, jwt(&session), 1).await.status == 200;

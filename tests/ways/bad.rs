@@ -329,6 +329,28 @@ async fn a_bad_offer_costs_its_chunk_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_frames_at_once_are_taken_to_their_end() {
+    const MANY: usize = 2_000;
+    let world = World::new().await;
+    let session = world.session().await;
+    let capability = session.upload_capability.clone().unwrap();
+    for (index, carrier) in (1..).zip(Carrier::ALL) {
+        let chunk = Chunk::sealed(&session, Variant::AudioPriority, index, 9_000);
+        let mut message = frame::encode(kind::ALIVE, b"{}").repeat(MANY);
+        message.extend_from_slice(&frame::encode_json(kind::OFFER, &OfferBody::new(1, &chunk.offer)));
+        let mut capture = Capture::open(&world, carrier, &[&capability]).await;
+        capture.send(message.into()).await;
+        capture.go(1).await;
+        capture.piece(1, 0, &chunk.bytes).await;
+        assert_eq!(capture.ended(1).await.state, Some(ChunkState::Confirmed), "{carrier:?}");
+        let mut message = frame::encode(0x3fff, b"").repeat(MANY);
+        message.extend_from_slice(&frame::encode_json(kind::HELLO, &serde_json::json!({"protocol": 1})));
+        capture.send(message.into()).await;
+        assert_eq!(capture.bye().await, ("protocol_error".into(), carrier.close(4400)), "{carrier:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_message_that_is_late_is_told_so() {
     let world = World::new().await;
     let mut all = Vec::new();

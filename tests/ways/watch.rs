@@ -18,7 +18,7 @@ use waystation_tests::{Chunk, Setup, World};
 /// What a contact must hold of the half chunk, in bytes, and how soon.
 const HALF: (usize, Duration) = (120 * 1024, Duration::from_millis(100));
 /// A machine that is busy with something else may be late; of so many times one must be in time.
-const TRIES: u64 = 10;
+const TRIES: u64 = 3;
 
 async fn contacts(world: &World, capability: &str) -> Vec<Contact> {
     let mut contacts = Vec::new();
