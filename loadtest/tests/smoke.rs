@@ -41,7 +41,7 @@ fn uploads_over_every_transport_are_confirmed() {
 
 #[test]
 fn every_contact_gets_every_chunk() {
-    for transport in ["wss", "h3"] {
+    for transport in ["wss", "h3", "h3-chunks", "wt"] {
         let ask = ["fanout", "--transport", transport, "--contacts", "5", "--size", "100KiB", "--chunks", "6"];
         let line = line(&[&ask[..], &["--rate", "0"]].concat());
         assert_eq!((&line["chunks"], &line["transport"]), (&30.into(), &transport.into()));

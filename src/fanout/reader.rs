@@ -61,6 +61,8 @@ impl ChunkReader {
             if let Some(meta) = meta {
                 self.lane = lane_of(meta.variant).ok_or(Code::NotWatchable)?;
                 let reached = self.grant.watches(&meta.stream, meta.variant);
+                // What happens on the other lane is nothing to it.
+                self.wake = self.seat.cell.listen(Channel::Lane(self.lane));
                 return if reached { Ok(meta.as_ref().clone()) } else { Err(Code::NotWatchable) };
             }
             self.wait(due).await;

@@ -186,7 +186,7 @@ async fn show(conn: &Conn, mut stream: Stream<'_>, reply: Reply, pouring: pour::
     let (parts, _open) = reply.into_parts();
     let head = Box::pin(stream.send.send_response(Response::from_parts(parts, ())));
     if matches!(in_time(conn, head).await, Some(Ok(()))) {
-        Box::pin(pouring.pour(stream)).await;
+        pouring.pour(stream).await;
     }
 }
 

@@ -6,14 +6,16 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 
 use super::bearer::capability;
-use super::body::{Outflow, RequestBody, ResponseBody, Stopped};
+use super::body::{RequestBody, ResponseBody, Stopped};
 use super::conn::Ctx;
+use super::pour::{Pouring, Sink};
 use super::put;
 use super::respond::{self, Reply, Shape};
 use super::urgency::Urgency;
 use crate::admission::{Refusal, Revocation};
 use crate::fanout::{ChunkMeta, ChunkReader};
 use crate::proto::{ChunkRef, ChunkState, Code, IncidentId, Offer, dictionary};
+use crate::telemetry::names::Transport;
 
 /// Waits asked for with `Prefer: wait=N`: default and longest, in seconds.
 const WAIT_S: (u64, u64) = (30, 120);
@@ -98,8 +100,7 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
         code = revocation.heard() => return Err(code.into()),
         () = ctx.drain.cancelled() => return Err(Code::Draining.into()),
     };
-    let (out, body) = ResponseBody::flow();
-    let mut reply = Response::new(body);
+    let mut reply = Response::new(ResponseBody::whole(Bytes::new()));
     let headers = reply.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::CONTENT_LENGTH, meta.length.into());
@@ -110,44 +111,66 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
         headers.insert(respond::CHUNK, chunk);
     }
     reply.extensions_mut().insert(Urgency::of_lane(meta.variant));
-    ctx.tasks.spawn(pour(ctx.clone(), reader, revocation, meta.length, out));
+    let reading = Reading { ctx: ctx.clone(), reader, revocation, left: meta.length };
+    *reply.body_mut() = if ctx.transport == Transport::H3 {
+        ResponseBody::contact(Pouring::Chunk(reading))
+    } else {
+        let (out, body) = ResponseBody::flow();
+        ctx.tasks.spawn(reading.pour(out));
+        body
+    };
     Ok(reply)
 }
 
-/// Copies a chunk to the contact. A chunk that turns out to be another cuts the answer off: what
-/// was sent is not that chunk; so does a capability that is taken back. Its last bytes wait for the hash, since with it a body of known
-/// length is complete.
-async fn pour(ctx: Ctx, mut reader: ChunkReader, mut revocation: Revocation, length: u64, out: Outflow) {
-    let (mut left, mut last) = (length, Bytes::new());
-    loop {
-        let next = tokio::select! {
-            next = reader.next() => next,
-            () = out.gone() => return,
-            () = ctx.cut.cancelled() => return,
-            code = revocation.heard() => return ctx.ticket.ended(Some(code)),
-        };
-        let (bytes, ends) = match next {
-            Ok(Some(mut bytes)) => {
-                left = left.saturating_sub(bytes.len() as u64);
-                if left == 0 && !bytes.is_empty() {
-                    last = bytes.split_off(bytes.len() - bytes.len().min(LAST));
+/// A chunk on its way to a contact that asked for it.
+pub(super) struct Reading {
+    ctx: Ctx,
+    reader: ChunkReader,
+    revocation: Revocation,
+    /// Bytes that are to come.
+    left: u64,
+}
+
+impl Reading {
+    /// Copies it to the contact. A chunk that turns out to be another cuts the answer off: what
+    /// was sent is not that chunk; so does a capability that is taken back. Its last bytes wait for the hash,
+    /// since with it a body of known length is complete.
+    pub(super) async fn pour(self, mut out: impl Sink) {
+        let Self { ctx, mut reader, mut revocation, mut left } = self;
+        let mut last = Bytes::new();
+        loop {
+            let next = tokio::select! {
+                next = reader.next() => next,
+                () = out.gone() => return,
+                () = ctx.cut.cancelled() => return,
+                code = revocation.heard() => return ctx.ticket.ended(Some(code)),
+            };
+            let (bytes, ends) = match next {
+                Ok(Some(mut bytes)) => {
+                    left = left.saturating_sub(bytes.len() as u64);
+                    if left == 0 && !bytes.is_empty() {
+                        last = bytes.split_off(bytes.len() - bytes.len().min(LAST));
+                    }
+                    (bytes, false)
                 }
-                (bytes, false)
+                Ok(None) => (std::mem::take(&mut last), true),
+                Err(code) => return ctx.ticket.ended(Some(code)),
+            };
+            let sent = tokio::select! {
+                biased;
+                sent = out.send(&ctx, bytes) => sent,
+                () = ctx.cut.cancelled() => return,
+                code = revocation.heard() => return ctx.ticket.ended(Some(code)),
+            };
+            match sent {
+                Ok(()) if ends => return out.finish(&ctx).await,
+                Ok(()) => {}
+                Err(Stopped::TooSlow) => {
+                    out.cut(&ctx);
+                    return ctx.ticket.ended(Some(Code::ContactTooSlow));
+                }
+                Err(Stopped::Gone) => return,
             }
-            Ok(None) => (std::mem::take(&mut last), true),
-            Err(code) => return ctx.ticket.ended(Some(code)),
-        };
-        let sent = tokio::select! {
-            biased;
-            sent = out.send(&ctx, bytes) => sent,
-            () = ctx.cut.cancelled() => return,
-            code = revocation.heard() => return ctx.ticket.ended(Some(code)),
-        };
-        match sent {
-            Ok(()) if ends => return out.finish(&ctx).await,
-            Ok(()) => {}
-            Err(Stopped::TooSlow) => return ctx.ticket.ended(Some(Code::ContactTooSlow)),
-            Err(Stopped::Gone) => return,
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::body::Stopped;
 use super::conn::Ctx;
 use super::frames::LINGER;
+use super::native::Reading;
 use super::watch::Watching;
 use crate::admission::Revocation;
 use crate::fanout::Step;
@@ -16,19 +17,20 @@ use crate::proto::Code;
 const SMALL: usize = 4 * 1024;
 
 /// What a contact is sent over HTTP/3, poured out by the task that answers: no other task is woken for it.
-pub(super) struct Pouring {
-    ctx: Ctx,
-    watching: Watching,
+pub(super) enum Pouring {
+    /// What it watches.
+    Watch(Ctx, Watching),
+    /// A chunk that it asked for by itself.
+    Chunk(Reading),
 }
 
 impl Pouring {
-    pub(super) const fn new(ctx: Ctx, watching: Watching) -> Self {
-        Self { ctx, watching }
-    }
-
     /// To its end.
-    pub(super) fn pour(self, out: impl Sink) -> impl Future<Output = ()> {
-        pour(self.ctx, self.watching, out)
+    pub(super) async fn pour(self, out: impl Sink) {
+        match self {
+            Self::Watch(ctx, watching) => Box::pin(pour(ctx, watching, out)).await,
+            Self::Chunk(reading) => Box::pin(reading.pour(out)).await,
+        }
     }
 }
 

@@ -372,7 +372,7 @@ pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
         Err(refusal) => return respond::refusal(Shape::Native, &refusal),
     };
     let mut reply = Response::new(if ctx.transport == Transport::H3 {
-        ResponseBody::contact(Pouring::new(ctx.clone(), watching))
+        ResponseBody::contact(Pouring::Watch(ctx.clone(), watching))
     } else {
         let (out, body) = ResponseBody::flow();
         ctx.tasks.spawn(pour(ctx.clone(), watching, out));

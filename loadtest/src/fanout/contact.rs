@@ -9,12 +9,15 @@ use http::{Request, header};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_util::sync::CancellationToken;
+use waystation_client::session::Session;
 use waystation_proto::frame::{self, kind};
 use waystation_proto::message::{StartAt, StartWord, Watch};
 use waystation_proto::{PROTOCOL, WATCH_SUBPROTOCOL};
 
 use super::Transport;
+use super::asking::Asking;
 use super::follower::{Follower, Published};
+use super::session::Session as Wt;
 use super::wire::{Came, Frames, Messages};
 use crate::Failure;
 use crate::link::{self, H3Connection, Reading, ReceiveHalf, Tls};
@@ -34,6 +37,8 @@ pub(super) struct Contact {
 enum Source {
     Wss(Box<Tls>, Messages),
     H3(Box<Streaming>),
+    Asking(Box<Asking>),
+    Wt(Box<Wt>),
 }
 
 struct Streaming {
@@ -47,13 +52,16 @@ impl Contact {
     pub(super) async fn connect(
         rig: &Rig,
         (transport, reading): (Transport, Reading),
-        token: &str,
+        session: &Session,
         published: Arc<Published>,
         compares: bool,
     ) -> Result<Self, Failure> {
+        let token = session.fanout_capability.as_deref().ok_or(Failure::Wire("a session without a capability"))?;
         let source = match transport {
             Transport::Wss => wss(rig, token, reading).await?,
             Transport::H3 => h3(rig, token).await?,
+            Transport::H3Chunks => Source::Asking(Box::new(Asking::open(rig, session, token).await?)),
+            Transport::Wt => Source::Wt(Box::new(Wt::open(rig, "/watch", &watch(token)).await?)),
         };
         let mut contact = Self { source, follower: Follower::new(published, compares) };
         let mut buffer = vec![0; 4096];
@@ -123,6 +131,8 @@ impl Contact {
                 }
                 Ok(true)
             }
+            Source::Asking(asking) => asking.step(&mut self.follower).await,
+            Source::Wt(session) => session.step(buffer, &mut self.follower).await,
         }
     }
 }
@@ -135,16 +145,16 @@ fn masked(mut frame: Frame) -> Result<Vec<u8>, Failure> {
     Ok(out)
 }
 
+/// What it asks for.
+fn watch(token: &str) -> Bytes {
+    let from = Some(StartAt::Word(StartWord::Live));
+    let watch = Watch { protocol: PROTOCOL, capability: token.to_owned(), lanes: None, from, cursor: None };
+    frame::encode_json(kind::WATCH, &watch)
+}
+
 async fn wss(rig: &Rig, token: &str, reading: Reading) -> Result<Source, Failure> {
     let mut socket = link::open_ws(rig, "/watch", WATCH_SUBPROTOCOL, reading).await?;
-    let watch = Watch {
-        protocol: PROTOCOL,
-        capability: token.to_owned(),
-        lanes: None,
-        from: Some(StartAt::Word(StartWord::Live)),
-        cursor: None,
-    };
-    socket.send(link::binary(frame::encode_json(kind::WATCH, &watch))).await.map_err(|_| BROKEN)?;
+    socket.send(link::binary(watch(token))).await.map_err(|_| BROKEN)?;
     // Nothing was read since the upgrade: what comes next is read here.
     Ok(Source::Wss(Box::new(socket.into_inner()), Messages::default()))
 }

@@ -91,7 +91,7 @@ pub(super) const fn key(media: Media, index: u64) -> u64 {
 }
 
 /// A chunk that has begun.
-struct Arriving {
+pub(super) struct Arriving {
     key: u64,
     expected: Bytes,
     received: usize,
@@ -115,6 +115,11 @@ impl Follower {
         self.accepted
     }
 
+    /// The relay has accepted the subscription.
+    pub(super) const fn accept(&mut self) {
+        self.accepted = true;
+    }
+
     /// Takes a frame that is no piece. Returns whether the subscription goes on.
     pub(super) fn control(&mut self, kind: u64, body: Vec<u8>) -> Result<bool, Failure> {
         let frame = Frame { kind, body: body.into() };
@@ -122,12 +127,13 @@ impl Follower {
             kind::WATCHING => self.accepted = true,
             kind::CHUNK => {
                 let begins: ChunkBegins = frame::control(&frame).map_err(|_| BROKEN)?;
-                let expected = self.published.bytes(key(begins.media, begins.index)).unwrap_or_default();
-                let equal = begins.length == expected.len() as u64;
-                let arriving = Arriving { key: key(begins.media, begins.index), expected, received: 0, equal };
-                self.arriving.insert(begins.handle, arriving);
+                let arriving = self.begin(begins.handle, key(begins.media, begins.index));
+                arriving.equal = begins.length == arriving.expected.len() as u64;
             }
-            kind::COMPLETE => self.complete(frame::control(&frame).map_err(|_| BROKEN)?),
+            kind::COMPLETE => {
+                let complete: Complete = frame::control(&frame).map_err(|_| BROKEN)?;
+                self.end(complete.handle);
+            }
             kind::WITHDRAWN => {
                 let gone: Withdrawn = frame::control(&frame).map_err(|_| BROKEN)?;
                 self.arriving.remove(&gone.handle);
@@ -137,6 +143,13 @@ impl Follower {
             _ => {}
         }
         Ok(true)
+    }
+
+    /// A chunk begins.
+    pub(super) fn begin(&mut self, handle: u64, key: u64) -> &mut Arriving {
+        let expected = self.published.bytes(key).unwrap_or_default();
+        let arriving = Arriving { key, expected, received: 0, equal: true };
+        self.arriving.entry(handle).insert_entry(arriving).into_mut()
     }
 
     /// A piece begins.
@@ -171,8 +184,9 @@ impl Follower {
         self.delivered
     }
 
-    fn complete(&mut self, complete: Complete) {
-        let Some(arriving) = self.arriving.remove(&complete.handle) else { return };
+    /// It is over: it counts if it is whole, and what was sent.
+    pub(super) fn end(&mut self, handle: u64) {
+        let Some(arriving) = self.arriving.remove(&handle) else { return };
         if arriving.equal && arriving.received == arriving.expected.len() {
             self.delivered.push((arriving.key, Instant::now()));
             self.published.delivered();

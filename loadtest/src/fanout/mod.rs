@@ -1,10 +1,12 @@
 //! One session that is watched by many contacts: every chunk must reach every contact, byte for
 //! byte.
 
+mod asking;
 pub mod ceiling;
 mod contact;
 mod follower;
 mod found;
+mod session;
 mod troubled;
 mod uploader;
 mod wire;
@@ -51,8 +53,12 @@ const BESIDE_BYTES: usize = 1 << 20;
 pub enum Transport {
     /// `/watch` over a WebSocket and TLS
     Wss,
-    /// `/watch` over HTTP/3
+    /// `/watch` over HTTP/3, all that is sent on one stream
     H3,
+    /// The same, and each chunk by a request of its own, the next one asked for ahead
+    H3Chunks,
+    /// `/watch` over WebTransport, each chunk on a stream of its own
+    Wt,
 }
 
 impl Transport {
@@ -62,6 +68,8 @@ impl Transport {
         match self {
             Self::Wss => "wss",
             Self::H3 => "h3",
+            Self::H3Chunks => "h3-chunks",
+            Self::Wt => "wt",
         }
     }
 }
@@ -209,9 +217,9 @@ async fn connect(
     session: &Session,
     published: &Arc<Published>,
 ) -> Result<Vec<Contact>, Failure> {
-    let watch = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
     let way = (args.transport, Reading::Ahead);
-    let one = |number: u16| Contact::connect(rig, way, &watch, Arc::clone(published), number.is_multiple_of(COMPARING));
+    let one =
+        |number: u16| Contact::connect(rig, way, session, Arc::clone(published), number.is_multiple_of(COMPARING));
     stream::iter(0..args.contacts).map(one).buffer_unordered(CONTACTS_AT_ONCE).try_collect().await
 }
 

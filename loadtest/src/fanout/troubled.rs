@@ -16,7 +16,7 @@ use waystation_proto::{Media, Variant};
 use super::contact::Contact;
 use super::follower::{Follower, Published, key};
 use super::uploader::{Pace, Uploader};
-use super::{Args, connect, limits};
+use super::{Args, Transport, connect, limits};
 use crate::Failure;
 use crate::chunks::Maker;
 use crate::link::Reading;
@@ -91,6 +91,9 @@ pub(super) async fn main(args: Args) -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<Found, Failure> {
+    if args.transport != Transport::Wss {
+        return Err(Failure::Wire("links are made thin over wss alone"));
+    }
     let core = if args.unpinned { None } else { Cores::left() };
     let rig = Rig::start(&Setup { directory: args.directory.clone(), toml: limits(args), core }).await?;
     let session = rig.session(&[Variant::AudioPriority, Variant::LivePreview]).await?;
@@ -104,8 +107,7 @@ async fn run(args: &Args) -> Result<Found, Failure> {
     let time = Duration::from_secs(args.seconds) / 2;
     let first = recording.run(time).await?;
     let before = rig.usage()?;
-    let token = session.fanout_capability.clone().ok_or(Failure::Wire("a session without a capability"))?;
-    let one = |reading| Contact::connect(&rig, (args.transport, reading), &token, Arc::clone(&published), true);
+    let one = |reading| Contact::connect(&rig, (args.transport, reading), &session, Arc::clone(&published), true);
     let thin = tokio::spawn(one(Reading::Late).await?.run_slowly(THIN, stop.clone()));
     let still = tokio::spawn(one(Reading::Late).await?.stand_still(stop.clone()));
     let ended = CancellationToken::new();

@@ -40,10 +40,7 @@ impl Connection {
     /// # Errors
     /// [`Failure`].
     pub async fn connect(rig: &Rig) -> Result<Self, Failure> {
-        let mut socket = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(Failure::io("UDP"))?;
-        socket.set_default_client_config(config(rig)?);
-        let connecting = socket.connect(rig.public, "localhost").map_err(|_| BROKEN)?;
-        let connection = connecting.await.map_err(|_| BROKEN)?;
+        let (socket, connection) = quic(rig).await?;
         let mut builder = h3::client::builder();
         let built = builder.send_grease(false).build(waystation_h3::Connection::new(connection)).await;
         let (mut driver, requests) = built.map_err(|_| BROKEN)?;
@@ -84,12 +81,21 @@ impl Connection {
         path: &str,
         request: http::request::Builder,
     ) -> Result<(Response<()>, ReceiveHalf), Failure> {
-        let uri = format!("https://{}{path}", self.authority);
-        let request: Request<()> = request.uri(uri).body(()).map_err(|_| BROKEN)?;
-        let (mut send, mut receive) = self.requests.send_request(request).await.map_err(|_| BROKEN)?.split();
-        send.finish().await.map_err(|_| BROKEN)?;
+        let mut receive = self.ask(path, request).await?;
         let answer = receive.recv_response().await.map_err(|_| BROKEN)?;
         Ok((answer, receive))
+    }
+
+    /// A request without a body, whose answer is not waited for.
+    ///
+    /// # Errors
+    /// [`Failure::Wire`].
+    pub async fn ask(&mut self, path: &str, request: http::request::Builder) -> Result<ReceiveHalf, Failure> {
+        let uri = format!("https://{}{path}", self.authority);
+        let request: Request<()> = request.uri(uri).body(()).map_err(|_| BROKEN)?;
+        let (mut send, receive) = self.requests.send_request(request).await.map_err(|_| BROKEN)?.split();
+        send.finish().await.map_err(|_| BROKEN)?;
+        Ok(receive)
     }
 }
 
@@ -97,6 +103,18 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+/// A QUIC connection to the relay, and the socket that keeps it.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn quic(rig: &Rig) -> Result<(quinn::Endpoint, quinn::Connection), Failure> {
+    let mut socket = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(Failure::io("UDP"))?;
+    socket.set_default_client_config(config(rig)?);
+    let connecting = socket.connect(rig.public, "localhost").map_err(|_| BROKEN)?;
+    let connection = connecting.await.map_err(|_| BROKEN)?;
+    Ok((socket, connection))
 }
 
 fn config(rig: &Rig) -> Result<quinn::ClientConfig, Failure> {

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use waystation_proto::dictionary;
 use waystation_proto::message::Answer;
 
-pub use h3::{Connection as H3Connection, ReceiveHalf};
+pub use h3::{Connection as H3Connection, ReceiveHalf, quic};
 pub use http::Reading;
 pub use http::{Tls, get_over, plain_get, tls_to};
 pub use ws::{Socket, binary, open as open_ws};

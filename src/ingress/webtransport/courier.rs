@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use quinn::{VarInt, WriteError};
 
@@ -343,19 +343,19 @@ impl Outgoing {
         self.waiting.push_back(bytes);
     }
 
-    /// Writes what is taken; whether anything was.
+    /// Writes what is taken; whether anything was. Nothing is copied: others are sent it too.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<bool, WriteError> {
         let Some(stream) = &mut self.stream else { return Ok(false) };
         let mut went = false;
-        while let Some(next) = self.waiting.front_mut() {
-            let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, next) else { break };
+        while !self.waiting.is_empty() {
+            // Whoever waits for room is known to the stream: dropping this loses nothing.
+            let Poll::Ready(written) = pin!(stream.write_chunks(self.waiting.make_contiguous())).poll(cx) else {
+                break;
+            };
             let written = written?;
-            next.advance(written);
-            self.bytes -= written;
+            self.bytes -= written.bytes;
+            self.waiting.drain(..written.chunks);
             went = true;
-            if next.is_empty() {
-                self.waiting.pop_front();
-            }
         }
         Ok(went)
     }
