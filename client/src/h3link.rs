@@ -163,7 +163,8 @@ impl H3 {
     pub(crate) fn rebind(&self) {
         let bind = || {
             let socket = std::net::UdpSocket::bind((self.socket.local_addr()?.ip(), 0))?;
-            self.socket.rebind_abstract(Repeating::moved(quinn::TokioRuntime.wrap_udp_socket(socket)?))
+            let socket = quinn::TokioRuntime.wrap_udp_socket(socket)?;
+            self.socket.rebind_abstract(Repeating::moved(socket, Arc::clone(&self.gauge)))
         };
         // A device without a network keeps the old one.
         let _ = bind();
@@ -287,7 +288,8 @@ impl<'a> Dialer<'a> {
         let gauge = Arc::new(Gauge::new());
         let any: SocketAddr =
             if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-        let (socket, needed) = bind(any, Arc::clone(&self.tries), which).map_err(|_| ConnectError::Unreachable)?;
+        let (socket, needed) =
+            bind(any, &gauge, Arc::clone(&self.tries), which).map_err(|_| ConnectError::Unreachable)?;
         let mut config = quinn::ClientConfig::new(self.tls.clone());
         config.transport_config(Arc::new(transport(&gauge, self.keep_alive)));
         let connecting = socket.connect_with(config, address, self.endpoint.host()).map_err(|_| ConnectError::Url)?;
@@ -314,7 +316,7 @@ impl<'a> Dialer<'a> {
 }
 
 /// The socket of one of several tries. The packets of its handshake are sent twice.
-fn bind(any: SocketAddr, tries: Arc<Tries>, which: usize) -> io::Result<(quinn::Endpoint, Needed)> {
+fn bind(any: SocketAddr, gauge: &Arc<Gauge>, tries: Arc<Tries>, which: usize) -> io::Result<(quinn::Endpoint, Needed)> {
     let udp = Some(socket2::Protocol::UDP);
     let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, udp)?;
     if any.is_ipv6() {
@@ -323,7 +325,7 @@ fn bind(any: SocketAddr, tries: Arc<Tries>, which: usize) -> io::Result<(quinn::
     }
     socket.bind(&any.into())?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let (socket, needed) = Repeating::new(runtime.wrap_udp_socket(socket.into())?, tries, which);
+    let (socket, needed) = Repeating::new(runtime.wrap_udp_socket(socket.into())?, Arc::clone(gauge), tries, which);
     let config = quinn::EndpointConfig::default();
     Ok((quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?, needed))
 }

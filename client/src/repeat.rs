@@ -1,5 +1,5 @@
-//! A UDP socket that sends twice what much depends on: the packets of a handshake, and the first bytes when a path
-//! that was silent is heard again.
+//! A UDP socket that sends twice what much depends on: the packets of a handshake, the first bytes when a path
+//! that was silent is heard again, and what was lost of sound.
 //!
 //! Of a handshake each packet counts: the client's first, the relay's, and the client's second, without
 //! which the relay can read nothing of what follows. Where 15 % is lost, one of the three is in
@@ -18,7 +18,8 @@
 //! packet that was lost before: in an outage to many seconds.
 //!
 //! After an outage the first packet with bytes fills the gap behind which everything else waits. If it is lost, that
-//! is seen a round trip and three packets later, which on a thin link is more than a second.
+//! is seen a round trip and three packets later, which on a thin link is more than a second. The same goes for what was
+//! lost of sound: [`Gauge::urgent`].
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +33,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use waystation_congestion::Gauge;
 
 /// The first packet's copy goes so much later.
 const LATER: Duration = Duration::from_millis(25);
@@ -97,6 +99,8 @@ pub(crate) struct Repeating {
     /// What was sent first since something came. An acknowledgement alone has no answer.
     asked: Mutex<Option<Instant>>,
     again: AtomicU32,
+    /// Of its connection.
+    gauge: Arc<Gauge>,
     /// Nobody needs it any more, and whether that was said.
     mute: Arc<AtomicBool>,
     farewell: AtomicU32,
@@ -146,19 +150,24 @@ struct Kept {
 
 impl Repeating {
     /// The socket of one of several tries, and what it is needed by.
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, tries: Arc<Tries>, which: usize) -> (Arc<Self>, Needed) {
+    pub(crate) fn new(
+        socket: Arc<dyn AsyncUdpSocket>,
+        gauge: Arc<Gauge>,
+        tries: Arc<Tries>,
+        which: usize,
+    ) -> (Arc<Self>, Needed) {
         let mute = Arc::new(AtomicBool::new(false));
         let needed = Needed { tries: Arc::clone(&tries), which, mute: Some(Arc::clone(&mute)) };
         let (left, awaited) = (MOST.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
         let (heard, second) = (AtomicBool::new(false), Mutex::default());
         let (asked, again, farewell) = (Mutex::default(), AtomicU32::new(0), AtomicU32::new(1));
-        let this = Self { socket, tries, which, left, awaited, heard, asked, again, mute, farewell, second };
+        let this = Self { socket, tries, which, left, awaited, heard, asked, again, gauge, mute, farewell, second };
         (Arc::new(this), needed)
     }
 
     /// A socket for a connection that goes on from another address.
-    pub(crate) fn moved(socket: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
-        let (moved, needed) = Self::new(socket, Arc::default(), 0);
+    pub(crate) fn moved(socket: Arc<dyn AsyncUdpSocket>, gauge: Arc<Gauge>) -> Arc<Self> {
+        let (moved, needed) = Self::new(socket, gauge, Arc::default(), 0);
         needed.for_good();
         moved.again.store(AWAY.1, Ordering::Relaxed);
         moved
@@ -248,7 +257,8 @@ impl Repeating {
     fn send(&self, packet: &Transmit<'_>) -> io::Result<()> {
         if !is_handshake(packet.contents) {
             self.socket.try_send(packet)?;
-            if packet.contents.len() > AWAY.2 && self.heard.load(Ordering::Relaxed) && take(&self.again) {
+            let first = packet.contents.len() > AWAY.2 && self.heard.load(Ordering::Relaxed) && take(&self.again);
+            if first || (packet.contents.len() > ALONE && take(self.gauge.again())) {
                 let _ = self.socket.try_send(packet);
             }
             return Ok(());
@@ -289,7 +299,8 @@ impl AsyncUdpSocket for Repeating {
             self.asked().get_or_insert_with(Instant::now);
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        if self.again.load(Ordering::Relaxed) == 0 && !transmit.contents.chunks(size).any(is_handshake) {
+        let again = self.again.load(Ordering::Relaxed) + self.gauge.again().load(Ordering::Relaxed);
+        if again == 0 && !transmit.contents.chunks(size).any(is_handshake) {
             return self.socket.try_send(transmit);
         }
         // One by one: a copy goes before what needs it. If one can't be sent quinn sends all again, which is a
@@ -370,7 +381,7 @@ mod tests {
             let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             let socket = quinn::TokioRuntime.wrap_udp_socket(socket).unwrap();
-            let (socket, needed) = Repeating::new(socket, tries, which);
+            let (socket, needed) = Repeating::new(socket, Arc::new(Gauge::new()), tries, which);
             let mut ready = Arc::clone(&socket).create_io_poller();
             std::future::poll_fn(|cx| ready.as_mut().poll_writable(cx)).await.unwrap();
             Self { socket, needed: Some(needed), peer }
@@ -494,12 +505,23 @@ mod tests {
         rig.send(&bytes(b'x'), None);
         assert_eq!(rig.all().await.replace('.', ""), "ax");
         // On another network what is sent before anything is heard goes in vain.
-        let moved = Repeating::moved(Arc::clone(&rig.socket.socket));
+        let moved = Repeating::moved(Arc::clone(&rig.socket.socket), Arc::new(Gauge::new()));
         let rig = Rig { socket: moved, ..rig };
         rig.send(&bytes(b'7'), None);
         rig.answer(b"\x40").await;
         rig.send(&bytes(b'8'), None);
         assert_eq!(rig.all().await.replace('.', ""), "788");
+    }
+
+    #[tokio::test]
+    async fn what_was_lost_of_sound_goes_twice() {
+        let bytes = |name: u8| [&[0x40, name][..], &[b'.'; ALONE]].concat();
+        let rig = Rig::new().await;
+        rig.send(&bytes(b'1'), None);
+        rig.socket.gauge.again().store(2, Ordering::Relaxed);
+        rig.send(b"\x40a", None);
+        rig.send(&[bytes(b'2'), bytes(b'3'), bytes(b'4')].concat(), Some(ALONE + 2));
+        assert_eq!(rig.all().await.replace('.', ""), "1a22334");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 //! released as acknowledgements come in, at the rate at which the path delivers. Written and not
 //! acknowledged is never much more than what may be in flight.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::Owes;
+use super::again::Urgent;
 use super::tail::Tail;
 
 /// Bytes of a packet that carry no stream data: QUIC's and the frames' heads, the seal, now and
@@ -115,6 +117,7 @@ struct State {
     /// When the first was written, on this network.
     began: Instant,
     tail: Tail,
+    urgent: Urgent,
 }
 
 impl State {
@@ -150,6 +153,8 @@ impl State {
 #[derive(Debug)]
 pub struct Gauge {
     state: Mutex<State>,
+    /// Packets that are to go twice.
+    again: AtomicU32,
     moved: Notify,
     /// There may be something to ask after.
     ends: Notify,
@@ -176,8 +181,9 @@ impl Gauge {
             known: false,
             began: now(),
             tail: Tail::new(now()),
+            urgent: Urgent::default(),
         };
-        Self { state: Mutex::new(state), moved: Notify::new(), ends: Notify::new() }
+        Self { state: Mutex::new(state), again: AtomicU32::new(0), moved: Notify::new(), ends: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -210,6 +216,19 @@ impl Gauge {
         }
         state.wrote = now;
         state.ledger.written += bytes as u64;
+    }
+
+    /// So many bytes, which are written next, are most urgent, and go before all others: what is lost of them goes
+    /// twice the next time.
+    pub fn urgent(&self, bytes: usize) {
+        let mut state = self.state();
+        let packet = state.ledger.mtu;
+        state.urgent.written(now(), bytes as u64, packet);
+    }
+
+    /// Packets that are to go twice, of those that are sent next.
+    pub fn again(&self) -> &AtomicU32 {
+        &self.again
     }
 
     /// What the path is like.
@@ -283,6 +302,7 @@ impl Gauge {
         let mut state = self.state();
         (state.ledger, state.tail) = (Ledger::new(window, mtu), Tail::new(at));
         (state.poked, state.held, state.follows) = (Extra::default(), Extra::default(), 0);
+        state.urgent = Urgent::default();
         drop(state);
         self.moved.notify_waiters();
     }
@@ -290,6 +310,7 @@ impl Gauge {
     pub(super) fn sent(&self, at: Instant, bytes: u64) {
         self.with_end(|state| {
             state.tail.sent(at, bytes);
+            state.urgent.sent(at, bytes);
             // Less is an acknowledgement.
             if bytes >= state.follows / 2 {
                 state.follows = 0;
@@ -304,8 +325,10 @@ impl Gauge {
         state.tail.acked(bytes);
     }
 
-    pub(super) fn lost(&self, bytes: u64) {
+    pub(super) fn lost(&self, at: Instant, sent: Instant, bytes: u64) {
         let mut state = self.state();
+        let packet = state.ledger.mtu;
+        self.again.fetch_max(state.urgent.lost(at, sent, bytes, packet), Ordering::Relaxed);
         state.tail.lost(bytes);
         state.held.flying = state.held.flying.saturating_sub(bytes);
         state.held.written = state.held.written.min(state.held.flying);
@@ -376,7 +399,7 @@ mod tests {
         // What brought it again; the first is still in flight, and given up afterwards.
         gauge.packet(now(), 40);
         gauge.acknowledged(now(), 10_000, 50, true, Path::default());
-        gauge.lost(50);
+        gauge.lost(now(), now(), 50);
         tokio::time::advance(8 * SECOND).await;
         assert_eq!(gauge.silence(Owes::Sign), None);
         gauge.written(4);

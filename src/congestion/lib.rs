@@ -2,6 +2,7 @@
 //! be in flight, this module is its place in quinn. quinn paces at 1.25 × window / round trip by
 //! itself. `docs/congestion.md` has the model in words.
 
+mod again;
 mod flights;
 mod gauge;
 mod model;
@@ -102,9 +103,9 @@ impl Controller for PathController {
     }
 
     /// A loss says what share has to be made up for, not that the path is full.
-    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _persistent: bool, lost_bytes: u64) {
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, _persistent: bool, lost_bytes: u64) {
         self.model.handle_lost(lost_bytes);
-        self.gauge.lost(lost_bytes);
+        self.gauge.lost(now, sent, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {

@@ -250,7 +250,7 @@ async fn a_poke_lets_one_packet_be_written_until_something_is_acknowledged() {
     gauge.nudge(false);
     gauge.acknowledged(now(), 8_000, 15_000, false, super::Path::default());
     assert_eq!(gauge.beyond(), 8000, "no more than that, whatever was poked since");
-    gauge.lost(7000);
+    gauge.lost(now(), now(), 7000);
     assert_eq!(gauge.beyond(), 1000);
     gauge.acknowledged(now(), 8_000, 7_000, false, super::Path::default());
     assert_eq!(gauge.beyond(), 0);
@@ -367,4 +367,23 @@ async fn a_handshake_that_only_seems_done_is_given_up_soon() {
     assert_eq!(looks_for_another_way(false).await, None);
     let after = looks_for_another_way(true).await.expect("the peer can read nothing");
     assert!(after <= 8 * DELAY, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_while_urgent_bytes_are_under_way_is_told() {
+    let gauge = Gauge::new();
+    let now = || Instant::now().into_std();
+    gauge.started(now(), 10_000, 1000);
+    let told = || gauge.again().swap(0, std::sync::atomic::Ordering::Relaxed);
+    gauge.lost(now(), now(), 1000);
+    assert_eq!(told(), 0, "nothing is urgent");
+    sleep(MS).await;
+    gauge.urgent(1000);
+    gauge.sent(now(), 1000);
+    gauge.lost(now(), now(), 1900);
+    gauge.lost(now(), now(), 1000);
+    assert_eq!(told(), 2);
+    gauge.started(now(), 10_000, 1000);
+    gauge.lost(now(), now(), 1000);
+    assert_eq!(told(), 0, "what was lost on another path goes on this one");
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 use super::{RequestBody, Source};
@@ -17,9 +18,13 @@ impl RequestBody {
     /// them. One that waits for `100 Continue` is not asked to send. After a refusal only so much
     /// is read. Says when it is over and whether all of it was read, if there is anything to read.
     pub(in crate::ingress) fn leave(&mut self, ctx: &Ctx, left: Leave) -> Option<oneshot::Receiver<bool>> {
-        let rest = self.take();
+        let mut rest = self.take();
         let ended = rest.end.is_some() || matches!(rest.source, Source::Nothing);
         if ended || (left.expects_continue && !rest.begun) {
+            return None;
+        }
+        // Who only asks has sent all there is: no task is needed to see that.
+        if matches!(rest.next().now_or_never(), Some(None)) {
             return None;
         }
         let (done, over) = oneshot::channel();

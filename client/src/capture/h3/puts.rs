@@ -11,6 +11,7 @@ use crate::capture::link::Job;
 use crate::capture::plan::{Next, Plan};
 use crate::h3link::Receiving;
 use waystation_congestion::Path;
+use waystation_proto::Class;
 
 /// One piece takes at most this long at the path's rate.
 const PIECE_TIME: Duration = Duration::from_millis(50);
@@ -84,6 +85,10 @@ impl Waiting {
         // Nobody waits for it if the answer is there.
         let _ = entry.all.send(());
         Some((entry.job.id, entry.job.offer.attempt))
+    }
+
+    pub(super) fn is_sound(&self, handle: u64) -> bool {
+        self.entries.get(&handle).is_some_and(|entry| entry.job.rank.class() == Class::Audio.rank())
     }
 
     pub(super) fn end(&mut self, handle: u64, length: u64) {

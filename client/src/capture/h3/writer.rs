@@ -53,6 +53,9 @@ impl Shared {
             streams.retain(|id, _| waiting.entries.contains_key(id));
             let next = waiting.next(path)?;
             waiting.plan.pause(next.handle, true);
+            if waiting.is_sound(next.handle) {
+                self.connection.gauge().urgent(next.bytes.len());
+            }
             Some(next)
         })
     }
