@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use super::Owes;
-use super::again::Urgent;
+use super::again::{self, Urgent};
 use super::tail::Tail;
 
 /// Bytes of a packet that carry no stream data: QUIC's and the frames' heads, the seal, now and
@@ -328,7 +328,9 @@ impl Gauge {
     pub(super) fn lost(&self, at: Instant, sent: Instant, bytes: u64) {
         let mut state = self.state();
         let packet = state.ledger.mtu;
-        self.again.fetch_max(state.urgent.lost(at, sent, bytes, packet), Ordering::Relaxed);
+        let more = state.urgent.lost(at, sent, bytes, packet);
+        let most = |again: u32| Some((again + more).min(again::MOST));
+        let _ = self.again.fetch_update(Ordering::Relaxed, Ordering::Relaxed, most);
         state.tail.lost(bytes);
         state.held.flying = state.held.flying.saturating_sub(bytes);
         state.held.written = state.held.written.min(state.held.flying);

@@ -11,7 +11,7 @@ use super::hub::Inner;
 use crate::proto::Media;
 use crate::proto::memory::Full;
 use crate::proto::message::WithdrawnReason;
-use crate::proto::window::{Cause, Opened, Place, RECORD_COST, lane_of};
+use crate::proto::window::{Cause, Opened, Place, RECORD_COST, Window, lane_of};
 use crate::telemetry::names::UnlabelledMedia;
 
 /// One chunk on its way to contacts. Dropping it leaves the chunk arriving for a while, for a later
@@ -48,8 +48,8 @@ impl Publication {
         came_ms_ago: Option<u64>,
     ) -> Self {
         let opened = cell.as_ref().map_or(Opened::Stale, |cell| {
-            let whom = lane_of(meta.variant).map_or(Wake::Nobody, Wake::Lane);
-            cell.change(hub, if shown { whom } else { Wake::Nobody }, |window| {
+            let whom = if shown { concerned(&cell.lock().window, &meta) } else { Wake::Nobody };
+            cell.change(hub, whom, |window| {
                 // An offer is a sign of life too: the group is not let go before its first byte.
                 match (hub.clock.now_ms(), came_ms_ago) {
                     (now, None) => window.seen(now),
@@ -148,6 +148,7 @@ impl Publication {
                 return None;
             }
             let captures = state.window.captures();
+            let whom = concerned(&state.window, &self.meta);
             // An attempt beside this one may have begun the same chunk.
             match state.window.open(&self.meta, self.owner) {
                 Opened::Here(place) => return Some(place),
@@ -160,12 +161,12 @@ impl Publication {
                 Ok(slot) => {
                     let place = state.window.begin(&self.meta, self.owner, slot, offset, sign);
                     self.hub.name(self.meta.chunk, cell);
-                    cell.changed(&self.hub, state, captures, Wake::Lane(lane));
+                    cell.changed(&self.hub, state, captures, whom);
                     self.count_unlabelled(&cell.key);
                     return place;
                 }
                 Err(full) => {
-                    cell.changed(&self.hub, state, captures, Wake::Lane(lane));
+                    cell.changed(&self.hub, state, captures, whom);
                     if !self.hub.make_room(full) {
                         return None;
                     }
@@ -200,4 +201,12 @@ impl Drop for Publication {
     fn drop(&mut self) {
         self.leave();
     }
+}
+
+/// Whom it concerns that this chunk begins: those who watch its lane, and those who watch the one on which an earlier
+/// attempt at it is withdrawn.
+fn concerned(window: &Window, meta: &ChunkMeta) -> Wake {
+    let lane = lane_of(meta.variant);
+    let elsewhere = window.place(meta.chunk).is_some_and(|place| Some(place.lane) != lane);
+    if elsewhere { Wake::All } else { lane.map_or(Wake::Nobody, Wake::Lane) }
 }

@@ -816,6 +816,25 @@ async fn a_whole_chunk_is_read_from_the_window_and_not_kept_beside_it() {
 }
 
 #[tokio::test]
+async fn who_reads_a_chunk_that_comes_anew_on_another_lane_is_told_at_once() {
+    let world = World::new();
+    let before = world.hub.publish(&group(), audio(1, 10));
+    before.push(0, &Bytes::from_static(&[1; 4]));
+    let mut reader = world.hub.read(&grant(600), audio(1, 10).chunk).unwrap();
+    reader.begins().await.unwrap();
+    assert!(reader.next().await.unwrap().is_some());
+    let told = tokio::spawn(async move { reader.next().await });
+    tokio::task::yield_now().await;
+    // What happens on the other lane is nothing to it.
+    world.whole(meta("preview", Variant::LivePreview, 1, 10));
+    tokio::task::yield_now().await;
+    assert!(!told.is_finished());
+    let _again = world.hub.publish(&group(), ChunkMeta { variant: Variant::LivePreview, ..audio(1, 20) });
+    let told = tokio::time::timeout(Duration::from_secs(5), told).await.expect("it is woken").unwrap();
+    assert_eq!(told, Err(Code::AttemptSuperseded));
+}
+
+#[tokio::test]
 async fn one_chunk_is_waited_for_and_read_as_it_arrives() {
     let world = World::new();
     let chunk = audio(1, 10).chunk;

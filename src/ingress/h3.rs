@@ -15,7 +15,7 @@ use waystation_h3::{BidiStream, Connection, MAX_FRAME, Orders, RecvStream, SendS
 use super::Service;
 use super::body::{Broken, Heard, PIECE, RequestBody, ResponseBody, Stopped};
 use super::conn::{Conn, Ctx, client_key};
-use super::dialect::Interim;
+use super::dialect::{self, Interim};
 use super::loss::Loss;
 use super::pour;
 use super::quic;
@@ -107,7 +107,8 @@ fn request(shared: Shared, resolver: RequestResolver<Connection, Bytes>) -> impl
         let Some((request, stream)) = head.await else { return };
         let Shared { conn, quic, .. } = &shared;
         let client = client_key(quic.remote_address().ip(), request.headers(), conn.listener, &[]);
-        let only_asks = request.method() == Method::GET;
+        let meant = dialect::method(request.method(), request.headers());
+        let only_asks = meant.as_ref().unwrap_or(request.method()) == Method::GET;
         let (id, orders) = (stream.id(), shared.orders.clone());
         let answering: BoxFuture<'_, ()> = if webtransport::wanted(&request) {
             let of_sessions = Arc::clone(&shared.of_sessions);

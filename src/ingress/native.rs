@@ -124,11 +124,11 @@ async fn read(ctx: &Ctx, name: &str, parts: &Parts, wait: &Wait) -> Result<Reply
 
 /// A chunk on its way to a contact that asked for it.
 pub(super) struct Reading {
-    ctx: Ctx,
-    reader: ChunkReader,
-    revocation: Revocation,
+    pub(super) ctx: Ctx,
+    pub(super) reader: ChunkReader,
+    pub(super) revocation: Revocation,
     /// Bytes that are to come.
-    left: u64,
+    pub(super) left: u64,
 }
 
 impl Reading {
@@ -149,7 +149,8 @@ impl Reading {
                 Ok(Some(mut bytes)) => {
                     left = left.saturating_sub(bytes.len() as u64);
                     if left == 0 && !bytes.is_empty() {
-                        last = bytes.split_off(bytes.len() - bytes.len().min(LAST));
+                        // A copy, so that what waits to be acknowledged keeps no more than itself.
+                        last = Bytes::copy_from_slice(&bytes.split_off(bytes.len() - bytes.len().min(LAST)));
                     }
                     (bytes, false)
                 }

@@ -162,8 +162,11 @@ pub(super) fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::watched::{LEFT, Watched};
+    use std::sync::{Arc, Mutex};
+
     use super::*;
     use crate::fanout::Wanted;
+    use crate::proto::ChunkRef;
 
     /// A peer that takes nothing at all, and stays.
     struct Stuck;
@@ -207,5 +210,63 @@ mod tests {
             assert!(pouring.is_finished(), "{reason}");
             assert_eq!((watched.endings(reason), watched.ctx.ticket.code()), (1, Some(code)));
         }
+    }
+    #[tokio::test]
+    async fn a_chunk_for_who_is_stuck_ends_with_its_capability_its_revocation_and_the_relay() {
+        for code in [Some(Code::CapabilityExpired), Some(Code::CapabilityRevoked), None] {
+            let watched = Watched::new().await;
+            watched.bring(1, 100_000);
+            let grant = &watched.capability.grant;
+            let chunk = ChunkRef::of(&grant.incident, &Watched::stream(), 1);
+            let mut reader = watched.hub.read(grant, chunk).unwrap();
+            reader.begins().await.unwrap();
+            let (ctx, revocation) = (watched.ctx.clone(), watched.revocation());
+            let pouring = tokio::spawn(Reading { ctx, reader, revocation, left: 100_000 }.pour(Stuck));
+            tokio::task::yield_now().await;
+            assert!(!pouring.is_finished());
+            match code {
+                Some(Code::CapabilityExpired) => watched.clock.advance(LEFT),
+                Some(_) => watched.revoke(),
+                None => watched.ctx.cut.cancel(),
+            }
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert!(pouring.is_finished(), "{code:?}");
+            assert_eq!(watched.ctx.ticket.code(), code);
+        }
+    }
+
+    /// A peer that takes what it is sent, and whether it was told that it is all.
+    struct Takes(Arc<Mutex<(Vec<u8>, bool)>>);
+
+    impl Sink for Takes {
+        async fn send(&mut self, _: &Ctx, bytes: Bytes) -> Result<(), Stopped> {
+            self.0.lock().unwrap().0.extend_from_slice(&bytes);
+            Ok(())
+        }
+
+        async fn gone(&self) {
+            std::future::pending().await
+        }
+
+        async fn finish(self, _: &Ctx) {
+            self.0.lock().unwrap().1 = true;
+        }
+
+        fn cut(&self, _: &Ctx) {}
+    }
+
+    #[tokio::test]
+    async fn a_chunk_is_poured_whole_and_then_it_is_said_that_it_is() {
+        let watched = Watched::new().await;
+        watched.bring(1, 100_000);
+        let grant = &watched.capability.grant;
+        let chunk = ChunkRef::of(&grant.incident, &Watched::stream(), 1);
+        let mut reader = watched.hub.read(grant, chunk).unwrap();
+        reader.begins().await.unwrap();
+        let (ctx, revocation, took) = (watched.ctx.clone(), watched.revocation(), Arc::<Mutex<_>>::default());
+        Reading { ctx, reader, revocation, left: 100_000 }.pour(Takes(Arc::clone(&took))).await;
+        assert!(*took.lock().unwrap() == (vec![7; 100_000], true));
     }
 }

@@ -107,7 +107,7 @@ pub(super) async fn handle(
     let (mut parts, mut body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let target = Target::of(&path);
-    if let Some(method) = dialect::method(&parts) {
+    if let Some(method) = dialect::method(&parts.method, &parts.headers) {
         parts.method = method;
     }
     let ticket = Ticket::open(&conn, target.route(&parts.method), transport);

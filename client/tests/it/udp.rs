@@ -13,7 +13,7 @@ use waystation_proto::Variant;
 use super::support::authority::TestAuthority;
 use super::support::proxy::Udp;
 use super::support::relay::Relay;
-use super::support::{AUDIO, LIMIT, config, until};
+use super::support::{AUDIO, LIMIT, MASTER, config, until};
 
 /// The best of a few: a busy machine may be late, but not each time.
 const TRIES: usize = 4;
@@ -28,10 +28,14 @@ struct Rig {
 
 impl Rig {
     async fn start(shut: bool) -> Self {
+        Self::over(Transport::Auto, shut).await
+    }
+
+    async fn over(transport: Transport, shut: bool) -> Self {
         let relay = Relay::start().await;
         let udp = Udp::before(&relay, shut).await;
         let trust = Trust::certificates(vec![relay.certificate().to_vec().into()]).unwrap();
-        let mut config = config(&relay, Transport::Auto, &[AUDIO]);
+        let mut config = config(&relay, transport, &[AUDIO, MASTER]);
         config.relays = vec![relay.secure_endpoint(trust)];
         let (capture, events) = Capture::start(config, Arc::new(TestAuthority::new(300, 64))).await.unwrap();
         Self { relay, udp, capture, events, index: 0 }
@@ -39,8 +43,12 @@ impl Rig {
 
     /// How long it takes until one more chunk is confirmed.
     async fn brings(&mut self) -> Duration {
+        self.brings_of(Variant::AudioPriority, 2000).await
+    }
+
+    async fn brings_of(&mut self, variant: Variant, bytes: usize) -> Duration {
         let begun = Instant::now();
-        self.capture.chunk(Variant::AudioPriority, vec![1; 2000], self.index, self.index).await.unwrap();
+        self.capture.chunk(variant, vec![1; bytes], self.index, self.index).await.unwrap();
         self.index += 1;
         let mut watch = self.capture.control().watch();
         let all = self.index as u64;
@@ -104,4 +112,16 @@ async fn on_another_network_quic_is_tried_again_and_taken() {
     until(&mut rig.events, |event| matches!(event, Event::Connected { earlier } if *earlier > 0)).await;
     rig.brings().await;
     assert!(rig.relay.with(|state| !state.ports.is_empty()), "over QUIC");
+}
+
+#[tokio::test]
+async fn what_is_lost_of_sound_goes_twice_the_next_time_and_of_a_master_once() {
+    for (variant, twice) in [(Variant::AudioPriority, true), (Variant::EvidenceMaster, false)] {
+        let mut rig = Rig::over(Transport::H3, false).await;
+        rig.brings().await;
+        // Those that look how large a packet may be are among them, and no loss.
+        rig.udp.lose(4..10);
+        rig.brings_of(variant, 60_000).await;
+        assert_eq!(rig.udp.twice() > 0, twice, "{variant}: {}", rig.udp.twice());
+    }
 }

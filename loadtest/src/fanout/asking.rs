@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use http::{Request, header};
+use http::{Request, StatusCode, header};
 use waystation_client::session::Session;
 use waystation_proto::{ChunkRef, Media};
 
@@ -42,6 +42,7 @@ struct Asked {
 enum Came {
     Told(Bytes),
     Begun,
+    Nothing,
     Bytes(Bytes),
     Whole,
 }
@@ -85,7 +86,12 @@ impl Asking {
             Came::Begun => {
                 follower.begin(index, key(Media::Video, index));
             }
-            Came::Bytes(bytes) => follower.bytes(index, &bytes)?,
+            // It did not begin in time: it is asked for again.
+            Came::Nothing => {
+                self.asked.pop_front();
+                self.next = index;
+            }
+            Came::Bytes(bytes) => follower.bytes(index, &bytes),
             Came::Whole => {
                 follower.end(index);
                 self.asked.pop_front();
@@ -111,6 +117,9 @@ impl Asked {
             return Ok(data(&mut self.answer).await?.map_or(Came::Whole, Came::Bytes));
         }
         let answer = self.answer.recv_response().await.map_err(|_| BROKEN)?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(Came::Nothing);
+        }
         if !answer.status().is_success() {
             return Err(Failure::Wire("the relay refused a chunk"));
         }

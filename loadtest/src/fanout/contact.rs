@@ -1,5 +1,6 @@
 //! One contact on a connection of its own.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -98,7 +99,16 @@ impl Contact {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Vec<(u64, Instant)> {
         let receiving = async {
             let mut buffer = vec![0; READ_BYTES];
-            while self.step(&mut buffer).await.unwrap_or(false) {}
+            loop {
+                match self.step(&mut buffer).await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(failure) => {
+                        let _ = writeln!(std::io::stderr().lock(), "a contact ended: {failure}");
+                        return;
+                    }
+                }
+            }
         };
         // What is missing in the end is counted as lost, whatever ended it.
         stop.run_until_cancelled(receiving).await;

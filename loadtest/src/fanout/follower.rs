@@ -152,22 +152,21 @@ impl Follower {
         self.arriving.entry(handle).insert_entry(arriving).into_mut()
     }
 
-    /// A piece begins.
-    pub(super) fn piece(&mut self, handle: u64, offset: u64) -> Result<(), Failure> {
-        let arriving = self.arriving.get_mut(&handle).ok_or(BROKEN)?;
-        arriving.equal &= offset == arriving.received as u64;
-        Ok(())
+    /// A piece begins. One of a chunk that was withdrawn meanwhile is nothing.
+    pub(super) fn piece(&mut self, handle: u64, offset: u64) {
+        if let Some(arriving) = self.arriving.get_mut(&handle) {
+            arriving.equal &= offset == arriving.received as u64;
+        }
     }
 
     /// Bytes of a piece.
-    pub(super) fn bytes(&mut self, handle: u64, bytes: &[u8]) -> Result<(), Failure> {
-        let arriving = self.arriving.get_mut(&handle).ok_or(BROKEN)?;
+    pub(super) fn bytes(&mut self, handle: u64, bytes: &[u8]) {
+        let Some(arriving) = self.arriving.get_mut(&handle) else { return };
         let end = arriving.received.saturating_add(bytes.len());
         if self.compares {
             arriving.equal &= arriving.expected.get(arriving.received..end) == Some(bytes);
         }
         arriving.received = end;
-        Ok(())
     }
 
     /// What the relay said that it leaves out.

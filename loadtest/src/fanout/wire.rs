@@ -45,7 +45,7 @@ impl Frames {
                     bytes = later;
                     match body {
                         Body::Control(_, body) => body.extend_from_slice(now),
-                        Body::Piece(handle) => follower.bytes(*handle, now)?,
+                        Body::Piece(handle) => follower.bytes(*handle, now),
                     }
                 }
             }
@@ -70,7 +70,7 @@ impl Frames {
             Head::Control(kind) if len <= max_body(kind) => self.body = Some(Body::Control(kind, Vec::new())),
             Head::Control(_) => return Err(BROKEN),
             Head::Piece(handle, offset) => {
-                follower.piece(handle, offset)?;
+                follower.piece(handle, offset);
                 self.body = Some(Body::Piece(handle));
             }
         }

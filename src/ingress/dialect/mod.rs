@@ -127,9 +127,9 @@ pub(super) fn shape(headers: &HeaderMap) -> Shape {
 }
 
 /// The method as tus has it for those who can't send `PATCH`.
-pub(super) fn method(parts: &Parts) -> Option<Method> {
-    let named = parts.headers.get("x-http-method-override")?;
-    let tus = parts.method == Method::POST && parts.headers.contains_key("tus-resumable");
+pub(super) fn method(method: &Method, headers: &HeaderMap) -> Option<Method> {
+    let named = headers.get("x-http-method-override")?;
+    let tus = method == Method::POST && headers.contains_key("tus-resumable");
     tus.then(|| Method::from_bytes(named.as_bytes()).ok()).flatten()
 }
 

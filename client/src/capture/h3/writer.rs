@@ -53,9 +53,6 @@ impl Shared {
             streams.retain(|id, _| waiting.entries.contains_key(id));
             let next = waiting.next(path)?;
             waiting.plan.pause(next.handle, true);
-            if waiting.is_sound(next.handle) {
-                self.connection.gauge().urgent(next.bytes.len());
-            }
             Some(next)
         })
     }
@@ -68,6 +65,9 @@ impl Shared {
                 None => self.begin(next.handle).await?,
             };
             self.wrote();
+            if self.with_quietly(|waiting| waiting.is_sound(next.handle)) {
+                self.connection.gauge().urgent(bytes.len());
+            }
             sending.send(bytes).await?;
             if next.last {
                 sending.finish().await?;

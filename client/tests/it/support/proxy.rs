@@ -1,9 +1,9 @@
 //! Somebody between client and relay: counts connections, falls silent, refuses.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, copy_bidirectional, sink};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -103,6 +103,7 @@ async fn through(mut client: TcpStream, to: String, seen: Arc<watch::Sender<Seen
 /// port of the relay itself.
 pub struct Udp {
     shut: Arc<watch::Sender<bool>>,
+    looks: Arc<Mutex<Looks>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -111,8 +112,19 @@ impl Udp {
     pub async fn before(relay: &Relay, shut: bool) -> Self {
         let own = UdpSocket::bind(relay.secure()).await.unwrap();
         let shut = Arc::new(watch::Sender::new(shut));
-        let task = spawn(datagrams(own, relay.quic(), shut.subscribe()));
-        Self { shut, _task: task }
+        let looks = Arc::default();
+        let task = spawn(datagrams(own, relay.quic(), shut.subscribe(), Arc::clone(&looks)));
+        Self { shut, looks, _task: task }
+    }
+
+    /// Of the client's next large packets these are lost.
+    pub fn lose(&self, which: std::ops::Range<usize>) {
+        *self.looks.lock().unwrap() = Looks { lose: which, ..Looks::default() };
+    }
+
+    /// How many of its packets came more than once since then.
+    pub fn twice(&self) -> usize {
+        self.looks.lock().unwrap().twice
     }
 
     /// From now on nothing passes; or it does.
@@ -121,14 +133,37 @@ impl Udp {
     }
 }
 
+/// What the client's packets are looked at for.
+#[derive(Default)]
+struct Looks {
+    lose: std::ops::Range<usize>,
+    large: usize,
+    came: HashSet<Vec<u8>>,
+    twice: usize,
+}
+
+impl Looks {
+    const LARGE: usize = 1000;
+
+    /// Whether a packet goes on. Those of a handshake always do, and may come twice.
+    fn lets(&mut self, packet: &[u8]) -> bool {
+        if packet[0] & 0x80 != 0 {
+            return true;
+        }
+        self.twice += usize::from(!self.came.insert(packet.to_vec()));
+        self.large += usize::from(packet.len() > Self::LARGE);
+        packet.len() <= Self::LARGE || !self.lose.contains(&self.large)
+    }
+}
+
 /// Each client's port has one of its own here, so that the relay can tell them apart.
-async fn datagrams(own: UdpSocket, to: SocketAddr, shut: watch::Receiver<bool>) {
+async fn datagrams(own: UdpSocket, to: SocketAddr, shut: watch::Receiver<bool>, looks: Arc<Mutex<Looks>>) {
     let own = Arc::new(own);
     let (mut ways, mut running) = (HashMap::new(), tokio::task::JoinSet::new());
     let mut packet = vec![0; 65_536];
     loop {
         let (length, from) = own.recv_from(&mut packet).await.unwrap();
-        if *shut.borrow() {
+        if *shut.borrow() || !looks.lock().unwrap().lets(&packet[..length]) {
             continue;
         }
         let way = match ways.entry(from) {
