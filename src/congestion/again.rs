@@ -9,8 +9,6 @@ use std::time::Instant;
 pub(super) const MOST: u32 = 2;
 /// How often what goes in the place of something lost is looked after in turn.
 const ROUNDS: u8 = 4;
-/// A loss tells when the newest was sent, and how many bytes in all; between them may be so many packets that came.
-const BETWEEN: u64 = 3;
 /// Sent packets, or batches of them, that are remembered.
 const REMEMBERED: usize = 64;
 
@@ -62,7 +60,8 @@ impl Urgent {
         if bytes == 0 {
             return 0;
         }
-        let mut reach = bytes + BETWEEN * packet;
+        // What is told is when the newest was sent, and of how many bytes all are: they are taken for one run.
+        let mut reach = bytes;
         let mut near = self.sent.iter().rev().skip_while(|one| one.at > sent).take_while(|one| {
             let within = reach > 0;
             reach = reach.saturating_sub(one.bytes);
@@ -125,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_loss_that_runs_past_it_counts_and_an_outage_takes_two() {
-        for (sent, bytes, again) in [(150, 2000, 2), (140, 1000, 1), (160, 9000, 2)] {
+        for (sent, bytes, again) in [(140, 1000, 0), (140, 2000, 2), (150, 3000, 2), (160, 9000, 2)] {
             let mut rig = Rig::new();
             rig.written(110, 1500);
             rig.sent((110..200).step_by(10));
