@@ -58,6 +58,8 @@ fn a_thin_link_hears_everything_and_is_told_of_what_it_does_not_see() {
     assert_eq!((&thin["audio_sent"], &thin["audio_whole"]), (&6.into(), &6.into()), "{found}");
     assert!(thin["video_omitted"].as_u64().unwrap() >= 1, "it is thin: {found}");
     assert!(thin["video_untold"].as_u64().unwrap() <= 1, "the one on its way: {found}");
+    let [alone, beside] = [0, 1].map(|at| found["rss_mb"][at].as_f64().unwrap());
+    assert!(beside <= alone + 8.0, "what they cost in memory: {found}");
 }
 
 #[test]

@@ -308,10 +308,18 @@ async fn a_cursor_of_a_relay_that_restarted_goes_by_identity() {
     after.whole(audio(2, 100));
     after.whole(audio(5, 100));
     after.whole(audio(6, 100));
+    after.whole(audio(9, 100));
     let got = drain(&mut contact).await;
-    assert_eq!(begun(&got), [("audio".to_owned(), 5, false), ("audio".to_owned(), 6, false)]);
+    assert_eq!(begun(&got), [5, 6, 9].map(|index| ("audio".to_owned(), index, false)));
+    let holes: Vec<message::Omitted> = all(&got, kind::OMITTED);
+    let holes: Vec<_> = holes.iter().map(|hole| (hole.from, hole.to, hole.reason)).collect();
+    assert_eq!(holes, [(3, 4, OmittedReason::Evicted), (7, 8, OmittedReason::Evicted)]);
+    // The phone may still bring what is missing from here on.
+    after.whole(audio(11, 100));
+    let got = drain(&mut contact).await;
+    assert_eq!((begun(&got).len(), all::<message::Omitted>(&got, kind::OMITTED).len()), (1, 0));
     let mut garbage = after.subscribe(Wanted { cursor: Some("garbage".into()), ..Wanted::default() });
-    assert_eq!(begun(&drain(&mut garbage).await).len(), 3, "from the oldest");
+    assert_eq!(begun(&drain(&mut garbage).await).len(), 5, "from the oldest");
 }
 
 #[tokio::test]

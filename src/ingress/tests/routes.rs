@@ -41,7 +41,9 @@ async fn health_is_the_contracts() {
 async fn what_is_not_served_is_said_alike_everywhere() {
     let relay = start(limits()).await;
     for via in ALL {
-        for path in ["/", "/metrics", "/v1/incidents", "/health/live/", "/chunks/", "/i/canary-token", "/watch/"] {
+        for path in
+            ["/", "/index.html", "/metrics", "/v1/incidents", "/health/live/", "/chunks/", "/i/canary-token", "/watch/"]
+        {
             let answer = relay.ask(via, get(path), "").await;
             assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "not_found"), "{via:?} {path}");
             assert_eq!(answer.headers["cache-control"], "no-store");

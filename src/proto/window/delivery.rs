@@ -160,7 +160,8 @@ impl Contact {
         }
     }
 
-    /// Whether another window delivered this chunk already. Names the hole between the two.
+    /// Whether another window delivered this chunk already. Names the holes between what that delivered and what is
+    /// here when its lane comes to it; what is missing later may still come.
     fn had_before(&mut self, lane: usize, seq: u64, window: &Window, omissions: &mut Omissions, out: &mut Out) -> bool {
         let Some(before) = &mut self.lanes[lane].before else { return false };
         let Some(entry) = window.lanes[lane].entry(seq) else { return false };
@@ -170,11 +171,12 @@ impl Contact {
         if entry.meta.index <= before.index {
             return true;
         }
-        let first = window.lanes[lane].stream(entry.ordinal).map_or(0, |stream| stream.first);
-        if !std::mem::replace(&mut before.gap_told, true) && before.index + 1 < first {
+        let stream = window.lanes[lane].stream(entry.ordinal).filter(|_| !before.gap_told);
+        before.gap_told = true;
+        for (from, to) in stream.map(|stream| window.lanes[lane].holes(stream, before.index)).unwrap_or_default() {
             omissions.flush(out);
-            let (from, to, reason) = (before.index + 1, first - 1, OmittedReason::Evicted);
-            out.omitted(&Omitted { stream: entry.meta.stream.clone(), from, to, reason });
+            let (stream, reason) = (entry.meta.stream.clone(), OmittedReason::Evicted);
+            out.omitted(&Omitted { stream, from, to, reason });
         }
         false
     }

@@ -108,6 +108,31 @@ impl Lane {
         numbered.find(|(_, name)| name.0 == stream && name.1 >= index).map(|(seq, name)| (seq, name.1))
     }
 
+    /// What is between the indexes of this stream that are followed here, beyond `after`: first and last of each hole.
+    /// What is forgotten is no hole.
+    pub(super) fn holes(&self, stream: &Stream, after: u64) -> Vec<(u64, u64)> {
+        let mut here: Vec<u64> = self
+            .slots
+            .iter()
+            .filter_map(|slot| match slot {
+                Slot::Live(entry) if entry.meta.stream == stream.id => Some(entry.meta.index),
+                Slot::Tomb(of, index, _) if *of == stream.id => Some(*index),
+                _ => None,
+            })
+            .collect();
+        here.sort_unstable();
+        let (mut holes, mut next) = (Vec::new(), after + 1);
+        let mut told = |from: u64, to: u64| {
+            if next < from {
+                holes.push((next, from - 1));
+            }
+            next = next.max(to + 1);
+        };
+        told(stream.first, stream.forgotten.unwrap_or(stream.first));
+        here.into_iter().for_each(|index| told(index, index));
+        holes
+    }
+
     pub(super) fn push(&mut self, entry: Entry) -> u64 {
         let seq = self.end();
         if entry.body.is_some() {
