@@ -323,6 +323,25 @@ async fn a_cursor_of_a_relay_that_restarted_goes_by_identity() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_and_withdrawn_before_it_begins_is_named() {
+    let world = World::new();
+    let mut contact = world.subscribe(from(StartWord::Oldest));
+    world.whole(audio(1, 100));
+    drain(&mut contact).await;
+    contact.lanes(vec![Variant::LivePreview]);
+    let bad = world.hub.publish(&group(), audio(2, 100));
+    bad.push(0, &Bytes::from_static(&[1; 60]));
+    world.whole(audio(3, 100));
+    contact.lanes(vec![Variant::AudioPriority, Variant::LivePreview]);
+    assert_eq!(begun(&drain(&mut contact).await), [("audio".to_owned(), 3, true)]);
+    contact.fetch(&stream("audio"), 2);
+    bad.withdraw(WithdrawnReason::HashMismatch);
+    let got = drain(&mut contact).await;
+    let omitted: Vec<message::Omitted> = all(&got, kind::OMITTED);
+    assert_eq!(omitted.iter().map(|one| (one.from, one.to)).collect::<Vec<_>>(), [(2, 2)]);
+}
+
+#[tokio::test]
 async fn what_is_withdrawn_is_told_and_a_newer_attempt_is_a_new_chunk() {
     let world = World::new();
     let mut contact = world.subscribe(from(StartWord::Oldest));

@@ -328,7 +328,8 @@ impl Contact {
         let frame = entry.change();
         if entry.withdrawn.is_some() {
             self.lanes[place.lane].open.retain(|open| open.place != place);
-            self.fetches.retain(|open| open.place != place);
+            // One of which nothing came yet is named as left out: its handle says nothing to whoever asked.
+            self.fetches.retain(|open| open.place != place || !open.begun);
         }
         out.frames.push(frame);
     }
