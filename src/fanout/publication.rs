@@ -48,15 +48,17 @@ impl Publication {
         came_ms_ago: Option<u64>,
     ) -> Self {
         let opened = cell.as_ref().map_or(Opened::Stale, |cell| {
-            let whom = if shown { concerned(&cell.lock().window, &meta) } else { Wake::Nobody };
-            cell.change(hub, whom, |window| {
-                // An offer is a sign of life too: the group is not let go before its first byte.
-                match (hub.clock.now_ms(), came_ms_ago) {
-                    (now, None) => window.seen(now),
-                    (now, Some(age)) => window.recall(now, age),
-                }
-                if shown { window.open(&meta, owner) } else { Opened::Stale }
-            })
+            let mut state = cell.lock();
+            let captures = state.window.captures();
+            let whom = if shown { concerned(&state.window, &meta) } else { Wake::Nobody };
+            // An offer is a sign of life too: the group is not let go before its first byte.
+            match (hub.clock.now_ms(), came_ms_ago) {
+                (now, None) => state.window.seen(now),
+                (now, Some(age)) => state.window.recall(now, age),
+            }
+            let opened = if shown { state.window.open(&meta, owner) } else { Opened::Stale };
+            cell.changed(hub, state, captures, whom);
+            opened
         });
         let progress = match opened {
             Opened::Here(place) => Progress::Begun(place),

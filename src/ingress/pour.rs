@@ -161,9 +161,9 @@ pub(super) fn gathered(frames: Vec<Bytes>) -> Vec<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::watched::{LEFT, Watched};
     use std::sync::{Arc, Mutex};
 
+    use super::super::tests::watched::{LEFT, Watched};
     use super::*;
     use crate::fanout::Wanted;
     use crate::proto::ChunkRef;
@@ -211,17 +211,22 @@ mod tests {
             assert_eq!((watched.endings(reason), watched.ctx.ticket.code()), (1, Some(code)));
         }
     }
+
+    /// A chunk that begins to come, of so many bytes.
+    async fn reading(watched: &Watched, length: usize) -> Reading {
+        watched.bring(1, length);
+        let grant = &watched.capability.grant;
+        let chunk = ChunkRef::of(&grant.incident, &Watched::stream(), 1);
+        let mut reader = watched.hub.read(grant, chunk).unwrap();
+        reader.begins().await.unwrap();
+        Reading { ctx: watched.ctx.clone(), reader, revocation: watched.revocation(), left: length as u64 }
+    }
+
     #[tokio::test]
     async fn a_chunk_for_who_is_stuck_ends_with_its_capability_its_revocation_and_the_relay() {
         for code in [Some(Code::CapabilityExpired), Some(Code::CapabilityRevoked), None] {
             let watched = Watched::new().await;
-            watched.bring(1, 100_000);
-            let grant = &watched.capability.grant;
-            let chunk = ChunkRef::of(&grant.incident, &Watched::stream(), 1);
-            let mut reader = watched.hub.read(grant, chunk).unwrap();
-            reader.begins().await.unwrap();
-            let (ctx, revocation) = (watched.ctx.clone(), watched.revocation());
-            let pouring = tokio::spawn(Reading { ctx, reader, revocation, left: 100_000 }.pour(Stuck));
+            let pouring = tokio::spawn(reading(&watched, 100_000).await.pour(Stuck));
             tokio::task::yield_now().await;
             assert!(!pouring.is_finished());
             match code {
@@ -259,14 +264,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_chunk_is_poured_whole_and_then_it_is_said_that_it_is() {
-        let watched = Watched::new().await;
-        watched.bring(1, 100_000);
-        let grant = &watched.capability.grant;
-        let chunk = ChunkRef::of(&grant.incident, &Watched::stream(), 1);
-        let mut reader = watched.hub.read(grant, chunk).unwrap();
-        reader.begins().await.unwrap();
-        let (ctx, revocation, took) = (watched.ctx.clone(), watched.revocation(), Arc::<Mutex<_>>::default());
-        Reading { ctx, reader, revocation, left: 100_000 }.pour(Takes(Arc::clone(&took))).await;
+        let (watched, took) = (Watched::new().await, Arc::<Mutex<_>>::default());
+        reading(&watched, 100_000).await.pour(Takes(Arc::clone(&took))).await;
         assert!(*took.lock().unwrap() == (vec![7; 100_000], true));
     }
 }
