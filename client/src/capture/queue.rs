@@ -206,8 +206,10 @@ impl Room {
         if item.class == Class::Master && moving.bodies[class] == 0 && bodies > 0 {
             return true;
         }
-        // What was begun of a lower class takes no place from what is fresh of a higher one.
-        ahead < bodies && moving.all() < all + lower
+        // What was begun of a lower class takes no place from what is fresh of a higher one, nor does the master's own
+        // place, which it has whatever else moves.
+        let own = moving.bodies[Class::Master.rank()].min(1);
+        ahead < bodies && moving.all() - own < all + lower
     }
 }
 
@@ -288,6 +290,17 @@ mod tests {
             assert_eq!(queue.take(0, rate, moving, room).unwrap().0.id, 9);
             moving.bodies[Class::Audio.rank()] += 1;
             assert_eq!(queue.take(0, rate, moving, room).unwrap().0.id, 10);
+        }
+    }
+
+    #[test]
+    fn sound_has_a_place_beside_whatever_was_offered_ahead_and_a_master() {
+        let room = Room { bodies: 2, asked: ASKED, ahead: true, probes: 0 };
+        let (mut queue, mut moving) = (Queue::default(), Moving::default());
+        for (id, class) in (0..).zip([1, 1, 2, 2, 1, 1, 3, 0]) {
+            queue.put(item(id, Class::ALL[class], false));
+            assert_eq!(queue.take(0, None, moving, room).map(|(item, _)| item.id), Some(id));
+            moving.bodies[class] += 1;
         }
     }
 
