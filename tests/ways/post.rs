@@ -127,6 +127,10 @@ async fn a_relay_that_drains_lets_chunks_end_and_says_so() {
         capture.offer(1, &chunk).await;
         capture.go(1).await;
         capture.piece(1, 0, &chunk.bytes[..1_000]).await;
+        // May come, and nothing of it does.
+        let ahead = Chunk::sealed(&session, Variant::LivePreview, index, 3_000);
+        capture.offer(2, &ahead).await;
+        capture.go(2).await;
         open.push((http, chunk, capture));
     }
     let (tx, rx) = tokio::sync::oneshot::channel();
@@ -136,9 +140,10 @@ async fn a_relay_that_drains_lets_chunks_end_and_says_so() {
     });
     rx.await.unwrap();
     for (http, chunk, mut capture) in open {
-        let more = Chunk::sealed(&session, Variant::LivePreview, chunk.offer.index, 3_000);
+        assert_eq!(capture.ended(2).await.error.unwrap().code, "draining", "{http:?}");
+        let more = Chunk::sealed(&session, Variant::LivePreview, 9, 3_000);
         let refused = async {
-            let mut handle = 2;
+            let mut handle = 3;
             while capture.go_or_refused(handle, &more).await != "draining" {
                 handle += 1;
             }

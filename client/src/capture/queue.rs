@@ -118,13 +118,6 @@ impl Queue {
         self.items.remove(&id);
     }
 
-    /// Makes every chunk due, and those of a new connection's to be asked about again.
-    pub fn all_due(&mut self, now_ms: u64) {
-        for item in self.items.values_mut() {
-            item.due_ms = item.due_ms.min(now_ms);
-        }
-    }
-
     /// From now on chunks of each class go when this says, but for first ones and what the relay
     /// holds.
     pub const fn hold(&mut self, turns: [Turn; Class::COUNT]) {
@@ -381,8 +374,7 @@ mod tests {
         queue.put(Waiting { due_ms: 50, ..item(1, Class::Audio, false) });
         assert!(queue.take(49, None, Moving::default(), WIDE).is_none());
         assert_eq!(queue.next_due(49), Some(50));
-        queue.all_due(49);
-        assert!(queue.take(49, None, Moving::default(), WIDE).is_some());
+        assert!(queue.take(50, None, Moving::default(), WIDE).is_some());
     }
 
     fn any_item() -> impl Strategy<Value = Waiting> {

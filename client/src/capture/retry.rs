@@ -22,7 +22,7 @@ pub(crate) enum Meaning {
     Failure,
     /// What came was kept, or another connection of ours is still at it: on from there.
     GoOn,
-    /// Not now: the core is away, or the relay asks for fewer requests.
+    /// Not now: the core is away, the relay asks for fewer requests, or it goes and another connection follows.
     Wait,
     /// No relay said so, but something on the way: a portal, a proxy without its relay. It decides
     /// nothing and counts nothing.
@@ -55,6 +55,7 @@ pub(crate) fn meaning(error: &Error) -> Meaning {
         (_, Retry::Renew) => Meaning::Renew,
         (_, Retry::Reconcile) => Meaning::Reconcile,
         (_, Retry::Never) => Meaning::Refused,
+        (Some(Code::Draining), _) => Meaning::Wait,
         (Some(code), _) if code.spec().fault == Fault::Core || code.spec().status == 429 => Meaning::Wait,
         (_, Retry::Now | Retry::Later) => Meaning::Failure,
     }
@@ -155,11 +156,10 @@ mod tests {
                 | InFlightPerSession
                 | InFlightPerClient
                 | TooManyRequests
-                | TooManyContacts => Meaning::Wait,
+                | TooManyContacts
+                | Draining => Meaning::Wait,
                 HashMismatch | ChunkExpired | ConfirmationPending | StagingFull | SessionQuota | StagingFailed
-                | ReceivingFull | TooManyConnections | HeaderTimeout | Draining | NotReady | InternalError => {
-                    Meaning::Failure
-                }
+                | ReceivingFull | TooManyConnections | HeaderTimeout | NotReady | InternalError => Meaning::Failure,
                 // What is said of a connection or a contact, never of a chunk.
                 other if other.spec().retry != Retry::Never => continue,
                 _ => Meaning::Refused,

@@ -74,9 +74,16 @@ impl Chunk {
         self.lane.open(offset, granted - offset)?;
         let send = Send { handle: self.handle, offset, credit: granted - offset };
         self.out.send(frame::encode_json(kind::SEND, &send)).await;
+        let begins = offset;
         while offset < length {
             let patience = self.ctx.limits.idle_timeout * PATIENCE;
-            let Some(bytes) = self.ctx.within(patience, self.lane.take()).await else {
+            let bytes = tokio::select! {
+                biased;
+                bytes = self.ctx.within(patience, self.lane.take()) => bytes,
+                // What has not begun is brought to another relay.
+                () = self.ctx.drain.cancelled(), if offset == begins => return Err(Code::Draining.into()),
+            };
+            let Some(bytes) = bytes else {
                 receiving.stalled();
                 return Err(Code::BodyStalled.into());
             };

@@ -17,7 +17,7 @@ use waystation_proto::{Code, Digest, Variant, dictionary};
 const ROOM: Room = Room { bodies: 3, asked: 0, ahead: false, probes: 4 };
 const LENGTH: u64 = 100;
 /// Answers that count, that wait, and that renew.
-const FAILURES: [Code; 4] = [Code::StagingFull, Code::InternalError, Code::HashMismatch, Code::Draining];
+const FAILURES: [Code; 4] = [Code::StagingFull, Code::InternalError, Code::HashMismatch, Code::NotReady];
 const WAITS: [Code; 4] =
     [Code::TooManyRequests, Code::CoreUnavailable, Code::CapabilityUnverifiable, Code::AttemptSuperseded];
 
