@@ -19,6 +19,8 @@ use crate::message::{CaptureWord, OmittedReason, WithdrawnReason};
 use crate::offer::Timestamp;
 use crate::state::ContactState;
 
+#[cfg(test)]
+mod any_order_tests;
 mod body;
 mod capture;
 #[cfg(test)]
@@ -27,6 +29,7 @@ mod contact;
 mod delivery;
 mod entry;
 mod events;
+mod fetching;
 mod greeting;
 mod lane;
 mod leaving;

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::entry::Entry;
 use super::events::{Event, Place};
-use super::lane::StreamTag;
+use super::lane::{Lane, StreamTag};
 use super::out::Out;
 use super::{ChunkMeta, LANES, SETTLE_MS, Window};
-use crate::code::Code;
-use crate::cursor::{self, Cursor, MAX_UNFINISHED};
-use crate::frame::{encode_json, kind};
-use crate::id::{ChunkRef, StreamId};
-use crate::message::{CaptureEvent, CaptureWord, Fetch, Omitted, OmittedReason, Sign};
+use crate::cursor::{Cursor, Delivered, LaneCursor, MAX_DELIVERED, MAX_UNFINISHED, Owed};
+use crate::frame::kind;
+use crate::id::StreamId;
+use crate::message::{CaptureEvent, CaptureWord, Fetch, OmittedReason, Sign};
 
 /// Chunks of a lane that a contact has begun and not finished.
 pub const MAX_OPEN: usize = MAX_UNFINISHED;
@@ -80,30 +80,59 @@ pub(super) struct Position {
     pub(super) redo: VecDeque<u64>,
     /// The streams announced: from, and up to but without.
     pub(super) streams: Option<(u64, u64)>,
-    /// The last chunk finished.
-    pub(super) last: Option<(u64, StreamTag, u64)>,
-    /// What was delivered by another window.
-    pub(super) before: Option<Before>,
+    /// What it was told to the end, of the last streams in the order of their numbers.
+    pub(super) had: Vec<(u64, Delivered)>,
+    /// What it had when it came, where it had anything.
+    pub(super) before: Option<Box<Before>>,
 }
 
 impl Position {
     /// Goes to `at`, never back.
-    pub(super) fn join(&mut self, at: u64, end: u64) {
+    pub(super) fn join(&mut self, at: u64, lane: &Lane) {
         if self.joined.is_none() {
             self.start = at;
+            if self.had.is_empty() {
+                self.had = lane.delivered_before(at);
+            }
         }
         self.next = self.next.max(at);
-        self.joined = Some(end);
+        self.joined = Some(lane.end());
+    }
+
+    /// What it had of this chunk's stream; `None`: that is too far back.
+    pub(super) fn had_of(&mut self, entry: &Entry) -> Option<&mut Delivered> {
+        if let Some(at) = self.had.iter().position(|(_, had)| had.stream == entry.tag) {
+            return Some(&mut self.had[at].1);
+        }
+        let before = self.before.iter().flat_map(|before| &before.streams).find(|had| had.stream == entry.tag);
+        let had = before.map_or(Delivered::nothing(entry.tag), Delivered::clone);
+        let at = self.had.partition_point(|(other, _)| *other < entry.ordinal);
+        self.had.insert(at, (entry.ordinal, had));
+        let over = self.had.len() > MAX_DELIVERED;
+        self.had.drain(..usize::from(over));
+        self.had.get_mut(at.checked_sub(usize::from(over))?).map(|(_, had)| had)
+    }
+
+    /// What was delivered, for another connection.
+    fn delivered(&self) -> Vec<Delivered> {
+        let before = || self.before.iter().flat_map(|before| &before.streams);
+        let here = |tag: StreamTag| self.had.iter().any(|(_, had)| had.stream == tag);
+        let mut all: Vec<Delivered> = before().filter(|had| !here(had.stream)).cloned().collect();
+        all.extend(self.had.iter().map(|(_, had)| {
+            let owed = before().find(|before| before.stream == had.stream).map_or(Owed::Nothing, |before| before.owed);
+            Delivered { owed, ..had.clone() }
+        }));
+        all.drain(..all.len().saturating_sub(MAX_DELIVERED));
+        all
     }
 }
 
-/// What a contact had before it came to this window.
+/// What a contact had when it came.
 pub(super) struct Before {
-    pub(super) tag: StreamTag,
-    pub(super) index: u64,
-    /// Streams before this number were delivered.
-    pub(super) ordinal: u64,
-    pub(super) gap_told: bool,
+    pub(super) streams: Vec<Delivered>,
+    /// The numbers of the first and last of them that are known here, if another window delivered them. What is
+    /// before the first counts as delivered; the last goes on with what follows it.
+    pub(super) known: Option<(u64, u64)>,
 }
 
 pub(super) struct Open {
@@ -167,12 +196,12 @@ impl Contact {
     pub fn look(&mut self, view: View, window: &Window) {
         for lane in 0..LANES.len() {
             if self.view.lanes[lane] && !view.lanes[lane] {
-                self.keep_promises(lane);
+                self.keep_promises(lane, window);
             }
             let here = &mut self.lanes[lane];
             here.open.retain(|open| view.allows(&open.meta.stream));
             if view.lanes[lane] && !self.view.lanes[lane] {
-                here.join(window.live(lane, &view), window.lanes[lane].end());
+                here.join(window.live(lane, &view), &window.lanes[lane]);
             } else if !view.lanes[lane] {
                 here.open.clear();
                 here.redo.clear();
@@ -182,56 +211,14 @@ impl Contact {
         self.view = view;
     }
 
-    /// Asks for one chunk again; what can't be given is named as omitted with the next poll.
-    ///
-    /// # Errors
-    /// `ContactTooSlow`: `MAX_PENDING` answers wait.
-    pub fn fetch(&mut self, window: &Window, stream: &StreamId, index: u64) -> Result<(), Code> {
-        if self.pending.len() >= MAX_PENDING {
-            return Err(Code::ContactTooSlow);
-        }
-        let place = window.place(ChunkRef::of(&window.incident, stream, index)).filter(|_| self.view.allows(stream));
-        let entry = place.and_then(|place| Some((place, window.lanes[place.lane].entry(place.seq)?)));
-        let reason = match entry {
-            None => OmittedReason::Evicted,
-            Some((place, entry)) => match entry.gone {
-                Some(reason) => reason,
-                None if self.is_fetched(place) => return Ok(()),
-                None if self.asked() >= MAX_FETCHES => OmittedReason::Slow,
-                None => {
-                    let open = Open::new(place, &entry.meta);
-                    if self.comes_with_its_lane(place) {
-                        self.promised.push(open);
-                    } else {
-                        self.fetches.push_back(open);
-                    }
-                    return Ok(());
-                }
-            },
-        };
-        self.left_out.push((reason, 1));
-        let omitted = Omitted { stream: stream.clone(), from: index, to: index, reason };
-        self.pending.push(encode_json(kind::OMITTED, &omitted));
-        Ok(())
-    }
-
     /// Where it is, for another connection to go on.
     #[must_use]
     pub fn cursor(&self, window: &Window) -> String {
         let lane = |lane: usize| {
             let here = &self.lanes[lane];
-            let ordinal = |open: &Open| window.lanes[lane].entry(open.place.seq).map_or(0, |entry| entry.ordinal);
-            let first_open =
-                here.open.iter().map(|open| (ordinal(open), open.meta.clone())).min_by_key(|o| (o.0, o.1.index));
-            let last = match (here.last, first_open) {
-                (Some((at, _, index)), Some((ordinal, meta))) if (ordinal, meta.index) < (at, index) => {
-                    Some((super::lane::tag(&meta.stream), meta.index.saturating_sub(1)))
-                }
-                (last, _) => last.map(|(_, tag, index)| (tag, index)),
-            };
-            let last = last.or(here.before.as_ref().map(|before| (before.tag, before.index)));
             let unfinished = here.open.iter().map(|open| open.place.seq).chain(here.redo.iter().copied()).collect();
-            here.joined.map(|_| cursor::LaneCursor { start: here.start, next: here.next, unfinished, last })
+            let delivered = here.delivered();
+            here.joined.map(|_| LaneCursor { start: here.start, next: here.next, unfinished, delivered })
         };
         Cursor { instance: window.instance, event: self.event, lanes: [lane(0), lane(1)] }.encode()
     }
@@ -242,39 +229,6 @@ impl Contact {
         let open = self.lanes.iter().flat_map(|lane| &lane.open).chain(&self.fetches).filter(|open| open.begun);
         let entries = open.filter_map(|open| window.lanes[open.place.lane].entry(open.place.seq));
         entries.map(|entry| entry.handle).collect()
-    }
-
-    fn is_fetched(&self, place: Place) -> bool {
-        self.fetches.iter().any(|open| open.place == place)
-    }
-
-    /// Whether a chunk will come without being fetched.
-    fn comes_with_its_lane(&self, place: Place) -> bool {
-        let here = &self.lanes[place.lane];
-        let coming = |open: &Open| open.place == place;
-        self.view.lanes[place.lane]
-            && (place.seq >= here.next || here.redo.contains(&place.seq) || here.open.iter().any(coming))
-    }
-
-    /// How many chunks were asked for again and did not come yet.
-    fn asked(&mut self) -> usize {
-        let mut promised = std::mem::take(&mut self.promised);
-        promised.retain(|open| self.comes_with_its_lane(open.place));
-        self.promised = promised;
-        self.fetches.len() + self.promised.len()
-    }
-
-    /// A lane is not shown any more: what was asked for of it goes on by itself, from where it is.
-    fn keep_promises(&mut self, lane: usize) {
-        for promised in std::mem::take(&mut self.promised) {
-            if promised.place.lane != lane {
-                self.promised.push(promised);
-            } else if self.comes_with_its_lane(promised.place) {
-                let open = &mut self.lanes[lane].open;
-                let begun = open.iter().position(|open| open.place == promised.place).map(|at| open.remove(at));
-                self.fetches.push_back(begun.unwrap_or(promised));
-            }
-        }
     }
 
     /// Whether it was told of a chunk's beginning, or that it is left out.
@@ -327,6 +281,10 @@ impl Contact {
         }
         let frame = entry.change();
         if entry.withdrawn.is_some() {
+            // Another attempt at it is news.
+            if let Some(had) = self.lanes[place.lane].had_of(entry) {
+                had.remove(entry.meta.index);
+            }
             self.lanes[place.lane].open.retain(|open| open.place != place);
             // One of which nothing came yet is named as left out: its handle says nothing to whoever asked.
             self.fetches.retain(|open| open.place != place || !open.begun);

@@ -6,6 +6,7 @@ use super::events::Place;
 use super::lane::Slot;
 use super::out::{Omissions, Out, THIN_STEP};
 use super::{LANES, Window};
+use crate::cursor::{Delivered, Owed};
 use crate::frame::kind;
 use crate::media::Variant;
 use crate::message::{Omitted, OmittedReason, StreamJoins};
@@ -39,20 +40,17 @@ impl Contact {
                 Sent::Waiting => at += 1,
                 Sent::Done => {
                     let done = self.lanes[lane].open.remove(at);
-                    self.finish(&done, window);
+                    self.finish(done.place, window);
                 }
             }
         }
         omissions.flush(out);
     }
 
-    fn finish(&mut self, done: &Open, window: &Window) {
-        let lane = done.place.lane;
-        let Some(entry) = window.lanes[lane].entry(done.place.seq) else { return };
-        let last = (entry.ordinal, entry.tag, done.meta.index);
-        let here = &mut self.lanes[lane];
-        if here.last.is_none_or(|(ordinal, _, index)| (ordinal, index) < (last.0, last.2)) {
-            here.last = Some(last);
+    fn finish(&mut self, place: Place, window: &Window) {
+        let Some(entry) = window.lanes[place.lane].entry(place.seq) else { return };
+        if let Some(had) = self.lanes[place.lane].had_of(entry) {
+            had.add(entry.meta.index);
         }
     }
 
@@ -78,10 +76,14 @@ impl Contact {
                 if reason != OmittedReason::Withdrawn || !newer(entry) {
                     omissions.add(&entry.meta.stream, entry.meta.index, reason, out);
                 }
+                if reason != OmittedReason::Withdrawn {
+                    self.finish(Place { lane, seq }, window);
+                }
                 continue;
             }
             if self.late(lane, seq, window, now) || (out.thin && self.stale(lane, seq, window)) {
                 omissions.add(&entry.meta.stream, entry.meta.index, OmittedReason::Slow, out);
+                self.finish(Place { lane, seq }, window);
                 continue;
             }
             omissions.flush(out);
@@ -150,10 +152,12 @@ impl Contact {
     /// The places of what it missed are forgotten; their streams' indexes are not.
     fn fell_out(&self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) {
         omissions.flush(out);
-        let from = self.lanes[lane].last.map_or(0, |(ordinal, ..)| ordinal);
+        let had = &self.lanes[lane].had;
+        let from = had.first().map_or(0, |(ordinal, _)| *ordinal);
         for (ordinal, stream) in window.lanes[lane].streams_from(from) {
             let Some(to) = stream.forgotten.filter(|_| self.view.allows(&stream.id)) else { continue };
-            let after = self.lanes[lane].last.filter(|last| last.0 == ordinal).map_or(stream.first, |last| last.2 + 1);
+            let last = had.iter().find(|(other, _)| *other == ordinal);
+            let after = last.map_or(0, |(_, had)| had.index + 1).max(stream.first);
             if after <= to {
                 out.omitted(&Omitted { stream: stream.id.clone(), from: after, to, reason: OmittedReason::Evicted });
             }
@@ -161,19 +165,36 @@ impl Contact {
     }
 
     /// Whether another window delivered this chunk already. Names the holes between what that delivered and what is
-    /// here when its lane comes to it; what is missing later may still come.
+    /// here when its lane comes to them; what is missing later may still come.
     fn had_before(&mut self, lane: usize, seq: u64, window: &Window, omissions: &mut Omissions, out: &mut Out) -> bool {
-        let Some(before) = &mut self.lanes[lane].before else { return false };
-        let Some(entry) = window.lanes[lane].entry(seq) else { return false };
-        if entry.tag != before.tag {
-            return entry.ordinal < before.ordinal;
-        }
-        if entry.meta.index <= before.index {
-            return true;
-        }
-        let stream = window.lanes[lane].stream(entry.ordinal).filter(|_| !before.gap_told);
-        before.gap_told = true;
-        for (from, to) in stream.map(|stream| window.lanes[lane].holes(stream, before.index)).unwrap_or_default() {
+        let (there, Some(before)) = (&window.lanes[lane], &mut self.lanes[lane].before) else { return false };
+        let Some(entry) = there.entry(seq) else { return false };
+        let index = entry.meta.index;
+        let asked = self.promised.iter().any(|open| open.place == Place { lane, seq });
+        let delivered = match before.streams.iter_mut().find(|had| had.stream == entry.tag) {
+            Some(had) if had.has(index) && !asked && !there.came_before(seq, entry) => return true,
+            Some(had) => {
+                let left = if index > had.index { Owed::Nothing } else { had.owed.min(Owed::Above) };
+                Delivered { owed: std::mem::replace(&mut had.owed, left), ..had.clone() }
+            }
+            None => match &mut before.known {
+                Some((first, _)) if entry.ordinal < *first && !asked => return true,
+                // It follows: what of it is not here any more came and went meanwhile.
+                Some((_, last)) if entry.ordinal > *last => {
+                    *last = entry.ordinal;
+                    Delivered { owed: Owed::All, ..Delivered::nothing(entry.tag) }
+                }
+                _ => return false,
+            },
+        };
+        let owes = |from: u64| match delivered.owed {
+            Owed::Nothing => false,
+            Owed::Above => from > delivered.index && index > delivered.index,
+            Owed::All => from < delivered.index || index > delivered.index,
+        };
+        let stream = there.stream(entry.ordinal).filter(|_| owes(delivered.index + 1) || owes(0));
+        let holes = stream.map(|stream| there.holes(stream, &delivered)).unwrap_or_default();
+        for (from, to) in holes.into_iter().filter(|(from, _)| owes(*from)) {
             omissions.flush(out);
             let (stream, reason) = (entry.meta.stream.clone(), OmittedReason::Evicted);
             out.omitted(&Omitted { stream, from, to, reason });
@@ -193,9 +214,11 @@ impl Contact {
 
     /// `STREAM` where it is new, `CHUNK`, and `STATE` where that says more.
     fn announce(&mut self, lane: usize, seq: u64, window: &mut Window, out: &mut Out) {
-        let here = &mut self.lanes[lane];
-        let replay = here.joined.is_some_and(|joined| seq < joined);
         let Some(entry) = window.lanes[lane].entry(seq) else { return };
+        let here = &mut self.lanes[lane];
+        // From here on it is known of the stream what came and what did not.
+        here.had_of(entry);
+        let replay = here.joined.is_some_and(|joined| seq < joined);
         let own = entry.ordinal;
         let (first, next) = here.streams.unwrap_or((own, own));
         let new = if own < first { own..own + 1 } else { next..(own + 1).max(next) };

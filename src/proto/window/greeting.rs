@@ -2,9 +2,10 @@
 
 use super::contact::{Before, Contact, Position, UNTOLD, View};
 use super::entry::Entry;
+use super::lane::Lane;
 use super::out::Out;
 use super::{LANES, Window};
-use crate::cursor::{Cursor, LaneCursor};
+use crate::cursor::{Cursor, Delivered, LaneCursor, MAX_DELIVERED, Owed};
 use crate::frame::{encode_json, kind};
 use crate::id::StreamId;
 use crate::message::{Omitted, OmittedReason, Watching};
@@ -54,7 +55,7 @@ impl Contact {
     fn begin_at(&mut self, window: &Window, place: impl Fn(&Window, &View, usize) -> u64) {
         for lane in 0..LANES.len() {
             if self.view.lanes[lane] {
-                self.lanes[lane].join(place(window, &self.view, lane), window.lanes[lane].end());
+                self.lanes[lane].join(place(window, &self.view, lane), &window.lanes[lane]);
             }
         }
     }
@@ -107,20 +108,23 @@ impl Contact {
                     start: at.start,
                     next: at.next,
                     redo: at.unfinished.iter().copied().filter(|_| shown).collect(),
-                    last: at.last.and_then(|(tag, index)| {
-                        there.streams_from(0).find(|(_, stream)| stream.tag == tag).map(|(at, _)| (at, tag, index))
-                    }),
+                    had: at
+                        .delivered
+                        .iter()
+                        .filter_map(|had| Some((there.ordinal_of(had.stream)?, had.clone())))
+                        .collect(),
+                    before: before(there, at, here),
                     ..Position::default()
                 },
                 // Nothing is known of it here; it begins anew when it is asked for.
                 _ if !shown => continue,
-                Some(at) => elsewhere(window, lane, at),
+                Some(at) => elsewhere(there, at),
                 // The lane was not watched: nothing of it was delivered.
                 None => Position { start: window.live(lane, &self.view), ..Position::default() },
             };
             let start = position.start;
             self.lanes[lane] = position;
-            self.lanes[lane].join(start, there.end());
+            self.lanes[lane].join(start, there);
         }
         if here && cursor.event <= window.events.end() {
             self.event = cursor.event;
@@ -129,13 +133,20 @@ impl Contact {
 }
 
 /// A place that speaks of another window: read by the streams' hashes.
-fn elsewhere(window: &Window, lane: usize, at: &LaneCursor) -> Position {
-    let before = at.last.map(|(tag, index)| {
-        let known = window.lanes[lane].streams_from(0).find(|(_, stream)| stream.tag == tag);
-        Before { tag, index, ordinal: known.map_or(0, |(ordinal, _)| ordinal), gap_told: false }
-    });
-    let oldest = window.lanes[lane].base;
-    Position { start: oldest, before, ..Position::default() }
+fn elsewhere(there: &Lane, at: &LaneCursor) -> Position {
+    Position { start: there.base, before: before(there, at, false), ..Position::default() }
+}
+
+/// What a contact had when it came; `here`: by this window's own word.
+fn before(there: &Lane, at: &LaneCursor, here: bool) -> Option<Box<Before>> {
+    let owed = |had: &Delivered| if here { had.owed } else { Owed::All };
+    let streams: Vec<_> = at.delivered.iter().map(|had| Delivered { owed: owed(had), ..had.clone() }).collect();
+    let ordinals =
+        || streams.iter().filter(|had| had.owed != Owed::Nothing).filter_map(|had| there.ordinal_of(had.stream));
+    // One that names fewer streams than it may has none before them.
+    let first = if streams.len() < MAX_DELIVERED { Some(0) } else { ordinals().min() };
+    let known = first.zip(ordinals().max());
+    (!streams.is_empty()).then(|| Box::new(Before { streams, known }))
 }
 
 impl Window {

@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::ChunkMeta;
 use super::entry::Entry;
+use crate::cursor::{Delivered, MAX_DELIVERED};
 use crate::id::StreamId;
 use crate::message::OmittedReason;
 
@@ -108,10 +109,10 @@ impl Lane {
         numbered.find(|(_, name)| name.0 == stream && name.1 >= index).map(|(seq, name)| (seq, name.1))
     }
 
-    /// What is between the indexes of this stream that are followed here, beyond `after`: first and last of each hole.
-    /// What is forgotten is no hole.
-    pub(super) fn holes(&self, stream: &Stream, after: u64) -> Vec<(u64, u64)> {
-        let mut here: Vec<u64> = self
+    /// What is between the indexes of this stream that are followed here and those that were `delivered` elsewhere,
+    /// from the lowest of the latter on: first and last of each hole. What is forgotten is no hole.
+    pub(super) fn holes(&self, stream: &Stream, delivered: &Delivered) -> Vec<(u64, u64)> {
+        let mut here: Vec<(u64, u64)> = self
             .slots
             .iter()
             .filter_map(|slot| match slot {
@@ -119,18 +120,49 @@ impl Lane {
                 Slot::Tomb(of, index, _) if *of == stream.id => Some(*index),
                 _ => None,
             })
+            .chain(delivered.indexes())
+            .map(|index| (index, index))
+            .chain(stream.forgotten.map(|last| (stream.first, last)))
             .collect();
         here.sort_unstable();
-        let (mut holes, mut next) = (Vec::new(), after + 1);
-        let mut told = |from: u64, to: u64| {
+        let (mut holes, mut next) = (Vec::new(), delivered.indexes().last().unwrap_or(delivered.index) + 1);
+        for (from, to) in here {
             if next < from {
                 holes.push((next, from - 1));
             }
             next = next.max(to + 1);
-        };
-        told(stream.first, stream.forgotten.unwrap_or(stream.first));
-        here.into_iter().for_each(|index| told(index, index));
+        }
         holes
+    }
+
+    /// What of the last streams lies before a place: whoever begins there is not concerned by it.
+    pub(super) fn delivered_before(&self, seq: u64) -> Vec<(u64, Delivered)> {
+        let from = (self.streams_base + self.streams.len() as u64).saturating_sub(MAX_DELIVERED as u64);
+        let mut all: Vec<_> =
+            self.streams_from(from).map(|(at, stream)| (at, Delivered::nothing(stream.tag))).collect();
+        for slot in self.before(seq) {
+            let (at, index) = match slot {
+                Slot::Live(entry) => (all.iter().position(|(_, had)| had.stream == entry.tag), entry.meta.index),
+                Slot::Tomb(of, index, _) => (self.streams_from(from).position(|(_, stream)| stream.id == *of), *index),
+            };
+            if let Some(at) = at {
+                all[at].1.add(index);
+            }
+        }
+        all.retain(|(_, had)| had.had != 0);
+        all
+    }
+
+    fn before(&self, seq: u64) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().take(usize::try_from(seq.saturating_sub(self.base)).unwrap_or(usize::MAX))
+    }
+
+    /// Whether an earlier attempt at this chunk has a place here.
+    pub(super) fn came_before(&self, seq: u64, entry: &Entry) -> bool {
+        self.before(seq).any(|slot| match slot {
+            Slot::Live(other) => (other.tag, other.meta.index) == (entry.tag, entry.meta.index),
+            Slot::Tomb(stream, index, _) => (stream, *index) == (&entry.meta.stream, entry.meta.index),
+        })
     }
 
     pub(super) fn push(&mut self, entry: Entry) -> u64 {
@@ -208,6 +240,11 @@ impl Lane {
 
     pub(super) fn stream(&self, ordinal: u64) -> Option<&Stream> {
         self.streams.get(usize::try_from(ordinal.checked_sub(self.streams_base)?).ok()?)
+    }
+
+    /// The number of the stream with this tag.
+    pub(super) fn ordinal_of(&self, tag: StreamTag) -> Option<u64> {
+        self.streams_from(0).find(|(_, stream)| stream.tag == tag).map(|(ordinal, _)| ordinal)
     }
 
     /// The streams from number `from` on.
