@@ -35,6 +35,12 @@ enum Link {
     Wt(Box<Session>),
 }
 
+/// Where a contact begins.
+struct From {
+    start: Option<StartAt>,
+    cursor: Option<String>,
+}
+
 /// A contact, and everything it holds.
 pub struct Contact {
     link: Link,
@@ -65,47 +71,54 @@ impl Contact {
 
     /// The same with these lanes alone.
     pub async fn with(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>) -> Self {
-        let mut this = Self::begin(world, eye, capability, lanes).await;
-        let first = this.frame().await.expect("WATCHING");
-        assert_eq!(first.kind, kind::WATCHING, "{:?}", first.body);
-        this
+        Self::begin(world, eye, capability, lanes).await.welcomed().await
     }
 
-    /// Goes on over a WebSocket where a cursor says that another connection was.
-    pub async fn resume(world: &World, capability: &str, cursor: &str) -> Self {
-        let mut socket = websocket(world, Ws::H1, "/watch", WATCH_SUBPROTOCOL).await;
-        let cursor = Some(cursor.to_owned());
-        let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes: None, from: None, cursor };
-        socket.stream.send(Message::Binary(frame::encode_json(kind::WATCH, &watch))).await.unwrap();
-        let (chunks, bytes, states) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { link: Link::Ws(Box::new(socket)), waiting: VecDeque::new(), chunks, bytes, states }
+    /// Goes on where a cursor says that another connection was, and is welcomed.
+    pub async fn resume(world: &World, eye: Eye, capability: &str, cursor: &str) -> Self {
+        let from = From { start: None, cursor: Some(cursor.to_owned()) };
+        Self::ask(world, eye, capability, None, from).await.welcomed().await
+    }
+
+    async fn welcomed(mut self) -> Self {
+        let first = self.frame().await.expect("WATCHING");
+        assert_eq!(first.kind, kind::WATCHING, "{:?}", first.body);
+        self
     }
 
     /// Asks, without hearing the answer.
     pub async fn begin(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>) -> Self {
+        let from = From { start: Some(StartAt::Word(StartWord::Oldest)), cursor: None };
+        Self::ask(world, eye, capability, lanes, from).await
+    }
+
+    async fn ask(world: &World, eye: Eye, capability: &str, lanes: Option<Vec<Variant>>, from: From) -> Self {
+        let From { start, cursor } = from;
+        let watch = || {
+            let (lanes, from, cursor) = (lanes.clone(), start.clone(), cursor.clone());
+            let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor };
+            frame::encode_json(kind::WATCH, &watch)
+        };
         let link = match eye {
             Eye::Ws(ws) => {
                 let mut socket = websocket(world, ws, "/watch", WATCH_SUBPROTOCOL).await;
-                let from = Some(StartAt::Word(StartWord::Oldest));
-                let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor: None };
-                let message = Message::Binary(frame::encode_json(kind::WATCH, &watch));
-                socket.stream.send(message).await.unwrap();
+                socket.stream.send(Message::Binary(watch())).await.unwrap();
                 Link::Ws(Box::new(socket))
             }
             Eye::Wt => {
                 let mut session = Session::open(world, "/watch", http::HeaderMap::new()).await.unwrap();
-                let from = Some(StartAt::Word(StartWord::Oldest));
-                let watch = Watch { protocol: PROTOCOL, capability: capability.into(), lanes, from, cursor: None };
-                session.send(&frame::encode_json(kind::WATCH, &watch)).await;
+                session.send(&watch()).await;
                 Link::Wt(Box::new(session))
             }
             Eye::Get(http) => {
-                let list = |lanes: Vec<Variant>| {
+                let lanes = lanes.as_ref().map(|lanes| {
                     let names: Vec<_> = lanes.iter().map(|lane| format!("\"{}\"", lane.as_str())).collect();
-                    format!("lanes=({}), from=\"oldest\"", names.join(" "))
-                };
-                let wanted = lanes.map_or_else(|| "from=\"oldest\"".to_owned(), list);
-                let mut exchange = Exchange::open(world, http, get_watch(capability, &wanted)).await;
+                    format!("lanes=({})", names.join(" "))
+                });
+                let start = start.is_some().then(|| "from=\"oldest\"".to_owned());
+                let cursor = cursor.map(|cursor| format!("cursor=\"{cursor}\""));
+                let wanted: Vec<String> = [lanes, start, cursor].into_iter().flatten().collect();
+                let mut exchange = Exchange::open(world, http, get_watch(capability, &wanted.join(", "))).await;
                 exchange.end().await;
                 let streaming = exchange.head().await;
                 assert_eq!(streaming.status, 200);

@@ -70,6 +70,8 @@ impl<T> Stalling<T> {
             timer.as_mut().reset(Instant::now() + self.limit);
         }
         ready!(timer.as_mut().poll(cx));
+        // Whoever has a last word to say is given as long again.
+        self.blocked = false;
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

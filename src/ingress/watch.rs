@@ -218,15 +218,13 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                 step = subscription.next() => Ok(Turn::Step(step)),
             }
         };
-        tokio::select! {
+        let ends = tokio::select! {
             step = step => match step {
-                Err(Stopped::TooSlow) => {
-                    subscription.let_go(Code::ContactTooSlow);
-                    return Goodbye::Left;
-                }
+                // If it reads again, it reads why.
+                Err(Stopped::TooSlow) => Some(Code::ContactTooSlow),
                 Err(Stopped::Gone) => return Goodbye::Left,
                 Ok(Turn::Over) => return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code)),
-                Ok(Turn::Again) => {}
+                Ok(Turn::Again) => None,
                 Ok(Turn::Step(mut step)) => {
                     let (Step::Frames(frames) | Step::End(frames)) = &mut step;
                     waiting.extend(joined(std::mem::take(frames)));
@@ -234,34 +232,46 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
                     ending = ending.or(subscription.ended());
                     // There is room: a step is asked for when all before it is written.
                     out.send(batch(&mut waiting));
+                    None
                 }
             },
             command = poll_fn(|cx| aside.poll_by(cx, Aside::poll)), if ending.is_none() => match command {
                 None => return Goodbye::Left,
-                Some(Command::Lanes(lanes)) => subscription.lanes(lanes.lanes),
-                Some(Command::Fetch(fetch)) => subscription.fetch(&fetch.stream, fetch.index),
-                Some(Command::Renew(capability)) => {
-                    if let Ok(next) = ctx.shared.admission.revocation(&capability)
-                        && subscription.renew(&capability.grant).is_ok()
-                    {
-                        aside.change().revoked = heard(next);
-                    }
-                }
-                Some(Command::End(code)) => {
-                    subscription.end(code);
-                    ending = Some(code);
-                    if !last {
-                        // Whole messages all of them: what did not go yet is not seen any more.
-                        waiting.clear();
-                    }
-                }
+                Some(command) => obey(ctx, command, &mut subscription, &mut aside),
             },
             code = lingered(&mut lingers, ending) => {
                 subscription.let_go(code);
                 return Goodbye::Told(Bytes::new(), code);
             }
+        };
+        if let Some(code) = ends.filter(|_| ending.is_none()) {
+            // Who does not answer since it does not read is too slow.
+            let code = if code == Code::BodyStalled && asked.is_some() { Code::ContactTooSlow } else { code };
+            subscription.end(code);
+            ending = Some(code);
+            if !last {
+                // Whole messages all of them: what did not go yet is not seen any more.
+                waiting.clear();
+            }
         }
     }
+}
+
+/// Does what a contact asks for; the code if that ends it.
+fn obey(ctx: &Ctx, command: Command, subscription: &mut Subscription, aside: &mut Rare<Aside<'_, '_>>) -> Option<Code> {
+    match command {
+        Command::Lanes(lanes) => subscription.lanes(lanes.lanes),
+        Command::Fetch(fetch) => subscription.fetch(&fetch.stream, fetch.index),
+        Command::Renew(capability) => {
+            if let Ok(next) = ctx.shared.admission.revocation(&capability)
+                && subscription.renew(&capability.grant).is_ok()
+            {
+                aside.change().revoked = heard(next);
+            }
+        }
+        Command::End(code) => return Some(code),
+    }
+    None
 }
 
 /// What a contact's turn came to.

@@ -14,6 +14,7 @@ mod named;
 mod post;
 mod reauthorized;
 mod reset;
+mod resumes;
 mod returns;
 mod rivals;
 mod signs;

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use waystation::clock::Clock;
 use waystation_devcore::session::Session;
 use waystation_proto::frame::{self, kind};
-use waystation_proto::message::{StartAt, StartWord, Watch};
+use waystation_proto::message::{Ending, StartAt, StartWord, Watch};
 use waystation_proto::{PROTOCOL, Variant, WATCH_SUBPROTOCOL};
 use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::peer::{Way, bring};
@@ -73,6 +73,10 @@ async fn stuck(world: &World) {
     }
 }
 
+fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
 fn endings(reason: &str) -> String {
     format!("waystation_fanout_subscription_endings_total{{reason=\"{reason}\"}}")
 }
@@ -108,6 +112,38 @@ async fn a_contact_that_reads_nothing_is_let_go_and_others_do_not_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_contact_that_is_let_go_and_reads_again_reads_why() {
+    // The relay's clock stands: the contact has as long as it needs for the last words.
+    let toml = "[limits]\nidle_timeout = \"500ms\"\n".into();
+    let world = World::with(Setup { toml, clock: Clock::at_unix_ms(now_ms()), ..Setup::default() }).await;
+    let session = world.session().await;
+    let capability = record(&world, &session).await;
+    let mut contact = open(&world, &capability).await;
+    stuck(&world).await;
+    // It is dead for the relay three times over.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let (mut reason, mut complete) = (None, 0);
+    let close = loop {
+        match soon("a message", contact.next()).await.expect("a close").unwrap() {
+            Message::Binary(bytes) => {
+                for frame in frame::split_message(bytes).unwrap() {
+                    assert!(reason.is_none(), "ENDING is the last frame");
+                    complete += u64::from(frame.kind == kind::COMPLETE);
+                    if frame.kind == kind::ENDING {
+                        reason = Some(frame::control::<Ending>(&frame).unwrap().reason);
+                    }
+                }
+            }
+            Message::Close(close) => break close.unwrap(),
+            _ => {}
+        }
+    };
+    assert_eq!((reason.as_deref(), close.reason.as_str()), (Some("contact_too_slow"), "contact_too_slow"));
+    assert!(complete < CHUNKS, "it is told no more than what it was handed");
+    world.until_metric(&endings("too_slow"), |times| times == 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_contact_that_is_stuck_is_heard_when_it_goes() {
     let world = World::new().await;
     let session = world.session().await;
@@ -122,8 +158,7 @@ async fn a_contact_that_is_stuck_is_heard_when_it_goes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_contact_that_is_stuck_ends_at_exp() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let clock = Clock::at_unix_ms(now.as_millis() as i64);
+    let clock = Clock::at_unix_ms(now_ms());
     let world = World::with(Setup { clock: clock.clone(), ..Setup::default() }).await;
     let session = world.session_with(|request| request.ttl_s = Some(20)).await;
     let capability = record(&world, &session).await;

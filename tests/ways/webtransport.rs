@@ -10,7 +10,7 @@ use waystation_proto::{Code, Variant, capsule};
 use waystation_tests::contact::{Contact, Eye};
 use waystation_tests::peer::{Upload, Way, bring};
 use waystation_tests::session::Session;
-use waystation_tests::wire::{Http, soon};
+use waystation_tests::wire::{Http, Ws, soon};
 use waystation_tests::{Chunk, Setup, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +167,7 @@ async fn a_cursor_counts_what_the_contact_has_and_can_be_used_on_another_transpo
     drop(contact);
     let next = Chunk::sealed(&session, Variant::AudioPriority, 2, 9_000);
     assert_eq!(bring(&world, Way::Http(Http::H1), &next, &capability).await.status, 201);
-    let mut back = Contact::resume(&world, &fanout, &cursor.cursor).await;
+    let mut back = Contact::resume(&world, Eye::Ws(Ws::H1), &fanout, &cursor.cursor).await;
     assert_eq!(back.begins().await.index, 2, "nothing twice, nothing left out");
 }
 
