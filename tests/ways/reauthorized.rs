@@ -1,9 +1,12 @@
 //! Contacts with Proofline tokens are authorised again while they watch, on every transport: only
 //! the core's refusal ends anything.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Request;
+use waystation::clock::Clock;
 use waystation_devcore::session::Session;
 use waystation_devcore::{Effect, Fault, FaultRoute};
 use waystation_proto::Variant;
@@ -11,6 +14,8 @@ use waystation_tests::contact::{Contact, Eye, get_watch};
 use waystation_tests::peer::{Upload, Way, bring};
 use waystation_tests::wire::{Exchange, Http, Streaming, Ws, ask, soon};
 use waystation_tests::{Chunk, Setup, World};
+
+use crate::capability::{claims, revoke};
 
 /// Every second, of a budget whose tenth is ten calls a second.
 async fn world(proofline_secret: bool) -> World {
@@ -133,4 +138,29 @@ async fn a_token_that_the_relay_verifies_itself_is_the_cores_to_take_back_too() 
     sending.send(chunk.bytes.slice(..5_000)).await;
     assert_eq!(contact.begins().await.index, 1);
     assert_eq!(world.metric(&times("refused")).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_back_just_after_the_relay_asked_is_over_within_the_time_that_is_set() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let clock = Clock::at_unix_ms(now.as_millis() as i64);
+    let toml = "[fanout]\nreauthorize_every = \"30s\"\n[limits]\nidle_timeout = \"10m\"\n".into();
+    let world = World::with(Setup { toml, clock: clock.clone(), ..Setup::default() }).await;
+    // The list is read, and the time stands until it is read again.
+    let read = "waystation_capability_fetches_total{source=\"revocations\",outcome=\"ok\"}";
+    world.until_metric(read, |times| times == 1.0).await;
+    let session = world.session().await;
+    let (proofline, jwt) = (tokens(&session).0, session.fanout_capability.clone().unwrap());
+    let mut contacts = Vec::new();
+    for eye in Eye::ALL {
+        for token in [&proofline, &jwt] {
+            contacts.push((eye, Contact::open(&world, eye, token).await));
+        }
+    }
+    revoke(&world, claims(&jwt)["jti"].as_str().unwrap()).await;
+    world.core.faults().add(Fault::refuse(FaultRoute::FanoutAuthorize, 403, "relay_capability_revoked"));
+    clock.advance(Duration::from_secs(30));
+    for (eye, contact) in &mut contacts {
+        assert_eq!(contact.ending().await, "capability_revoked", "{eye:?}");
+    }
 }
