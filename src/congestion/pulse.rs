@@ -1,7 +1,7 @@
 //! Whether a path is alive, seen from its acknowledgements; and when to poke it. Pure.
 //!
 //! During an outage QUIC's own probes come ever more rarely, twice as long apart each time. What
-//! is sent every 0.3 s finds the path again soon after its return, also where one in seven is lost.
+//! is sent every 0.1 s finds the path again soon after its return, also where packets are lost one after the other.
 
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ const QUIET: Duration = Duration::from_millis(300);
 /// few packets, whenever they are sent.
 const MANY: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
-/// Those after them, for a link that is away. Every second one only asks: bytes that are sent in vain
-/// are paid for.
-const LATER: Duration = Duration::from_millis(300);
+/// Those after them, for a link that is away. All but one of [`ASKS`] only ask: bytes that are sent in vain are
+/// paid for, and a burst of losses swallows so many packets, however small they are. Whoever looks every 0.1 s
+/// shall not find it a moment too early.
+const LATER: Duration = Duration::from_millis(90);
+const ASKS: u32 = 6;
 /// Where only a sign of life is owed QUIC's own probes bring it soon enough, unless they come ever more rarely:
 /// it is asked after so much silence, or three round trips, and again.
 const SIGN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(1500));
@@ -92,7 +94,7 @@ impl Pulse {
         }
         self.pokes += 1;
         self.due = Some(silence + if self.pokes < MANY { SOON } else { LATER });
-        if self.pokes > MANY && (self.pokes - MANY) % 2 == 1 { Beat::Ask } else { Beat::Poke }
+        if self.pokes > MANY && !(self.pokes - MANY).is_multiple_of(ASKS) { Beat::Ask } else { Beat::Poke }
     }
 }
 
@@ -124,7 +126,10 @@ mod tests {
             (0..60).map(|n| (n * 100, at(&mut pulse, n * 100))).filter(|(_, beat)| *beat != Beat::Rest).collect();
         let at_ms = |which| beats.iter().filter(|(_, beat)| *beat == which).map(|(at, _)| *at).collect::<Vec<_>>();
         assert_eq!(at_ms(Beat::Poke), [400, 600, 800, 1000, 1200, 1800, 2500, 3100, 3700, 4300, 4900, 5500]);
-        assert_eq!(at_ms(Beat::Ask), [1500, 2200, 2800, 3400, 4000, 4600, 5200, 5800]);
+        // Between them it is asked at every look, but for the one that stalls.
+        let asked = at_ms(Beat::Ask);
+        assert_eq!(asked[..10], [1300, 1400, 1500, 1600, 1700, 1900, 2000, 2200, 2300, 2400]);
+        assert!(asked.windows(2).all(|two| two[1] - two[0] <= 200), "{asked:?}");
         assert_eq!(beats.iter().filter(|(_, beat)| *beat == Beat::Stalls).count(), 1);
         assert_eq!(at(&mut pulse, 0), Beat::Flows);
         assert_eq!(at(&mut pulse, 0), Beat::Rest);
