@@ -64,20 +64,28 @@ impl Found {
 }
 
 /// What contacts cost, over their number: all of it, the same without the uploads, and dashed the mean of that.
-/// Were it the same for any number, the last two would be one line.
+/// Were it the same for any number, the last two would be one line. Beside them what the ceiling took in the same
+/// runs, if it was measured: how far that leaves its own mean is the machine's doing.
 pub(super) fn plot(all: &[Found], transport: Transport, dir: &Path) -> Result<(), Failure> {
-    let (mut cost, mut own) = (Curve::default(), Curve::default());
+    let (mut cost, mut own, mut ceiling) = (Curve::default(), Curve::default(), Curve::default());
     let of_contacts = |found: &Found| found.contacts_s_per_gb.unwrap_or(found.report.cpu_s_per_gb);
     all.iter().for_each(|found| cost.add(found.contacts as f64, found.report.cpu_s_per_gb));
     all.iter().for_each(|found| own.add(found.contacts as f64, of_contacts(found)));
+    for found in all {
+        found.ceiling_s_per_gb.into_iter().for_each(|least| ceiling.add(found.contacts as f64, least));
+    }
     let mean = all.iter().map(of_contacts).sum::<f64>() / all.len().max(1) as f64;
     let ends = [all.first(), all.last()].map(|found| found.map_or(1.0, |found| found.contacts as f64));
     let kib = all.first().map_or(0, |found| found.payload >> 10);
     let way = transport.as_str();
+    let measured = all.iter().any(|found| found.ceiling_s_per_gb.is_some());
+    let (third, named) = if measured { (vec![(3, &ceiling)], ", ceiling (green)") } else { (Vec::new(), "") };
     let panel = Panel {
-        title: format!("CPU s/GB delivered over {way}, chunks of {kib} KiB: contacts alone (blue), with uploads (red)"),
+        title: format!(
+            "CPU s/GB delivered over {way}, chunks of {kib} KiB: contacts alone (blue), with uploads (red){named}"
+        ),
         unit: ("", 1.0),
-        curves: vec![(1, &own), (2, &cost)],
+        curves: [vec![(1, &own), (2, &cost)], third].concat(),
         dashed: ends.map(|end| (end, mean)),
     };
     plot::write(dir, &format!("fanout over {way}"), Over::Contacts, &[panel])

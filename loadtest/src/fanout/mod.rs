@@ -149,7 +149,7 @@ pub async fn main(args: Args) -> ExitCode {
 /// Measures for each number of contacts, and before that what the uploads alone cost.
 async fn sweep(args: Args) -> Result<Vec<Found>, Failure> {
     let mut all = Vec::new();
-    let uploads = Box::pin(run(Args { contacts: 0, ..args.clone() })).await?.report.cpu_s_per_gb;
+    let uploads = Box::pin(run(Args { contacts: 0, ceiling: false, ..args.clone() })).await?.report.cpu_s_per_gb;
     for contacts in &args.sweep {
         let mut found = Box::pin(run(Args { contacts: *contacts, ..args.clone() })).await?;
         let own = found.report.cpu_s_per_gb - uploads / f64::from(*contacts);
