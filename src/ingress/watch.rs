@@ -221,8 +221,8 @@ async fn serve(ctx: &Ctx, watching: Watching, mut commands: Commands, out: &mut 
         let ends = tokio::select! {
             step = step => match step {
                 // If it reads again, it reads why.
-                Err(Stopped::TooSlow) => Some(Code::ContactTooSlow),
-                Err(Stopped::Gone) => return Goodbye::Left,
+                Err(Stopped::TooSlow) if !last => Some(Code::ContactTooSlow),
+                Err(Stopped::TooSlow | Stopped::Gone) => return Goodbye::Left,
                 Ok(Turn::Over) => return ending.map_or(Goodbye::Done, |code| Goodbye::Told(Bytes::new(), code)),
                 Ok(Turn::Again) => None,
                 Ok(Turn::Step(mut step)) => {

@@ -49,7 +49,7 @@ pub struct Delivered {
     pub stream: [u8; 8],
     /// The highest index delivered.
     pub index: u64,
-    /// Which of the 64 indexes up to that were: the lowest bit is its own. What is further back counts as delivered.
+    /// Which of the 64 indexes up to that were: the lowest bit is its own. Nothing is said of what is further back.
     pub had: u64,
     /// What is still to be named of what another window did not deliver, and this one does not have.
     pub owed: Owed,
@@ -67,16 +67,16 @@ pub enum Owed {
 }
 
 impl Delivered {
-    /// Nothing yet.
+    /// Nothing yet, and nothing before this index concerns whoever begins.
     #[must_use]
-    pub const fn nothing(stream: [u8; 8]) -> Self {
-        Self { stream, index: 0, had: 0, owed: Owed::Nothing }
+    pub const fn from(stream: [u8; 8], index: u64) -> Self {
+        Self { stream, index: index.saturating_sub(1), had: 0, owed: Owed::Nothing }
     }
 
-    /// Whether this index was delivered.
+    /// Whether this index was delivered, as far as that is said.
     #[must_use]
     pub fn has(&self, index: u64) -> bool {
-        self.index.checked_sub(index).is_some_and(|back| back >= 64 || self.had >> back & 1 == 1)
+        self.index.checked_sub(index).is_some_and(|back| back < 64 && self.had >> back & 1 == 1)
     }
 
     /// This index was delivered.
@@ -223,7 +223,7 @@ mod tests {
         /// As a set would say it, but for what is too far back.
         #[test]
         fn what_was_delivered_is_remembered(ops in prop::collection::vec((1u64..200, prop::bool::weighted(0.8)), 0..200)) {
-            let (mut delivered, mut set, mut highest) = (Delivered::nothing([0; 8]), std::collections::BTreeSet::new(), 0);
+            let (mut delivered, mut set, mut highest) = (Delivered::from([0; 8], 1), std::collections::BTreeSet::new(), 0);
             for (index, comes) in ops {
                 if comes {
                     delivered.add(index);
@@ -235,7 +235,7 @@ mod tests {
                 }
             }
             for index in 1..200 {
-                let expected = set.contains(&index) || index + 64 <= highest;
+                let expected = set.contains(&index) && index + 64 > highest;
                 prop_assert_eq!(delivered.has(index), expected, "{}", index);
             }
             let near: Vec<u64> = set.into_iter().rev().filter(|index| index + 64 > highest).collect();

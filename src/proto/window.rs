@@ -267,7 +267,7 @@ impl Window {
         let ends = self.lanes[lane].place_in_time(meta, ordinal, self.rules.window_ms);
         self.last_handle += 1;
         let mut entry = Entry::new(meta.clone(), self.last_handle, slot, owner, ordinal, ends);
-        entry.came = sign;
+        (entry.came, entry.again) = (sign, self.names.contains_key(&meta.chunk));
         self.carry_kept(&mut entry);
         if meta.length > self.rules.max_chunk {
             entry.gone = Some(OmittedReason::TooLarge);

@@ -34,7 +34,9 @@ impl Chunk {
     /// Offers it, takes its bytes, and says each of its states until it ended.
     pub(super) async fn run(self, offer: Offer) {
         let chunk = offer.chunk_ref();
-        let standing = match self.bring(offer).await {
+        // It counts until its sender was told, too.
+        let mut counted = None;
+        let standing = match self.bring(offer, &mut counted).await {
             Ok(standing) => standing,
             Err(refusal) => {
                 self.lane.close();
@@ -43,18 +45,19 @@ impl Chunk {
                 return;
             }
         };
+        drop(counted);
         self.lane.close();
         self.follow(chunk, standing).await;
     }
 
-    async fn bring(&self, offer: Offer) -> Result<Standing, Refusal> {
+    async fn bring(&self, offer: Offer, counted: &mut Option<Counted>) -> Result<Standing, Refusal> {
         let chunk = offer.chunk_ref();
         let capability = self.tokens.reaching(&offer, self.ctx.shared.clock.unix_s()).await?;
         let admitted = self.ctx.shared.admission.offer(offer, &capability, self.ctx.client).await?;
         match admitted {
             Admitted::Have(standing) => Ok(standing),
             Admitted::Receive(receiving) => {
-                let _counted = Counted::new(&self.receiving);
+                *counted = Some(Counted::new(&self.receiving));
                 self.take(receiving).await.map_err(|refusal| self.known(chunk, refusal))
             }
         }

@@ -19,6 +19,14 @@ const PER_SESSION: u64 = 250_000;
 /// A chunk: stream and index.
 type Name = (String, u64);
 
+/// Five streams of sound and three of pictures. Most of what happens is of the first three.
+const STREAMS: [&str; 8] = ["a1", "a2", "v1", "a3", "a4", "a5", "v2", "v3"];
+
+/// The lane of a stream.
+fn lane(stream: &str) -> usize {
+    usize::from(stream.starts_with('v'))
+}
+
 fn name(meta: &ChunkMeta) -> Name {
     (meta.stream.as_str().to_owned(), meta.index)
 }
@@ -114,10 +122,10 @@ impl World {
     }
 
     fn publish(&mut self, stream: usize, index: u64, length: u64, digest: u8) {
-        let mut meta = meta(["a1", "a2", "v1"][stream], index, index as i64 * 2 + stream as i64, length);
+        let mut meta = meta(STREAMS[stream], index, index as i64 * 2 + stream as i64, length);
         meta.sha256 = Digest([digest; 32]);
-        meta.session = SessionId::new(["s1", "s2", "s2"][stream]).unwrap();
-        if stream == 2 {
+        meta.session = SessionId::new(if stream == 0 { "s1" } else { "s2" }).unwrap();
+        if lane(STREAMS[stream]) == 1 {
             meta.variant = Variant::LivePreview;
         }
         self.owners += 1;
@@ -265,6 +273,8 @@ struct Seen {
     capture: Option<CaptureWord>,
     /// The chunk of each lane that began last on this connection.
     newest: [u64; 2],
+    /// It came back to a window to which it had come from an earlier one: that is forgotten by then.
+    came_back: bool,
     /// It left a lane and may come back: of what passed meanwhile it may hear states.
     left: bool,
 }
@@ -309,6 +319,7 @@ impl Seen {
             capture: None,
             newest: [0; 2],
             left: false,
+            came_back: false,
         }
     }
 
@@ -323,7 +334,9 @@ impl Seen {
         }
         if turn.cursor {
             let ended = || self.chunks.iter().filter(|(_, told)| told.end.is_some());
-            let whole = ended().filter(|(_, told)| told.end == Some("complete")).map(|(_, told)| told.name.clone());
+            // Of several attempts at a chunk the last one counts.
+            let last: BTreeMap<&Name, &Told> = self.chunks.values().map(|told| (&told.name, told)).collect();
+            let whole = last.into_values().filter(|told| told.end == Some("complete")).map(|told| told.name.clone());
             self.cursor = Some(Snapshot {
                 text: self.contact.cursor(&world.window),
                 instance: world.instance,
@@ -342,8 +355,9 @@ impl Seen {
                 let name = (chunk.stream.as_str().to_owned(), chunk.index);
                 let again = world.begun.iter().any(|begun| begun.1 == name && begun.2 < chunk.handle);
                 // A lane that it left begins anew in another window.
-                let anew = again || self.left || self.fetched.contains(&name);
-                assert!(!self.had.contains(&name) || anew, "brought by two windows");
+                let unsaid = self.is_far(&name) || self.too_many(lane(&name.0));
+                let anew = again || self.left || self.came_back || self.fetched.contains(&name) || unsaid;
+                assert!(!self.had.remove(&name) || anew, "brought by two windows");
                 let told =
                     Told { length: chunk.length, digest: chunk.sha256.0[0], have: 0, end: None, name: name.clone() };
                 assert!(self.lanes[lane_of(chunk.variant).unwrap()] || self.fetched.contains(&name));
@@ -385,6 +399,7 @@ impl Seen {
             }
             kind::OMITTED => {
                 let omitted: message::Omitted = frame::control(frame).unwrap();
+                self.check_omitted(&omitted, world);
                 for index in omitted.from..=omitted.to {
                     let name = (omitted.stream.as_str().to_owned(), index);
                     self.named.insert(name.clone());
@@ -423,6 +438,7 @@ impl Seen {
             return;
         };
         let here = snapshot.instance == world.instance;
+        self.came_back = here && world.instance > 1;
         self.chunks.retain(|handle, told| here && told.end.is_some() && snapshot.ended.contains(handle));
         if !here {
             (self.had, self.left_out, self.from) = (snapshot.had, snapshot.left_out, [0; 2]);
@@ -459,8 +475,7 @@ impl Seen {
         self.contact.look(View { lanes, streams: None }, &world.window);
         let (before, owed) = (std::mem::replace(&mut self.lanes, lanes), &self.owed);
         self.left |= (0..2).any(|lane| before[lane] && !lanes[lane]);
-        let lane = |name: &Name| usize::from(name.0 == "v1");
-        self.chunks.retain(|_, told| told.end.is_some() || lanes[lane(&told.name)] || owed.contains(&told.name));
+        self.chunks.retain(|_, told| told.end.is_some() || lanes[lane(&told.name.0)] || owed.contains(&told.name));
         for lane in 0..2 {
             if lanes[lane] && !before[lane] {
                 self.from[lane] = self.contact.lanes[lane].next;
@@ -488,7 +503,8 @@ impl Seen {
                 Some(entry) if entry.whole => ended == Some("complete"),
                 Some(entry) => told.is_some_and(|told| Some(told.have) == entry.body.as_ref().map(|body| body.have())),
             };
-            let before = || world.begun.iter().any(|other| other.1 == *name && other.2 < *handle);
+            let followed = |place: Place| world.window.lanes[place.lane].entry(place.seq).is_some();
+            let before = || world.begun.iter().any(|b| b.1 == *name && b.2 < *handle && followed(b.0));
             let elsewhere = told.is_none()
                 && (self.had.contains(name) && !before()
                     || self.taken_back.contains(handle)
@@ -513,17 +529,42 @@ impl Seen {
 }
 
 impl Seen {
+    /// What it had of an earlier window, and of this one not yet, is not said to be gone, unless it asks for it.
+    fn check_omitted(&self, omitted: &message::Omitted, world: &World) {
+        for index in omitted.from..=omitted.to {
+            let name = (omitted.stream.as_str().to_owned(), index);
+            let anew = world.begun.iter().filter(|begun| begun.1 == name).count() > 1;
+            let unknown = self.left || self.came_back || self.fetched.contains(&name) || self.is_far(&name) || anew;
+            let wrong = omitted.reason == message::OmittedReason::Evicted && self.had.contains(&name) && !unknown;
+            assert!(!wrong || self.too_many(lane(&name.0)), "{name:?} is here, and said to be gone");
+        }
+    }
+
+    /// Whether more streams of a lane were delivered than a cursor speaks of.
+    fn too_many(&self, of: usize) -> bool {
+        let streams: HashSet<&str> = self.had.iter().map(|name| name.0.as_str()).collect();
+        streams.into_iter().filter(|stream| lane(stream) == of).count() > crate::cursor::MAX_DELIVERED
+    }
+
+    /// Whether a cursor says nothing of this: it is too far back.
+    fn is_far(&self, name: &Name) -> bool {
+        let told = self.had.iter().chain(&self.named).chain(&self.unconcerned);
+        told.filter(|other| other.0 == name.0).any(|other| other.1 >= name.1 + 64)
+    }
+
     /// Of a stream of which an earlier window delivered something, and this one more: what came between and is not
     /// here was left out by name.
     fn check_holes(&self, world: &World) {
-        for stream in ["a1", "a2", "v1"] {
+        for stream in STREAMS {
             let had: Vec<u64> = self.had.iter().filter(|name| name.0 == stream).map(|name| name.1).collect();
-            let (Some(lowest), Some(highest)) = (had.iter().min(), had.iter().max()) else { continue };
+            let Some(highest) = had.iter().max().filter(|_| !self.too_many(lane(stream))) else { continue };
+            let lowest = had.iter().filter(|index| **index + 64 > *highest).min().unwrap();
             let more = |name: &&Name| name.0 == stream && name.1 > *highest;
             let omitted = self.left_out.iter().filter(more).map(|name| name.1).max().unwrap_or(0);
             let told = self.chunks.values().map(|told| &told.name).filter(more).filter(|name| name.1 > omitted);
             let told: Vec<&Name> = told.collect();
-            if self.left || told.is_empty() || told.iter().any(|name| self.fetched.contains(*name)) {
+            let far = self.is_far(&(stream.to_owned(), *highest));
+            if self.left || far || told.is_empty() || told.iter().any(|name| self.fetched.contains(*name)) {
                 continue;
             }
             let begun = || world.begun.iter().map(|begun| &begun.1);
@@ -575,6 +616,8 @@ enum Op {
 }
 
 fn op() -> impl Strategy<Value = Op> {
+    let stream = prop_oneof![8 => 0usize..3, 1 => 3usize..8];
+    let index = prop_oneof![12 => 1u64..14, 1 => 66u64..76];
     let length = prop_oneof![6 => 1u64..3000, 1 => 90_000u64..210_000];
     let reason = prop_oneof![
         Just(WithdrawnReason::HashMismatch),
@@ -594,7 +637,7 @@ fn op() -> impl Strategy<Value = Op> {
     let turn = turn.prop_map(|(thin, held, cursor)| Turn { thin, held, cursor });
     let capture = prop_oneof![3 => Just(CaptureWord::Back), 1 => Just(CaptureWord::Ended)];
     prop_oneof![
-        5 => (0usize..3, 1u64..14, length, 0u8..6).prop_map(|(s, i, l, d)| Op::Publish(s, i, l, d / 5)),
+        5 => (stream.clone(), index.clone(), length, 0u8..6).prop_map(|(s, i, l, d)| Op::Publish(s, i, l, d / 5)),
         5 => (0usize..40, 1u64..2000).prop_map(|(a, l)| Op::Push(a, l)),
         1 => (0usize..40, 1u64..500).prop_map(|(a, l)| Op::Gap(a, l)),
         5 => (0usize..40).prop_map(Op::All),
@@ -606,7 +649,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0usize..6, turn).prop_map(|(c, t)| Op::Poll(c, t)),
         1 => capture.prop_map(Op::Capture),
         1 => (0usize..6).prop_map(Op::Resume),
-        1 => (0usize..6, 0usize..3, 1u64..14).prop_map(|(c, s, i)| Op::Fetch(c, s, i)),
+        1 => (0usize..6, stream, index).prop_map(|(c, s, i)| Op::Fetch(c, s, i)),
         1 => (0usize..40).prop_map(Op::Leave),
         1 => (0usize..40).prop_map(Op::Drop),
         1 => prop_oneof![1 => Just(Op::Clear), 3 => Just(Op::Restart)],
@@ -654,7 +697,7 @@ fn run(ops: Vec<Op>) {
             }
             Op::Fetch(contact, stream, index) => {
                 if let Some(contact) = pick(contacts.len(), contact) {
-                    contacts[contact].fetch(&world, (["a1", "a2", "v1"][stream].to_owned(), index));
+                    contacts[contact].fetch(&world, (STREAMS[stream].to_owned(), index));
                 }
             }
             Op::Leave(attempt) => world.leave(attempt),

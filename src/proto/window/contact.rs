@@ -101,16 +101,33 @@ impl Position {
 
     /// What it had of this chunk's stream; `None`: that is too far back.
     pub(super) fn had_of(&mut self, entry: &Entry) -> Option<&mut Delivered> {
-        if let Some(at) = self.had.iter().position(|(_, had)| had.stream == entry.tag) {
+        self.had_at(entry.ordinal, entry.tag, entry.meta.index)
+    }
+
+    /// What it had of a stream, which begins with this index if it had nothing.
+    pub(super) fn had_at(&mut self, ordinal: u64, tag: StreamTag, first: u64) -> Option<&mut Delivered> {
+        if let Some(at) = self.had.iter().position(|(_, had)| had.stream == tag) {
             return Some(&mut self.had[at].1);
         }
-        let before = self.before.iter().flat_map(|before| &before.streams).find(|had| had.stream == entry.tag);
-        let had = before.map_or(Delivered::nothing(entry.tag), Delivered::clone);
-        let at = self.had.partition_point(|(other, _)| *other < entry.ordinal);
-        self.had.insert(at, (entry.ordinal, had));
+        let had = self.brought(tag).cloned().unwrap_or_else(|| Delivered::from(tag, first));
+        let at = self.had.partition_point(|(other, _)| *other < ordinal);
+        self.had.insert(at, (ordinal, had));
         let over = self.had.len() > MAX_DELIVERED;
         self.had.drain(..usize::from(over));
         self.had.get_mut(at.checked_sub(usize::from(over))?).map(|(_, had)| had)
+    }
+
+    /// What it has of a stream, wherever that came from.
+    pub(super) fn brought(&self, tag: StreamTag) -> Option<&Delivered> {
+        let before = self.before.iter().flat_map(|before| &before.streams);
+        self.had.iter().map(|(_, had)| had).chain(before).find(|had| had.stream == tag)
+    }
+
+    /// Whether another window brought what is no more than a name here.
+    pub(super) fn had_elsewhere(&self, lane: &Lane, stream: &StreamId, index: u64) -> bool {
+        let Some(before) = self.before.as_ref().filter(|before| !before.here) else { return false };
+        let tag = lane.tag_of(stream);
+        before.streams.iter().any(|had| Some(had.stream) == tag && had.has(index))
     }
 
     /// What was delivered, for another connection.
@@ -130,9 +147,12 @@ impl Position {
 /// What a contact had when it came.
 pub(super) struct Before {
     pub(super) streams: Vec<Delivered>,
-    /// The numbers of the first and last of them that are known here, if another window delivered them. What is
-    /// before the first counts as delivered; the last goes on with what follows it.
-    pub(super) known: Option<(u64, u64)>,
+    /// By this window's own word: what it had is told by the places, and only holes are to be named.
+    pub(super) here: bool,
+    /// The number of the last stream that follows them, of those whose holes it was told.
+    pub(super) followed: Option<u64>,
+    /// The first chunk that began after it came was looked at: from then on it sees all streams begin.
+    pub(super) up_to_date: bool,
 }
 
 pub(super) struct Open {
@@ -276,13 +296,14 @@ impl Contact {
             return;
         }
         let Some(entry) = window.lanes[place.lane].entry_mut(place.seq) else { return };
+        let latest = window.names.get(&entry.meta.chunk) == Some(&place);
         if event.is_some_and(|number| number != entry.changed) || !self.view.allows(&entry.meta.stream) {
             return;
         }
         let frame = entry.change();
         if entry.withdrawn.is_some() {
-            // Another attempt at it is news.
-            if let Some(had) = self.lanes[place.lane].had_of(entry) {
+            // Another attempt at it is news, unless that was told already.
+            if let Some(had) = self.lanes[place.lane].had_of(entry).filter(|_| latest) {
                 had.remove(entry.meta.index);
             }
             self.lanes[place.lane].open.retain(|open| open.place != place);

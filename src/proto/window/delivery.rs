@@ -61,7 +61,9 @@ impl Contact {
             match window.lanes[lane].slot(seq) {
                 Some(Slot::Live(entry)) if self.view.allows(&entry.meta.stream) => {}
                 Some(Slot::Tomb(stream, index, Some(reason))) if self.view.allows(stream) => {
-                    omissions.add(stream, *index, *reason, out);
+                    if !self.lanes[lane].had_elsewhere(&window.lanes[lane], stream, *index) {
+                        omissions.add(stream, *index, *reason, out);
+                    }
                     continue;
                 }
                 _ => continue,
@@ -150,16 +152,21 @@ impl Contact {
     }
 
     /// The places of what it missed are forgotten; their streams' indexes are not.
-    fn fell_out(&self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) {
+    fn fell_out(&mut self, lane: usize, window: &Window, omissions: &mut Omissions, out: &mut Out) {
         omissions.flush(out);
-        let had = &self.lanes[lane].had;
-        let from = had.first().map_or(0, |(ordinal, _)| *ordinal);
+        let (here, mut named) = (&mut self.lanes[lane], Vec::new());
+        let from = here.had.first().map_or(0, |(ordinal, _)| *ordinal);
         for (ordinal, stream) in window.lanes[lane].streams_from(from) {
             let Some(to) = stream.forgotten.filter(|_| self.view.allows(&stream.id)) else { continue };
-            let last = had.iter().find(|(other, _)| *other == ordinal);
-            let after = last.map_or(0, |(_, had)| had.index + 1).max(stream.first);
+            let after = here.brought(stream.tag).map_or(0, |had| had.index + 1).max(stream.first);
             if after <= to {
                 out.omitted(&Omitted { stream: stream.id.clone(), from: after, to, reason: OmittedReason::Evicted });
+                named.push((ordinal, stream.tag, to));
+            }
+        }
+        for (ordinal, tag, to) in named {
+            if let Some(had) = here.had_at(ordinal, tag, to) {
+                had.add(to);
             }
         }
     }
@@ -167,25 +174,25 @@ impl Contact {
     /// Whether another window delivered this chunk already. Names the holes between what that delivered and what is
     /// here when its lane comes to them; what is missing later may still come.
     fn had_before(&mut self, lane: usize, seq: u64, window: &Window, omissions: &mut Omissions, out: &mut Out) -> bool {
-        let (there, Some(before)) = (&window.lanes[lane], &mut self.lanes[lane].before) else { return false };
-        let Some(entry) = there.entry(seq) else { return false };
+        let (there, here) = (&window.lanes[lane], &mut self.lanes[lane]);
+        let (Some(before), Some(entry)) = (&mut here.before, there.entry(seq)) else { return false };
         let index = entry.meta.index;
         let asked = self.promised.iter().any(|open| open.place == Place { lane, seq });
+        let news = here.joined.is_some_and(|joined| seq >= joined);
+        let missed = !before.up_to_date;
+        before.up_to_date |= news;
         let delivered = match before.streams.iter_mut().find(|had| had.stream == entry.tag) {
-            Some(had) if had.has(index) && !asked && !there.came_before(seq, entry) => return true,
+            Some(had) if !before.here && !asked && !entry.again && had.has(index) => return true,
             Some(had) => {
                 let left = if index > had.index { Owed::Nothing } else { had.owed.min(Owed::Above) };
                 Delivered { owed: std::mem::replace(&mut had.owed, left), ..had.clone() }
             }
-            None => match &mut before.known {
-                Some((first, _)) if entry.ordinal < *first && !asked => return true,
-                // It follows: what of it is not here any more came and went meanwhile.
-                Some((_, last)) if entry.ordinal > *last => {
-                    *last = entry.ordinal;
-                    Delivered { owed: Owed::All, ..Delivered::nothing(entry.tag) }
-                }
-                _ => return false,
-            },
+            // It follows: what of it is not here any more came and went meanwhile.
+            None if missed && before.followed.is_none_or(|last| entry.ordinal > last) => {
+                before.followed = Some(entry.ordinal);
+                Delivered { owed: Owed::All, ..Delivered::from(entry.tag, 1) }
+            }
+            None => return false,
         };
         let owes = |from: u64| match delivered.owed {
             Owed::Nothing => false,
@@ -216,8 +223,10 @@ impl Contact {
     fn announce(&mut self, lane: usize, seq: u64, window: &mut Window, out: &mut Out) {
         let Some(entry) = window.lanes[lane].entry(seq) else { return };
         let here = &mut self.lanes[lane];
-        // From here on it is known of the stream what came and what did not.
-        here.had_of(entry);
+        // From here on it is known of the stream what came, and this did not yet.
+        if let Some(had) = here.had_of(entry) {
+            had.remove(entry.meta.index);
+        }
         let replay = here.joined.is_some_and(|joined| seq < joined);
         let own = entry.ordinal;
         let (first, next) = here.streams.unwrap_or((own, own));

@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) withdrawn: Option<WithdrawnReason>,
     /// When its first byte came; `None`: to an earlier process.
     pub(super) came: Option<u64>,
+    /// An earlier attempt at it is followed here.
+    pub(super) again: bool,
     /// When the last attempt at it went without an end.
     pub(super) left: Option<u64>,
     /// All bytes are here and the hash agrees.
@@ -65,6 +67,7 @@ impl Entry {
             gone: None,
             withdrawn: None,
             came: None,
+            again: false,
             left: None,
             whole: false,
             state: ContactState::Arriving,

@@ -5,7 +5,7 @@ use super::entry::Entry;
 use super::lane::Lane;
 use super::out::Out;
 use super::{LANES, Window};
-use crate::cursor::{Cursor, Delivered, LaneCursor, MAX_DELIVERED, Owed};
+use crate::cursor::{Cursor, Delivered, LaneCursor, Owed};
 use crate::frame::{encode_json, kind};
 use crate::id::StreamId;
 use crate::message::{Omitted, OmittedReason, Watching};
@@ -113,7 +113,7 @@ impl Contact {
                         .iter()
                         .filter_map(|had| Some((there.ordinal_of(had.stream)?, had.clone())))
                         .collect(),
-                    before: before(there, at, here),
+                    before: before(at, here),
                     ..Position::default()
                 },
                 // Nothing is known of it here; it begins anew when it is asked for.
@@ -134,19 +134,14 @@ impl Contact {
 
 /// A place that speaks of another window: read by the streams' hashes.
 fn elsewhere(there: &Lane, at: &LaneCursor) -> Position {
-    Position { start: there.base, before: before(there, at, false), ..Position::default() }
+    Position { start: there.base, before: before(at, false), ..Position::default() }
 }
 
 /// What a contact had when it came; `here`: by this window's own word.
-fn before(there: &Lane, at: &LaneCursor, here: bool) -> Option<Box<Before>> {
+fn before(at: &LaneCursor, here: bool) -> Option<Box<Before>> {
     let owed = |had: &Delivered| if here { had.owed } else { Owed::All };
     let streams: Vec<_> = at.delivered.iter().map(|had| Delivered { owed: owed(had), ..had.clone() }).collect();
-    let ordinals =
-        || streams.iter().filter(|had| had.owed != Owed::Nothing).filter_map(|had| there.ordinal_of(had.stream));
-    // One that names fewer streams than it may has none before them.
-    let first = if streams.len() < MAX_DELIVERED { Some(0) } else { ordinals().min() };
-    let known = first.zip(ordinals().max());
-    (!streams.is_empty()).then(|| Box::new(Before { streams, known }))
+    (!streams.is_empty()).then(|| Box::new(Before { streams, here, followed: None, up_to_date: here }))
 }
 
 impl Window {

@@ -139,8 +139,9 @@ impl Lane {
     pub(super) fn delivered_before(&self, seq: u64) -> Vec<(u64, Delivered)> {
         let from = (self.streams_base + self.streams.len() as u64).saturating_sub(MAX_DELIVERED as u64);
         let mut all: Vec<_> =
-            self.streams_from(from).map(|(at, stream)| (at, Delivered::nothing(stream.tag))).collect();
-        for slot in self.before(seq) {
+            self.streams_from(from).map(|(at, stream)| (at, Delivered::from(stream.tag, 1))).collect();
+        let before = usize::try_from(seq.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        for slot in self.slots.iter().take(before) {
             let (at, index) = match slot {
                 Slot::Live(entry) => (all.iter().position(|(_, had)| had.stream == entry.tag), entry.meta.index),
                 Slot::Tomb(of, index, _) => (self.streams_from(from).position(|(_, stream)| stream.id == *of), *index),
@@ -151,18 +152,6 @@ impl Lane {
         }
         all.retain(|(_, had)| had.had != 0);
         all
-    }
-
-    fn before(&self, seq: u64) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().take(usize::try_from(seq.saturating_sub(self.base)).unwrap_or(usize::MAX))
-    }
-
-    /// Whether an earlier attempt at this chunk has a place here.
-    pub(super) fn came_before(&self, seq: u64, entry: &Entry) -> bool {
-        self.before(seq).any(|slot| match slot {
-            Slot::Live(other) => (other.tag, other.meta.index) == (entry.tag, entry.meta.index),
-            Slot::Tomb(stream, index, _) => (stream, *index) == (&entry.meta.stream, entry.meta.index),
-        })
     }
 
     pub(super) fn push(&mut self, entry: Entry) -> u64 {
@@ -247,10 +236,15 @@ impl Lane {
         self.streams_from(0).find(|(_, stream)| stream.tag == tag).map(|(ordinal, _)| ordinal)
     }
 
+    /// The tag of a stream that is remembered.
+    pub(super) fn tag_of(&self, id: &StreamId) -> Option<StreamTag> {
+        self.streams.iter().rev().find(|stream| stream.id == *id).map(|stream| stream.tag)
+    }
+
     /// The streams from number `from` on.
     pub(super) fn streams_from(&self, from: u64) -> impl Iterator<Item = (u64, &Stream)> {
-        let base = self.streams_base;
-        self.streams.iter().enumerate().map(move |(at, stream)| (base + at as u64, stream)).filter(move |s| s.0 >= from)
+        let skipped = usize::try_from(from.saturating_sub(self.streams_base)).unwrap_or(usize::MAX);
+        (self.streams_base..).zip(&self.streams).skip(skipped)
     }
 
     /// Puts a chunk on the lane's time axis and returns its end there. The source's clock may
