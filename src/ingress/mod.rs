@@ -25,6 +25,7 @@ use crate::telemetry::ingress::ByTransport;
 use crate::telemetry::names::{RefusedConnection, Transport};
 
 mod accept;
+mod batch;
 mod bearer;
 mod body;
 mod capture;

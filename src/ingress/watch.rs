@@ -14,10 +14,11 @@ use http::request::Parts;
 use tokio::task::coop::consume_budget;
 use tokio_util::sync::WaitForCancellationFuture;
 
+use super::batch::{batch, joined};
 use super::bearer;
 use super::body::{ResponseBody, Stopped};
 use super::conn::Ctx;
-use super::frames::{Bundle, Goodbye, LINGER, Outlet, Reader, Room};
+use super::frames::{Goodbye, LINGER, Outlet, Reader, Room};
 use super::pour::{Pouring, pour};
 use super::respond::{self, Reply, Shape};
 use super::ws;
@@ -27,17 +28,10 @@ use crate::fanout::{Step, Subscription, Wanted};
 use crate::proto::dictionary::{self, WatchHeader};
 use crate::proto::frame::{self, Frame, kind};
 use crate::proto::message::{self, Fetch, Lanes, Watch};
-use crate::proto::varint;
 use crate::proto::{Code, PROTOCOL, WATCH_SUBPROTOCOL};
 use crate::rare::Rare;
 use crate::telemetry::names::Transport;
 
-/// Frames are joined up to this for one message or one piece of a body, so that a thin link
-/// always has something whole soon.
-const JOIN: usize = 32 * 1024;
-/// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
-/// frames behind them.
-const BATCH: usize = 2 * JOIN + 4 * 1024;
 /// A contact sends little; and only one message waits for it, so that what it is sent next is
 /// decided as late as possible.
 const ROOM: Room = Room { read_buffer: 256, messages: 1 };
@@ -322,50 +316,6 @@ fn heard(mut revocation: Revocation) -> Pin<Box<dyn Future<Output = Code> + Send
     Box::pin(async move { revocation.heard().await })
 }
 
-/// The messages that go out next: one, and those behind it that fit into the same write.
-fn batch(waiting: &mut VecDeque<Bundle>) -> Vec<Bundle> {
-    let mut batch = Vec::new();
-    let mut room = BATCH;
-    while let Some(next) = waiting.pop_front_if(|next| batch.is_empty() || next.len() <= room) {
-        room = room.saturating_sub(next.len());
-        batch.push(next);
-    }
-    batch
-}
-
-/// Joins frames to messages of whole frames of about [`JOIN`] bytes, without copying them. A frame may
-/// come in several parts (its head, then bytes shared with other contacts).
-fn joined(frames: Vec<Bytes>) -> Vec<Bundle> {
-    let mut messages = Vec::new();
-    let mut message = Bundle::default();
-    let mut missing = 0;
-    for part in frames {
-        missing = rest_of_frame(missing, &part);
-        message.push(part);
-        if missing == 0 && message.len() >= JOIN {
-            messages.push(std::mem::take(&mut message));
-        }
-    }
-    if message.len() > 0 {
-        messages.push(message);
-    }
-    messages
-}
-
-/// How many bytes of the frame that `part` ends in are still to come, when `missing` were before
-/// it.
-fn rest_of_frame(mut missing: usize, part: &[u8]) -> usize {
-    let mut part = part;
-    loop {
-        if missing >= part.len() {
-            return missing - part.len();
-        }
-        part = &part[missing..];
-        let (Some(_), Some(len)) = (varint::get(&mut part), varint::get(&mut part)) else { return 0 };
-        missing = usize::try_from(len).unwrap_or(usize::MAX);
-    }
-}
-
 /// Streaming `GET /watch`.
 pub(super) async fn get(ctx: &Ctx, parts: &Parts) -> Reply {
     let subscription = async {
@@ -408,11 +358,8 @@ fn wanted(headers: &HeaderMap) -> Result<Wanted, Code> {
 mod tests {
     use super::super::body::RequestBody;
     use super::super::duplex::Inflow;
-    use super::super::pour::gathered;
     use super::super::tests::watched::Watched;
     use super::*;
-    use crate::proto::frame::{Decoder, Piece, split_message};
-    use proptest::prelude::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio_util::task::AbortOnDropHandle;
@@ -462,35 +409,5 @@ mod tests {
         assert!(wanted(&headers).unwrap().from.is_some());
         headers.append("waystation-watch", HeaderValue::from_static("from=\"live\""));
         assert_eq!(wanted(&headers).err(), Some(Code::ProtocolError));
-    }
-
-    proptest! {
-        #[test]
-        fn messages_hold_whole_frames_however_they_come(
-            pieces in prop::collection::vec((0usize..50_000, any::<bool>()), 0..12),
-        ) {
-            let mut parts = Vec::new();
-            let mut wire = Vec::new();
-            for (size, split) in &pieces {
-                let bytes = vec![7; *size];
-                let whole = Piece::encode(kind::PIECE, 3, 9, &bytes);
-                wire.extend_from_slice(&whole);
-                if *split {
-                    parts.push(Piece::head(kind::PIECE, 3, 9, *size));
-                    parts.push(Bytes::from(bytes));
-                } else {
-                    parts.push(whole);
-                }
-            }
-            let messages = joined(parts.clone());
-            let messages: Vec<_> = messages.into_iter().map(|message| Bytes::from(message.into_parts().concat())).collect();
-            prop_assert!(messages.iter().all(|message| split_message(message.clone()).is_ok()));
-            prop_assert_eq!(messages.concat(), wire.clone());
-            prop_assert_eq!(gathered(parts).concat(), wire.clone());
-            let mut decoder = Decoder::default();
-            decoder.push(&wire);
-            while decoder.next_frame().unwrap().is_some() {}
-            prop_assert!(!decoder.pending());
-        }
     }
 }
