@@ -1,7 +1,8 @@
 //! Whether a path is alive, seen from its acknowledgements; and when to poke it. Pure.
 //!
 //! During an outage QUIC's own probes come ever more rarely, twice as long apart each time. What
-//! is sent every 0.1 s finds the path again soon after its return, also where packets are lost one after the other.
+//! is sent every 0.1 s, or three eighths of a round trip, finds the path again soon after its return, also where packets
+//! are lost one after the other.
 
 use std::time::Duration;
 
@@ -11,11 +12,12 @@ const QUIET: Duration = Duration::from_millis(300);
 /// few packets, whenever they are sent.
 const MANY: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
-/// Those after them, for a link that is away. All but one of [`ASKS`] only ask: bytes that are sent in vain are
-/// paid for, and a burst of losses swallows so many packets, however small they are. Whoever looks every 0.1 s
-/// shall not find it a moment too early.
+/// Those after them, for a link that is away: so far apart, and three eighths of a round trip. A burst of losses swallows
+/// so many packets, however small they are; where the way is long more of them would only fill its queue. Whoever looks
+/// every 0.1 s shall not find it a moment too early.
 const LATER: Duration = Duration::from_millis(90);
-const ASKS: u32 = 6;
+/// All others only ask but one in this time: bytes that are sent in vain are paid for.
+const BYTES: Duration = Duration::from_millis(590);
 /// Where only a sign of life is owed QUIC's own probes bring it soon enough, unless they come ever more rarely:
 /// it is asked after so much silence, or three round trips, and again.
 const SIGN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(1500));
@@ -65,6 +67,8 @@ pub struct Pulse {
     /// Silence at which the next poke is due.
     due: Option<Duration>,
     pokes: u32,
+    /// Silence at which bytes went last.
+    bytes: Duration,
     stalled: bool,
 }
 
@@ -93,8 +97,12 @@ impl Pulse {
             return Beat::Rest;
         }
         self.pokes += 1;
-        self.due = Some(silence + if self.pokes < MANY { SOON } else { LATER });
-        if self.pokes > MANY && !(self.pokes - MANY).is_multiple_of(ASKS) { Beat::Ask } else { Beat::Poke }
+        self.due = Some(silence + if self.pokes < MANY { SOON } else { LATER.max(rtt * 3 / 8) });
+        if self.pokes > MANY && silence < self.bytes + BYTES {
+            return Beat::Ask;
+        }
+        self.bytes = silence;
+        Beat::Poke
     }
 }
 
@@ -125,14 +133,23 @@ mod tests {
         let beats: Vec<(u64, Beat)> =
             (0..60).map(|n| (n * 100, at(&mut pulse, n * 100))).filter(|(_, beat)| *beat != Beat::Rest).collect();
         let at_ms = |which| beats.iter().filter(|(_, beat)| *beat == which).map(|(at, _)| *at).collect::<Vec<_>>();
-        assert_eq!(at_ms(Beat::Poke), [400, 600, 800, 1000, 1200, 1800, 2500, 3100, 3700, 4300, 4900, 5500]);
+        assert_eq!(at_ms(Beat::Poke), [400, 600, 800, 1000, 1200, 1800, 2400, 3000, 3600, 4200, 4800, 5400]);
         // Between them it is asked at every look, but for the one that stalls.
         let asked = at_ms(Beat::Ask);
-        assert_eq!(asked[..10], [1300, 1400, 1500, 1600, 1700, 1900, 2000, 2200, 2300, 2400]);
+        assert_eq!(asked[..9], [1300, 1400, 1500, 1600, 1700, 1900, 2000, 2200, 2300]);
         assert!(asked.windows(2).all(|two| two[1] - two[0] <= 200), "{asked:?}");
         assert_eq!(beats.iter().filter(|(_, beat)| *beat == Beat::Stalls).count(), 1);
         assert_eq!(at(&mut pulse, 0), Beat::Flows);
         assert_eq!(at(&mut pulse, 0), Beat::Rest);
+    }
+
+    #[test]
+    fn a_long_way_is_asked_less_often() {
+        let (mut pulse, rtt) = (Pulse::default(), Duration::from_millis(800));
+        let mut look = |n: u64| pulse.look(Some(Duration::from_millis(n * 100)), rtt, Owes::Bytes);
+        let beats: Vec<(u64, Beat)> = (25..48).map(|n| (n, look(n))).filter(|(_, beat)| *beat != Beat::Rest).collect();
+        use Beat::{Ask, Poke};
+        assert_eq!(beats[4..], [(33, Poke), (36, Ask), (39, Poke), (42, Ask), (45, Poke)]);
     }
 
     #[test]

@@ -179,7 +179,7 @@ fn look(pulse: &mut Pulse, shared: &Shared, chunks: bool, dial: &Dial, beside: &
 }
 
 /// How long a connection that stalls may be late behind the one that is made beside it: one that was
-/// heard is asked every 0.1 s, and answers a round trip after.
+/// heard is asked several times in a round trip, and answers one after.
 fn grace(owes: Owes, round_trip: Duration) -> Duration {
     if owes == Owes::Trust { Duration::ZERO } else { round_trip.min(MOST_GRACE) }
 }
