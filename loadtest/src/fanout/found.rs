@@ -81,9 +81,7 @@ pub(super) fn plot(all: &[Found], transport: Transport, dir: &Path) -> Result<()
     let measured = all.iter().any(|found| found.ceiling_s_per_gb.is_some());
     let (third, named) = if measured { (vec![(3, &ceiling)], ", ceiling (green)") } else { (Vec::new(), "") };
     let panel = Panel {
-        title: format!(
-            "CPU s/GB delivered over {way}, chunks of {kib} KiB: contacts alone (blue), with uploads (red){named}"
-        ),
+        title: format!("CPU s/GB over {way}, {kib} KiB: contacts alone (blue), with uploads (red){named}"),
         unit: ("", 1.0),
         curves: [vec![(1, &own), (2, &cost)], third].concat(),
         dashed: ends.map(|end| (end, mean)),
