@@ -1,8 +1,8 @@
 //! Whether a path is alive, seen from its acknowledgements; and when to poke it. Pure.
 //!
 //! During an outage QUIC's own probes come ever more rarely, twice as long apart each time. What
-//! is sent every 0.1 s, or three eighths of a round trip, finds the path again soon after its return, also where packets
-//! are lost one after the other.
+//! is sent every 0.1 to 0.3 s finds the path again soon after its return, also where packets are lost one after the
+//! other.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ const QUIET: Duration = Duration::from_millis(300);
 /// few packets, whenever they are sent.
 const MANY: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
-/// Those after them, for a link that is away: so far apart, and three eighths of a round trip. A burst of losses swallows
-/// so many packets, however small they are; where the way is long more of them would only fill its queue. Whoever looks
-/// every 0.1 s shall not find it a moment too early.
-const LATER: Duration = Duration::from_millis(90);
+/// Those after them, for a link that is away: three eighths of a round trip apart, but no less and no more than this. A
+/// burst of losses swallows so many packets, however small they are; where the way is long more of them would only fill
+/// its queue. Whoever looks every 0.1 s shall not find it a moment too early.
+const LATER: (Duration, Duration) = (Duration::from_millis(90), Duration::from_millis(300));
 /// All others only ask but one in this time: bytes that are sent in vain are paid for.
 const BYTES: Duration = Duration::from_millis(590);
 /// Where only a sign of life is owed QUIC's own probes bring it soon enough, unless they come ever more rarely:
@@ -97,7 +97,7 @@ impl Pulse {
             return Beat::Rest;
         }
         self.pokes += 1;
-        self.due = Some(silence + if self.pokes < MANY { SOON } else { LATER.max(rtt * 3 / 8) });
+        self.due = Some(silence + if self.pokes < MANY { SOON } else { (rtt * 3 / 8).clamp(LATER.0, LATER.1) });
         if self.pokes > MANY && silence < self.bytes + BYTES {
             return Beat::Ask;
         }
@@ -150,6 +150,10 @@ mod tests {
         let beats: Vec<(u64, Beat)> = (25..48).map(|n| (n, look(n))).filter(|(_, beat)| *beat != Beat::Rest).collect();
         use Beat::{Ask, Poke};
         assert_eq!(beats[4..], [(33, Poke), (36, Ask), (39, Poke), (42, Ask), (45, Poke)]);
+        let (mut pulse, rtt) = (Pulse::default(), Duration::from_secs(2));
+        let mut look = |n: u64| pulse.look(Some(Duration::from_millis(n * 100)), rtt, Owes::Bytes);
+        let asked: Vec<u64> = (60..90).filter(|n| look(*n) == Ask).collect();
+        assert!(asked.windows(2).all(|two| two[1] - two[0] == 6), "never less often than every 0.3 s: {asked:?}");
     }
 
     #[test]

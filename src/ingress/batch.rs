@@ -13,6 +13,7 @@ const JOIN: usize = 32 * 1024;
 /// Messages that are there already go out in one write up to this: two of [`JOIN`], and the small
 /// frames behind them.
 const BATCH: usize = 2 * JOIN + 4 * 1024;
+
 /// The messages that go out next: one, and those behind it that fit into the same write.
 pub(super) fn batch(waiting: &mut VecDeque<Bundle>) -> Vec<Bundle> {
     let mut batch = Vec::new();

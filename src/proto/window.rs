@@ -21,6 +21,8 @@ use crate::state::ContactState;
 
 #[cfg(test)]
 mod any_order_tests;
+#[cfg(test)]
+mod any_order_world;
 mod body;
 mod capture;
 #[cfg(test)]
