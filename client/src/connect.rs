@@ -11,16 +11,14 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use waystation_congestion::Flights;
+
+use crate::tcp::{self, Watch};
 
 /// How long a connection may take to be made. A phone tries again at once after it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes that the kernel takes beyond what it may send: what lies there can't be overtaken by a
-/// sound chunk, so it is small.
-const UNSENT: u32 = 16 * 1024;
-/// The congestion control that the kernel is asked for. It is not put off by loss.
-const BBR: &[u8] = b"bbr";
 
 /// Which of the relay's ways in to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,10 +238,10 @@ impl Endpoint {
     async fn stream_unbounded(&self, bbr: bool) -> Result<Box<dyn Stream>, ConnectError> {
         let mut last = ConnectError::Unreachable;
         for address in self.addresses().await? {
-            match tcp(address, bbr).await {
+            match tcp::connect(address, bbr).await {
                 Ok(stream) if !self.tls => return Ok(Box::new(stream)),
                 Ok(stream) => return self.handshake(stream).await,
-                Err(error) => last = error,
+                Err(_) => last = ConnectError::Unreachable,
             }
         }
         Err(last)
@@ -278,27 +276,21 @@ impl std::fmt::Debug for Endpoint {
 }
 
 /// A byte stream, with or without TLS.
-pub(crate) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
-impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for T {}
-
-/// Whether the kernel has the congestion control that [`Transport::Ws`] wants.
-pub(crate) fn has_bbr() -> bool {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
-    socket.is_ok_and(|socket| socket.set_tcp_congestion(BBR).is_ok())
+pub(crate) trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {
+    /// What makes the kernel end it when what is sent is not acknowledged.
+    fn watch(&self) -> Option<Watch>;
 }
 
-async fn tcp(address: SocketAddr, bbr: bool) -> Result<TcpStream, ConnectError> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(|_| ConnectError::Unreachable)?;
-    let options = socket2::SockRef::from(&socket);
-    // A refusal of an option costs order or time, not correctness.
-    let _ = options.set_tcp_notsent_lowat(UNSENT);
-    if bbr {
-        let _ = options.set_tcp_congestion(BBR);
+impl Stream for TcpStream {
+    fn watch(&self) -> Option<Watch> {
+        Watch::new(self)
     }
-    let stream = socket.connect(address).await.map_err(|_| ConnectError::Unreachable)?;
-    let _ = stream.set_nodelay(true);
-    Ok(stream)
+}
+
+impl Stream for TlsStream<Flights<TcpStream>> {
+    fn watch(&self) -> Option<Watch> {
+        Watch::new(self.get_ref().0.get_ref())
+    }
 }
 
 fn is_certificate(error: &std::io::Error) -> bool {

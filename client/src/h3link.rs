@@ -87,8 +87,17 @@ pub(crate) type Early = quinn::ZeroRttAccepted;
 impl H3 {
     /// Connects and completes the handshake.
     pub(crate) async fn connect(endpoint: &Endpoint, keep_alive: Duration) -> Result<Self, ConnectError> {
+        Self::through(endpoint, Dialer::new(endpoint, keep_alive)?).await
+    }
+
+    /// The same with as few bytes as will do, over a link on which a large packet takes long.
+    pub(crate) async fn connect_thinly(endpoint: &Endpoint) -> Result<Self, ConnectError> {
+        let dialer = Dialer::new(endpoint, CAPTURE_KEEP_ALIVE)?;
+        Self::through(endpoint, Dialer { thin: true, tries: Arc::new(Tries::once()), ..dialer }).await
+    }
+
+    async fn through(endpoint: &Endpoint, dialer: Dialer<'_>) -> Result<Self, ConnectError> {
         let addresses = endpoint.addresses().await?;
-        let dialer = Dialer::new(endpoint, keep_alive)?;
         let through = race::staggered(race::QUIC, |n| dialer.attempt(addresses[n % addresses.len()], n));
         let (socket, connection, gauge) = through.await?;
         Self::over(endpoint, socket, connection, gauge).await
@@ -265,6 +274,8 @@ struct Dialer<'a> {
     keep_alive: Duration,
     tls: Arc<QuicClientConfig>,
     tries: Arc<Tries>,
+    /// No large packet is sent only to find out whether it passes.
+    thin: bool,
 }
 
 /// A handshake that was begun. Dropped before it is complete, it says no more than a late farewell.
@@ -281,7 +292,7 @@ impl<'a> Dialer<'a> {
             return Err(ConnectError::NeedsTls);
         }
         let tls = QuicClientConfig::try_from(endpoint.trust().quic()).map_err(|_| ConnectError::Certificate)?;
-        Ok(Self { endpoint, keep_alive, tls: Arc::new(tls), tries: Arc::default() })
+        Ok(Self { endpoint, keep_alive, tls: Arc::new(tls), tries: Arc::default(), thin: false })
     }
 
     fn begin(&self, address: SocketAddr, which: usize) -> Result<Begun, ConnectError> {
@@ -291,7 +302,11 @@ impl<'a> Dialer<'a> {
         let (socket, needed) =
             bind(any, &gauge, Arc::clone(&self.tries), which).map_err(|_| ConnectError::Unreachable)?;
         let mut config = quinn::ClientConfig::new(self.tls.clone());
-        config.transport_config(Arc::new(transport(&gauge, self.keep_alive)));
+        let mut transport = transport(&gauge, self.keep_alive);
+        if self.thin {
+            transport.mtu_discovery_config(None);
+        }
+        config.transport_config(Arc::new(transport));
         let connecting = socket.connect_with(config, address, self.endpoint.host()).map_err(|_| ConnectError::Url)?;
         Ok(Begun { connecting, socket, gauge, needed })
     }

@@ -28,6 +28,7 @@ mod h3link;
 mod http;
 mod race;
 mod repeat;
+mod tcp;
 mod wire;
 mod wsio;
 

@@ -12,6 +12,9 @@
 //! needed any more say so once, and later: their farewells, padded to 1.2 KB and said again at each word of the relay,
 //! would fill a thin link just when it is back.
 //!
+//! On a link so thin that a copy takes longer than it may save, beside a connection that may go on, nothing of a handshake
+//! goes twice.
+//!
 //! The first packet's copy goes a little later, when a burst of losses is over. The second's goes at
 //! once, before the requests that can't be read without it; and a third time when the relay, a while later,
 //! still sends its part of the handshake. QUIC itself does so after a time that doubles with each
@@ -54,14 +57,27 @@ const ALONE: usize = 100;
 const MOST: [u32; 2] = [2, 4];
 
 /// Handshakes that are tried at once: which of them was answered first, and when. None once it came to nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tries {
     first: Mutex<Option<(usize, Instant)>>,
     /// Whoever waits looks again.
     changed: Notify,
+    /// What each of them may send twice.
+    most: [u32; 2],
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self { first: Mutex::default(), changed: Notify::new(), most: MOST }
+    }
 }
 
 impl Tries {
+    /// Nothing goes twice.
+    pub(crate) fn once() -> Self {
+        Self { most: [0; 2], ..Self::default() }
+    }
+
     fn first(&self) -> MutexGuard<'_, Option<(usize, Instant)>> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,7 +174,7 @@ impl Repeating {
     ) -> (Arc<Self>, Needed) {
         let mute = Arc::new(AtomicBool::new(false));
         let needed = Needed { tries: Arc::clone(&tries), which, mute: Some(Arc::clone(&mute)) };
-        let (left, awaited) = (MOST.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
+        let (left, awaited) = (tries.most.map(AtomicU32::new), AtomicU32::new(AWAITED.1));
         let (heard, second) = (AtomicBool::new(false), Mutex::default());
         let (asked, again, farewell) = (Mutex::default(), AtomicU32::new(0), AtomicU32::new(1));
         let this = Self { socket, tries, which, left, awaited, heard, asked, again, gauge, mute, farewell, second };
@@ -457,6 +473,17 @@ mod tests {
             again += 1;
         }
         assert_eq!(again, 4, "three, and the last copy of a socket's life");
+    }
+
+    #[tokio::test]
+    async fn on_a_thin_link_nothing_of_a_handshake_goes_twice() {
+        let rig = Rig::of(Arc::new(Tries::once()), 0).await;
+        rig.send(b"\xc0first", None);
+        pass(2 * LATER).await;
+        rig.answer(b"answer").await;
+        rig.send(b"\xe0second", None);
+        rig.send(b"\x40bytes", None);
+        assert_eq!(rig.next_few().await, ["first", "second", "bytes"]);
     }
 
     #[tokio::test(start_paused = true)]

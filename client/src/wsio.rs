@@ -12,6 +12,7 @@ use waystation_proto::frame::MAX_PIECE_BYTES;
 use waystation_proto::message::EARLY_BYTES;
 
 use crate::connect::{ConnectError, Endpoint, Stream};
+use crate::tcp::Watch;
 
 /// The handshake and the first answer must come within this.
 pub(crate) const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -29,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) early: u64,
     /// What a round trip took while it was made, at most.
     pub(crate) round_trip: Duration,
+    /// What makes the kernel end it when what is sent is not acknowledged.
+    pub(crate) watch: Option<Watch>,
 }
 
 /// Connects and upgrades.
@@ -70,11 +73,12 @@ async fn upgrade(
     config.max_write_buffer_size = 2 * MAX_PIECE_BYTES;
     config.max_message_size = Some(4 * MAX_PIECE_BYTES);
     config.max_frame_size = Some(4 * MAX_PIECE_BYTES);
-    let asked = Instant::now();
+    let (watch, asked) = (stream.watch(), Instant::now());
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, answer)) => {
             let early = answer.headers().get(EARLY_BYTES).and_then(|bytes| bytes.to_str().ok()?.parse().ok());
-            Ok(Opened { socket, early: early.unwrap_or_default(), round_trip: asked.elapsed().min(one) })
+            let round_trip = asked.elapsed().min(one);
+            Ok(Opened { socket, early: early.unwrap_or_default(), round_trip, watch })
         }
         Err(WsError::Http(answer)) => Err(refusal(&answer)),
         Err(_) => Err(ConnectError::Unreachable),

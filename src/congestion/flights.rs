@@ -25,6 +25,11 @@ impl<T> Flights<T> {
         Self { inner, held: Vec::new(), shaking: true }
     }
 
+    /// What is written to.
+    pub const fn get_ref(&self) -> &T {
+        &self.inner
+    }
+
     /// The handshake is done, or has failed: what is written from now on goes at once, and what was held with it.
     pub const fn done(&mut self) {
         self.shaking = false;

@@ -8,11 +8,11 @@ use http::{Method, Request};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use waystation_proto::frame::{self, Decoder, kind};
-use waystation_proto::message::{Capability, End, Hello, Hint, Welcome};
-use waystation_proto::{PROTOCOL, message};
+use waystation_proto::message;
+use waystation_proto::message::{Capability, End, Hint, Welcome};
 
 use super::h3::Shared;
-use super::link::FromLink;
+use super::link::{FromLink, greeting};
 use super::sign::Signs;
 use crate::h3link::{FIRST, H3Body, Sending};
 use crate::http::Broken;
@@ -50,9 +50,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut tokens: Vec<Token>, mut say: mp
 async fn session(shared: &Shared, tokens: &[Token], say: &mut mpsc::Receiver<Say>) -> Result<bool, Broken> {
     let request = Request::builder().method(Method::POST).uri("/capture").body(()).map_err(|_| Broken)?;
     let (mut sending, receiving) = shared.connection.begin(request, FIRST).await?;
-    let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
-    let hello = Hello { protocol: PROTOCOL, capabilities, network: None };
-    sending.send(frame::encode_json(kind::HELLO, &hello)).await?;
+    sending.send(greeting(tokens, shared.records())).await?;
     let mut hearing = std::pin::pin!(async { listen(shared, tokens, receiving.body().await?).await });
     tokio::select! {
         said = speak(shared, &mut sending, say) => {
@@ -71,7 +69,8 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
     let mut signs = Signs::new();
     loop {
         // Looked at again before: media, an outage or what a lost sign costs changes it.
-        let quiet = signs.due(shared.line()).min(Instant::now() + LOOK);
+        let again = Instant::now() + LOOK;
+        let quiet = if shared.records() { signs.due(shared.line()).min(again) } else { again };
         tokio::select! {
             said = say.recv() => match said {
                 Some(Say::Capability(token)) => {
@@ -87,7 +86,7 @@ async fn speak(shared: &Shared, sending: &mut Sending, say: &mut mpsc::Receiver<
             },
             () = tokio::time::sleep_until(quiet) => {
                 let line = shared.line();
-                if signs.due(line) <= Instant::now() {
+                if shared.records() && signs.due(line) <= Instant::now() {
                     signs.given(line, shared.wrote());
                     sending.send(frame::encode(kind::ALIVE, b"{}")).await?;
                 }

@@ -11,6 +11,9 @@ use tokio::time::Instant;
 const ASK_AFTER: Duration = Duration::from_secs(1);
 /// The same while none wait: a NAT or a peer that forgot the connection is found out.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// The same where the kernel finds it out, since each sign of life is acknowledged: only what stands before the relay and
+/// acknowledges in its place is left to ask for. A question and its answer cost a third more than a sign.
+const KEEP_ALIVE_WATCHED: Duration = Duration::from_secs(120);
 /// Nothing comes for this long, and three times as long as answers took: another connection is
 /// tried beside this one, which goes on if it answers first.
 const STALLED: Duration = Duration::from_millis(2500);
@@ -21,7 +24,7 @@ const FIRST_ANSWER: Duration = Duration::from_millis(1500);
 const FIRST_WORD: Duration = Duration::from_secs(1);
 /// It takes no longer than this, however often it is doubled.
 const MAX_FIRST_WORD: Duration = Duration::from_secs(15);
-/// Nothing comes for this long: the connection is dead.
+/// Nothing comes for this long, half of it after a question: the connection is dead.
 const DEAD: Duration = Duration::from_secs(40);
 
 /// How long answers take on the way to a relay, for the connections that follow each other there.
@@ -92,13 +95,16 @@ pub(super) struct Ear {
     /// It stalls until it answers this question or a later one.
     stalled: Option<u32>,
     first_word: FirstWord,
+    keep_alive: Duration,
 }
 
 impl Ear {
     /// `round_trip`: what the last one before `HELLO` took, if a first word that is late is reason for another connection.
-    pub(super) fn new(takes: Takes, round_trip: Option<Duration>) -> Self {
+    /// `watched`: while no bytes wait the kernel ends the connection if what is sent is not acknowledged.
+    pub(super) fn new(takes: Takes, round_trip: Option<Duration>, watched: bool) -> Self {
         let first_word = round_trip.map_or(FirstWord::Heard, |time| FirstWord::Awaited(takes.first_word(time)));
-        Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None, first_word }
+        let keep_alive = if watched { KEEP_ALIVE_WATCHED } else { KEEP_ALIVE };
+        Self { last: Instant::now(), asked: None, number: 0, takes, stalled: None, first_word, keep_alive }
     }
 
     fn takes(&self) -> Duration {
@@ -153,7 +159,7 @@ impl Ear {
 
     /// What is to be asked now, if anything is.
     pub(super) fn asks(&mut self, bytes_wait: bool) -> Option<u32> {
-        let after = if bytes_wait { ASK_AFTER } else { KEEP_ALIVE };
+        let after = if bytes_wait { ASK_AFTER } else { self.keep_alive };
         if self.asked.is_some() || self.last.elapsed() < after {
             return None;
         }
@@ -191,7 +197,7 @@ impl Ear {
     }
 
     pub(super) fn is_dead(&self) -> bool {
-        self.last.elapsed() > DEAD
+        self.last.elapsed() > DEAD && self.asked.is_some_and(|(_, asked, _)| asked.elapsed() > DEAD / 2)
     }
 }
 
@@ -207,7 +213,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_with_bytes_waiting_stalls_soon_and_a_slow_link_later() {
         let takes = Takes::default();
-        let mut ear = Ear::new(takes.clone(), None);
+        let mut ear = Ear::new(takes.clone(), None, false);
         pass(&mut ear, 900).await;
         assert_eq!(ear.asks(true), None, "too early");
         pass(&mut ear, 100).await;
@@ -223,7 +229,7 @@ mod tests {
         pass(&mut ear, 33_000).await;
         assert!(ear.stalls() && ear.is_dead());
         // The connection that takes its place knows it too.
-        let mut next = Ear::new(takes, None);
+        let mut next = Ear::new(takes, None, false);
         pass(&mut next, 1000).await;
         assert_eq!(next.asks(true), Some(1));
         pass(&mut next, 7_600).await;
@@ -232,7 +238,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_relay_says_again_is_no_answer() {
-        let mut ear = Ear::new(Takes::default(), None);
+        let mut ear = Ear::new(Takes::default(), None, false);
         pass(&mut ear, 1_000).await;
         assert_eq!(ear.asks(true), Some(1));
         assert_eq!(pass(&mut ear, 19_000).await, Some(2), "asked when it stalls");
@@ -253,7 +259,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn several_that_an_outage_held_up_count_once() {
         let takes = Takes::default();
-        let mut all = [0; 5].map(|_| Ear::new(takes.clone(), None));
+        let mut all = [0; 5].map(|_| Ear::new(takes.clone(), None, false));
         tokio::time::advance(ASK_AFTER).await;
         let asked = all.each_mut().map(|ear| ear.asks(true));
         assert_eq!(asked, [Some(1); 5]);
@@ -271,7 +277,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_question_that_another_took_the_place_of_is_answered_by_it() {
-        let mut ear = Ear::new(Takes::default(), None);
+        let mut ear = Ear::new(Takes::default(), None, false);
         pass(&mut ear, 1_000).await;
         assert_eq!((ear.asks(true), ear.ask()), (Some(1), 2));
         ear.answered(2);
@@ -280,7 +286,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_another_network_it_stalls_until_it_answers() {
-        let mut ear = Ear::new(Takes::default(), None);
+        let mut ear = Ear::new(Takes::default(), None, false);
         pass(&mut ear, 1_000).await;
         assert_eq!((ear.asks(true), ear.moved()), (Some(1), 2));
         ear.heard();
@@ -292,7 +298,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_seldom_asked() {
-        let mut ear = Ear::new(Takes::default(), None);
+        let mut ear = Ear::new(Takes::default(), None, false);
         pass(&mut ear, 19_900).await;
         assert_eq!(ear.asks(false), None);
         pass(&mut ear, 100).await;
@@ -308,9 +314,28 @@ mod tests {
         assert!(ear.stalls(), "it does not answer");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn where_the_kernel_watches_an_idle_connection_is_hardly_asked() {
+        let mut ear = Ear::new(Takes::default(), None, true);
+        pass(&mut ear, 119_900).await;
+        assert_eq!((ear.asks(false), ear.is_dead()), (None, false), "nobody asked it anything");
+        pass(&mut ear, 100).await;
+        assert_eq!(ear.asks(false), Some(1));
+        pass(&mut ear, 20_000).await;
+        assert!(ear.stalls() && !ear.is_dead());
+        pass(&mut ear, 1).await;
+        assert!(ear.is_dead());
+        // While bytes wait it is asked as ever.
+        let mut ear = Ear::new(Takes::default(), None, true);
+        pass(&mut ear, 1_000).await;
+        assert_eq!(ear.asks(true), Some(1));
+        pass(&mut ear, 39_001).await;
+        assert!(ear.is_dead());
+    }
+
     /// Milliseconds until such a connection stalls.
     async fn stalls_after(takes: &Takes, round_trip_ms: u64) -> u64 {
-        let mut ear = Ear::new(takes.clone(), Some(Duration::from_millis(round_trip_ms)));
+        let mut ear = Ear::new(takes.clone(), Some(Duration::from_millis(round_trip_ms)), false);
         let begun = Instant::now();
         while pass(&mut ear, 10).await.is_none() {}
         begun.elapsed().as_millis() as u64
@@ -321,7 +346,7 @@ mod tests {
         let takes = Takes::default();
         assert_eq!(stalls_after(&takes, 100).await, 1010);
         assert_eq!(stalls_after(&takes, 800).await, 3210, "the second in a row");
-        let mut ear = Ear::new(takes.clone(), Some(Duration::ZERO));
+        let mut ear = Ear::new(takes.clone(), Some(Duration::ZERO), false);
         ear.greeted();
         assert_eq!(stalls_after(&takes, 800).await, 1610);
         takes.set(Duration::from_millis(200));
@@ -336,7 +361,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_answers_and_does_not_greet_is_given_up_once() {
-        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO), false);
         let question = loop {
             if let Some(question) = pass(&mut ear, 10).await {
                 break question;
@@ -362,14 +387,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_word_ends_the_wait_for_it_and_nothing_else() {
-        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO), false);
         assert_eq!(pass(&mut ear, 1_001).await, Some(1));
         ear.heard();
         assert!(ear.stalls(), "a ping of the relay");
         ear.greeted();
         assert!(!ear.stalls());
         assert_eq!(pass(&mut ear, 2_000).await, None);
-        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO));
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO), false);
         assert_eq!(ear.moved(), 1);
         ear.greeted();
         assert!(ear.stalls(), "it may have come over the network before");

@@ -11,6 +11,7 @@ mod waiting;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -110,6 +111,10 @@ pub(crate) struct Engine {
     connect_at: Instant,
     connected_at: Instant,
     connections: u64,
+    /// Something was recorded in this run.
+    recorded: bool,
+    /// The device is recording, or was in this run: there are signs of life.
+    recording: Arc<AtomicBool>,
     /// The core's keys are awaited.
     keys_asked: bool,
     /// Chunks of which the core is asked, and those that wait for their turn.
@@ -173,6 +178,8 @@ impl Engine {
             connect_at: started,
             connected_at: started,
             connections: 0,
+            recorded: false,
+            recording: Arc::new(AtomicBool::new(!state.closing)),
             keys_asked: false,
             reconciling: HashSet::new(),
             unasked: BTreeSet::new(),

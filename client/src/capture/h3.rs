@@ -11,6 +11,7 @@ mod puts;
 mod writer;
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,15 +46,30 @@ pub(super) const EARLY_LIMIT: Duration = Duration::from_secs(3);
 
 /// A connection that stalls is waited for this long at most once another is there.
 const MOST_GRACE: Duration = Duration::from_secs(1);
+/// A link that brings fewer bytes a second is thin: a large packet takes 50 ms and more.
+const THIN: u64 = 25_000;
 
 /// Makes the one connection that every request uses. `early`: requests may go before the
 /// handshake is complete.
 pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectError> {
-    let (connection, early) = match early {
-        true => H3::connect_early(&dial.relay).await?,
-        false => (H3::connect(&dial.relay, CAPTURE_KEEP_ALIVE).await?, None),
-    };
+    if !early {
+        return connect_after(dial, Duration::ZERO, 0).await;
+    }
+    let (connection, early) = H3::connect_early(&dial.relay).await?;
     Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
+}
+
+/// Makes a connection beside one that stalls, which is left a `grace` once this one is there. Nothing goes on this one
+/// meanwhile: on a thin link it would go before what the other one has to send again. `rate`: bytes a second that the
+/// path brought.
+pub(super) async fn connect_after(dial: Dial, grace: Duration, rate: u64) -> Result<Link, ConnectError> {
+    let connection = if (1..THIN).contains(&rate) {
+        H3::connect_thinly(&dial.relay).await?
+    } else {
+        H3::connect(&dial.relay, CAPTURE_KEEP_ALIVE).await?
+    };
+    tokio::time::sleep(grace).await;
+    Ok(Link::spawn(BODIES, move |jobs, news| run(connection, None, dial, jobs, news)))
 }
 
 pub(super) struct Shared {
@@ -64,6 +80,7 @@ pub(super) struct Shared {
     pub(super) names: Names,
     wake: Notify,
     written: Mutex<Instant>,
+    recording: Arc<AtomicBool>,
     pub(super) news: mpsc::Sender<FromLink>,
 }
 
@@ -83,6 +100,7 @@ async fn run(
         names: Names::default(),
         wake: Notify::new(),
         written: Mutex::new(Instant::now()),
+        recording: Arc::clone(&dial.recording),
         news: news.clone(),
     });
     let mut control =
@@ -166,15 +184,11 @@ fn look(pulse: &mut Pulse, shared: &Shared, chunks: bool, dial: &Dial, beside: &
         Beat::Rest => {}
         Beat::Poke => shared.connection.nudge(true),
         Beat::Ask => shared.connection.nudge(false),
-        Beat::Stalls => {
-            // The route may be another by now, and a NAT may have forgotten the old port.
-            shared.connection.rebind();
-            shared.connection.nudge(true);
-        }
+        Beat::Stalls => shared.connection.nudge(true),
         Beat::Flows => beside.stop(),
     }
     if pulse.stalls() {
-        beside.begin(dial.clone().beside(grace(owes, gauge.path().rtt)));
+        beside.begin(dial.clone().beside(grace(owes, gauge.path().rtt), gauge.path().rate));
     }
 }
 
@@ -185,6 +199,11 @@ fn grace(owes: Owes, round_trip: Duration) -> Duration {
 }
 
 impl Shared {
+    /// Whether signs of life are given.
+    pub(super) fn records(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
+    }
+
     /// What the next sign of life depends on.
     pub(super) fn line(&self) -> Line {
         let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,15 +3,16 @@
 //! makes another beside itself, and offers that to the session unless it answers first.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
-use waystation_proto::Offer;
-use waystation_proto::message::Hint;
+use waystation_proto::frame::{self, kind};
+use waystation_proto::message::{Hello, Hint};
+use waystation_proto::{Offer, PROTOCOL};
 
 use super::book::Verdict;
 use super::ear::Takes;
@@ -196,6 +197,14 @@ impl Link {
     }
 }
 
+/// What a connection begins with: what the relay may believe, and a sign of life of who records. One that takes the place of another in
+/// silence was made because the last sign did not come through.
+pub(super) fn greeting(tokens: &[Token], recording: bool) -> Bytes {
+    let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
+    let hello = frame::encode_json(kind::HELLO, &Hello { protocol: PROTOCOL, capabilities, network: None });
+    if recording { [hello, frame::encode(kind::ALIVE, b"{}")].concat().into() } else { hello }
+}
+
 /// How long QUIC may take when a WebSocket is ready already.
 const GRACE: Duration = Duration::from_millis(300);
 /// A WebSocket's head start is given to QUIC: it needs half as many round trips anyway.
@@ -214,6 +223,9 @@ pub(crate) struct Dial {
     pub(crate) written: Arc<AtomicU64>,
     /// How long answers take on a WebSocket.
     pub(crate) takes: Takes,
+    /// The device is recording, or was in this run: only then there are signs of life. A run that brings what an earlier one
+    /// left would say that a recording which is over goes on.
+    pub(crate) recording: Arc<AtomicBool>,
 }
 
 impl Dial {
@@ -225,7 +237,7 @@ impl Dial {
                 let quic = Box::pin(super::h3::connect(self.clone(), early));
                 self.race(quic, HEAD_START, GRACE).await
             }
-            Transport::Ws if crate::connect::has_bbr() => super::ws::connect(self, Part::Alone).await,
+            Transport::Ws if crate::tcp::has_bbr() => super::ws::connect(self, Part::Alone).await,
             Transport::Ws | Transport::WsPlain => super::bundle::connect(self).await,
             Transport::H1 => super::put::connect(&self.relay, self.wait_s).await,
             Transport::H3 => super::h3::connect(self, early).await,
@@ -234,14 +246,10 @@ impl Dial {
 
     /// Connects beside a connection over QUIC that stalls. What that one asks all the while may be
     /// answered a little after the handshake is: `grace` is left to it, since what goes on needs neither
-    /// to ask what the relay has nor to send again what is on its way.
-    pub(super) async fn beside(self, grace: Duration) -> Result<Link, ConnectError> {
+    /// to ask what the relay has nor to send again what is on its way. `rate`: bytes a second that the path brought.
+    pub(super) async fn beside(self, grace: Duration, rate: u64) -> Result<Link, ConnectError> {
         let dial = self.clone();
-        let quic = Box::pin(async move {
-            let link = super::h3::connect(dial, false).await?;
-            tokio::time::sleep(grace).await;
-            Ok(link)
-        });
+        let quic = Box::pin(super::h3::connect_after(dial, grace, rate));
         match self.transport {
             // A WebSocket has had its head start.
             Transport::Auto => self.race(quic, Duration::ZERO, grace).await,
@@ -337,5 +345,20 @@ impl Beside {
             }
             None => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_begins_with_a_sign_of_life() {
+        let kinds = |recording| {
+            let frames = frame::split_message(greeting(&[], recording)).unwrap();
+            frames.iter().map(|frame| frame.kind).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(true), [kind::HELLO, kind::ALIVE]);
+        assert_eq!(kinds(false), [kind::HELLO], "nothing is recorded");
     }
 }

@@ -15,17 +15,17 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 use waystation_proto::frame::{self, Frame, kind};
-use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hello, Hint, OfferBody, Send, Welcome};
-use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState, PROTOCOL};
+use waystation_proto::message::{self, Bye, CaptureState, Credit, End, Hint, OfferBody, Send, Welcome};
+use waystation_proto::{CAPTURE_SUBPROTOCOL, ChunkState};
 
 use super::book::Verdict;
 use super::ear::Ear;
-use super::link::{Beside, Dial, FromLink, Job, Link, ToLink};
+use super::link::{Beside, Dial, FromLink, Job, Link, ToLink, greeting};
 use super::retry::Pause;
 use super::sign;
 use crate::connect::ConnectError;
 use crate::race;
-use crate::token::Token;
+use crate::tcp::Watch;
 use crate::wsio::{self, Opened, Socket};
 use outbox::{Outbox, PIECE_BYTES, Write};
 
@@ -63,11 +63,6 @@ pub(crate) async fn once(dial: Dial) -> Result<Link, ConnectError> {
     Ok(Link::spawn(usize::MAX, move |jobs, news| run(opened, dial, Part::Further, jobs, news)))
 }
 
-fn hello(tokens: &[Token]) -> Bytes {
-    let capabilities = tokens.iter().map(|token| token.as_str().into()).collect();
-    frame::encode_json(kind::HELLO, &Hello { protocol: PROTOCOL, capabilities, network: None })
-}
-
 struct Shared {
     outbox: Mutex<Outbox>,
     wake: Notify,
@@ -94,12 +89,13 @@ async fn run(
     news: mpsc::Sender<FromLink>,
 ) {
     let (sink, mut stream) = opened.socket.split();
-    let outbox = Outbox::new(hello(&dial.tokens), opened.early);
+    let outbox = Outbox::new(greeting(&dial.tokens, dial.recording.load(Ordering::Relaxed)), opened.early);
     let shared = Arc::new(Shared { outbox: Mutex::new(outbox), wake: Notify::new() });
     let mut writer =
         AbortOnDropHandle::new(tokio::spawn(write(sink, Arc::clone(&shared), news.clone(), Arc::clone(&dial.written))));
-    let ear = Ear::new(dial.takes.clone(), (part != Part::Further).then_some(opened.round_trip));
-    let mut reader = Reader::new(part, shared, news, ear);
+    let first_word = (part != Part::Further).then_some(opened.round_trip);
+    let ear = Ear::new(dial.takes.clone(), first_word, opened.watch.is_some());
+    let mut reader = Reader::new(part, shared, news, ear, opened.watch);
     let (mut beside, mut pause, begun) = (Beside::default(), Pause::beside(), Instant::now());
     let mut tick = tokio::time::interval(TICK);
     let mut open = true;
@@ -135,7 +131,7 @@ async fn run(
                 open
             }
             _ = tick.tick() => {
-                let alive = reader.tick();
+                let alive = reader.tick(dial.recording.load(Ordering::Relaxed));
                 match part {
                     Part::Alone if reader.ear.stalls() && pause.is_over(millis(begun)) => {
                         beside.begin(connect(dial.clone(), part));
@@ -207,6 +203,7 @@ struct Reader {
     news: mpsc::Sender<FromLink>,
     next_handle: u64,
     ear: Ear,
+    watch: Option<Watch>,
     /// Whoever looks after several takes it for silent until it is heard, or where it stalls until it answers.
     silent: bool,
     code: Option<String>,
@@ -214,8 +211,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>, ear: Ear) -> Self {
-        Self { part, shared, news, next_handle: 1, ear, silent: false, code: None, retry_after_s: None }
+    fn new(part: Part, shared: Arc<Shared>, news: mpsc::Sender<FromLink>, ear: Ear, watch: Option<Watch>) -> Self {
+        Self { part, shared, news, next_handle: 1, ear, watch, silent: false, code: None, retry_after_s: None }
     }
 
     fn asked(&mut self, job: ToLink) -> bool {
@@ -259,13 +256,15 @@ impl Reader {
         self.shared.with(|out| out.control.push_back(frame));
     }
 
-    fn tick(&mut self) -> bool {
+    fn tick(&mut self, recording: bool) -> bool {
         let bytes_wait = self.shared.with(|out| {
-            if out.last_written.elapsed() >= sign::AFTER && out.control.is_empty() {
+            if recording && out.last_written.elapsed() >= sign::AFTER && out.control.is_empty() {
                 out.control.push_back(frame::encode(kind::ALIVE, b"{}"));
             }
             !out.chunks.is_empty()
         });
+        // Beside a connection that brings chunks another is made, and the one that is heard first goes on.
+        self.watch.iter_mut().for_each(|watch| watch.set(!bytes_wait));
         if let Some(question) = self.ear.asks(bytes_wait).or_else(|| self.ear.look()) {
             self.shared.with(|out| out.ping = Some(question));
         }

@@ -97,6 +97,9 @@ pub struct Args {
     /// Nothing passes for so many seconds every 40 s (quiet)
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..20))]
     away: u64,
+    /// Every so many seconds the NAT gives another address, and nobody tells the phone (quiet)
+    #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
+    moves: Option<u64>,
     /// How many kills
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     kills: u64,

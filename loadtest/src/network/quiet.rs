@@ -76,7 +76,8 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     // It is cut at the end, and keeps the recording open until then.
     let end = Recorded { variant: Variant::LocationContext, bytes: 100, every_ms: seconds * 1000, from: 0, to: 1 };
     let lanes = [sound, end];
-    let site = Site::start(args.setup(profile, seed), &lanes.map(|lane| lane.variant)).await?;
+    let site =
+        Site::start(args.setup(&moving(profile, args.moves, seconds), seed), &lanes.map(|lane| lane.variant)).await?;
     let limit = Duration::from_secs_f64(seconds as f64 + SOUND_S) + Duration::from_secs(60);
     let mut phone = Handset::start(&site, &site.plan(&lanes, limit)).await?;
     let contact = contact(&site).await?;
@@ -92,6 +93,14 @@ async fn one(args: &Args, profile: &Profile, seed: u64) -> Result<Run, Failure> 
     let heard = contact.heard.borrow().ok_or(BROKEN)?;
     phone.kill().await?;
     Ok(Run { heard, bytes })
+}
+
+/// The same link, which gives the phone another address every so many seconds from when bytes are counted on.
+fn moving(profile: &Profile, every: Option<u64>, seconds: u64) -> Profile {
+    let Some(every) = every else { return profile.clone() };
+    let from = COUNTED_FROM.as_secs();
+    let rebinds = (from..seconds).step_by(every as usize).map(Duration::from_secs).collect();
+    Profile { rebinds, ..profile.clone() }
 }
 
 /// Lets nothing pass again and again. Does not end.

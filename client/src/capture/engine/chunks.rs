@@ -71,6 +71,7 @@ impl Engine {
             }
         }
         let results = self.keep(kept, false).await;
+        self.recorded |= results.iter().any(Result::is_ok);
         for (reply, result) in replies.into_iter().zip(results) {
             // Nobody waits for the answer: the chunk is kept all the same.
             let _ = reply.send(result);

@@ -35,7 +35,8 @@ impl Engine {
         self.connecting = true;
         let Some(relay) = self.config.relays.get(self.relay).cloned() else { return };
         let (transport, wait_s) = (self.config.transport, self.config.wait_s);
-        let dial = Dial { transport, relay, tokens, wait_s, written: Arc::default(), takes: Takes::default() };
+        let (written, takes, recording) = (Arc::default(), Takes::default(), Arc::clone(&self.recording));
+        let dial = Dial { transport, relay, tokens, wait_s, written, takes, recording };
         let early = std::mem::take(&mut self.early);
         self.tasks.spawn(async move { Told::Connected(dial.connect(early).await) });
     }

@@ -1,5 +1,6 @@
 //! What the session's owner asks for, and what is shown to them.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -66,6 +67,7 @@ impl Engine {
             self.closing = true;
             self.records.push(Record::Closing);
         }
+        self.recording.store(self.recorded, Ordering::Relaxed);
     }
 
     fn network(&mut self, network: Network) {

@@ -82,9 +82,10 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     let Some(mut socket) = upgrade(stream, CAPTURE_SUBPROTOCOL, shared.with(|state| state.knobs.early)).await else {
         return;
     };
-    let Some(first) = next(&mut socket).await else { return };
-    let hello: Hello = frame::control(&first[0]).unwrap();
-    assert_eq!((first[0].kind, hello.protocol), (kind::HELLO, PROTOCOL));
+    let Some(mut behind) = next(&mut socket).await else { return };
+    let first = behind.remove(0);
+    let hello: Hello = frame::control(&first).unwrap();
+    assert_eq!((first.kind, hello.protocol), (kind::HELLO, PROTOCOL));
     assert!(!hello.capabilities.is_empty());
     let mute = shared.with(|state| {
         state.hellos += 1;
@@ -100,6 +101,9 @@ pub async fn capture(stream: impl Stream + 'static, shared: &Arc<Shared>) {
     send(&mut socket, frame::encode_json(kind::WELCOME, &welcome)).await;
     let mut session = Session { handles: HashMap::new(), told: HashMap::new(), credit: HashMap::new() };
     let mut changed = shared.changed.subscribe();
+    if session.frames(behind, &mut socket, shared).await.is_none() {
+        return;
+    }
     loop {
         let hints = advice(&shared.state.lock().unwrap(), &mut told);
         for hint in hints {
