@@ -216,7 +216,7 @@ impl Repeating {
     fn repeat(&self, packet: &Transmit<'_>) {
         let heard = self.heard.load(Ordering::Relaxed);
         let mut second = self.second();
-        if heard && !second.over {
+        if heard && !second.over && self.tries.most[1] > 0 {
             let (destination, src_ip, contents) = (packet.destination, packet.src_ip, packet.contents.to_vec());
             second.packet = Some(Kept { sent: Instant::now(), destination, src_ip, contents });
         }
@@ -483,7 +483,10 @@ mod tests {
         rig.answer(b"answer").await;
         rig.send(b"\xe0second", None);
         rig.send(b"\x40bytes", None);
-        assert_eq!(rig.next_few().await, ["first", "second", "bytes"]);
+        pass(STILL).await;
+        rig.answer(b"\xe0still").await;
+        rig.send(b"\x40end", None);
+        assert_eq!(rig.next_few().await, ["first", "second", "bytes", "end"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -144,3 +144,16 @@ fn an_unknown_profile_is_refused_with_its_name() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("no profile is called fibre"));
     }
 }
+
+#[test]
+fn a_websocket_that_a_nat_swallows_in_silence_is_given_up_before_contacts_hear_of_it() {
+    if !links_can_be_made() {
+        return;
+    }
+    let quiet = ["--profile", "good4g", "--transport", "ws", "--scenario", "quiet", "--seconds", "66", "--json"];
+    let output = run(&[&quiet[..], &["--moves", "60", "--rebind-tcp", "drop"]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    let line: Value = serde_json::from_str(said.trim()).unwrap_or_else(|_| panic!("{said}"));
+    // It was away for a while: the NAT did move.
+    assert_eq!((&line["false_silent"], line["signs"].as_u64() > Some(0)), (&0.into(), true), "{line}");
+}

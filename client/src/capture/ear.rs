@@ -115,6 +115,11 @@ impl Ear {
         self.last = Instant::now();
     }
 
+    /// Something stands before the relay, and acknowledges in its place.
+    pub(super) const fn is_behind_another(&mut self) {
+        self.keep_alive = KEEP_ALIVE;
+    }
+
     /// The relay greeted, which answers `HELLO` and nothing from before.
     pub(super) fn greeted(&mut self) {
         self.takes.0.in_vain.store(0, Ordering::Relaxed);
@@ -159,7 +164,7 @@ impl Ear {
 
     /// What is to be asked now, if anything is.
     pub(super) fn asks(&mut self, bytes_wait: bool) -> Option<u32> {
-        let after = if bytes_wait { ASK_AFTER } else { self.keep_alive };
+        let after = if bytes_wait || self.stalled.is_some() { ASK_AFTER } else { self.keep_alive };
         if self.asked.is_some() || self.last.elapsed() < after {
             return None;
         }
@@ -324,6 +329,17 @@ mod tests {
         pass(&mut ear, 20_000).await;
         assert!(ear.stalls() && !ear.is_dead());
         pass(&mut ear, 1).await;
+        assert!(ear.is_dead());
+        // Behind a proxy the kernel knows nothing of the relay.
+        let mut ear = Ear::new(Takes::default(), None, true);
+        ear.is_behind_another();
+        pass(&mut ear, 20_000).await;
+        assert_eq!(ear.asks(false), Some(1));
+        // One that never greets is asked too.
+        let mut ear = Ear::new(Takes::default(), Some(Duration::ZERO), true);
+        assert!(pass(&mut ear, 1_001).await.is_some());
+        assert!(ear.asks(false).is_some());
+        pass(&mut ear, 39_001).await;
         assert!(ear.is_dead());
         // While bytes wait it is asked as ever.
         let mut ear = Ear::new(Takes::default(), None, true);

@@ -24,7 +24,7 @@ use super::event::{Event, Label, Summary};
 use super::link::{FromLink, Link};
 use super::policy::Policy;
 use super::status::{Network, SessionState, Status};
-use super::store::record::Record;
+use super::store::record::{Record, State};
 use super::store::{Shared, Store};
 use super::wallet::Wallet;
 use super::{Command, Config};
@@ -113,7 +113,8 @@ pub(crate) struct Engine {
     connections: u64,
     /// Something was recorded in this run.
     recorded: bool,
-    /// The device is recording, or was in this run: there are signs of life.
+    /// There are signs of life: something was recorded in this run, or it is the first and nothing was yet. One that
+    /// finds what an earlier run left may only be bringing that, until it records.
     recording: Arc<AtomicBool>,
     /// The core's keys are awaited.
     keys_asked: bool,
@@ -179,7 +180,7 @@ impl Engine {
             connected_at: started,
             connections: 0,
             recorded: false,
-            recording: Arc::new(AtomicBool::new(!state.closing)),
+            recording: Arc::new(AtomicBool::new(!state.closing && state.next_id == State::default().next_id)),
             keys_asked: false,
             reconciling: HashSet::new(),
             unasked: BTreeSet::new(),

@@ -59,8 +59,8 @@ pub(crate) async fn connect(dial: Dial, early: bool) -> Result<Link, ConnectErro
     Ok(Link::spawn(BODIES, move |jobs, news| run(connection, early, dial, jobs, news)))
 }
 
-/// Makes a connection beside one that stalls, which is left a `grace` once this one is there. Nothing goes on this one
-/// meanwhile: on a thin link it would go before what the other one has to send again. `rate`: bytes a second that the
+/// Makes a connection beside one that stalls, which is left a `grace` once this one is there. No request goes on this
+/// one meanwhile: on a thin link it would go before what the other one has to send again. `rate`: bytes a second that the
 /// path brought.
 pub(super) async fn connect_after(dial: Dial, grace: Duration, rate: u64) -> Result<Link, ConnectError> {
     let connection = if (1..THIN).contains(&rate) {
@@ -188,7 +188,9 @@ fn look(pulse: &mut Pulse, shared: &Shared, chunks: bool, dial: &Dial, beside: &
         Beat::Flows => beside.stop(),
     }
     if pulse.stalls() {
-        beside.begin(dial.clone().beside(grace(owes, gauge.path().rtt), gauge.path().rate));
+        // Where no chunks went of late, or on another network, it says little.
+        let rate = if owes == Owes::Bytes { gauge.path().rate } else { 0 };
+        beside.begin(dial.clone().beside(grace(owes, gauge.path().rtt), rate));
     }
 }
 

@@ -263,8 +263,9 @@ impl Reader {
             }
             !out.chunks.is_empty()
         });
+        let watched = !bytes_wait && !self.ear.stalls();
         // Beside a connection that brings chunks another is made, and the one that is heard first goes on.
-        self.watch.iter_mut().for_each(|watch| watch.set(!bytes_wait));
+        self.watch.iter_mut().for_each(|watch| watch.set(watched));
         if let Some(question) = self.ear.asks(bytes_wait).or_else(|| self.ear.look()) {
             self.shared.with(|out| out.ping = Some(question));
         }
@@ -317,6 +318,9 @@ impl Reader {
             kind::WELCOME => {
                 let limits = frame::control::<Welcome>(frame).ok()?.limits;
                 self.ear.greeted();
+                if limits.known == 0 {
+                    self.ear.is_behind_another();
+                }
                 let max_piece = usize::try_from(limits.max_piece).unwrap_or(PIECE_BYTES);
                 self.shared.with(|out| out.max_piece = max_piece.clamp(1, PIECE_BYTES));
                 let bodies = limits.in_flight.min(limits.offers) as usize;

@@ -421,27 +421,36 @@ async fn the_manifest_goes_last_and_says_what_belongs_to_the_recording() {
 
 #[tokio::test]
 async fn what_an_earlier_recording_left_is_no_sign_of_life() {
-    let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
-    relay.with(|state| state.knobs.hold = true);
-    let authority = authority();
-    let mut config = config(&relay, Transport::Ws, &[AUDIO]);
-    config.storage = queue(dir.path());
-    let (capture, mut events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
-    capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
-    until(&mut events, |event| matches!(event, Event::State { state: ChunkState::Staged, .. })).await;
-    assert_eq!(capture.finish(Duration::from_millis(100), "stopped").await.pending, 1);
-    let said = relay.with(|state| std::mem::take(&mut state.alive));
-    assert_eq!(said, 1, "with HELLO: it was recording");
+    for killed in [false, true] {
+        let (relay, dir) = (Relay::start().await, tempfile::tempdir().unwrap());
+        relay.with(|state| state.knobs.hold = true);
+        let authority = authority();
+        let mut config = config(&relay, Transport::Ws, &[AUDIO]);
+        config.storage = queue(dir.path());
+        let (capture, mut events) = Capture::start(config.clone(), authority.clone()).await.unwrap();
+        capture.chunk(Variant::AudioPriority, vec![1; 500], 0, 2000).await.unwrap();
+        until(&mut events, |event| matches!(event, Event::State { state: ChunkState::Staged, .. })).await;
+        if killed {
+            capture.close().await;
+        } else {
+            assert_eq!(capture.finish(Duration::from_millis(100), "stopped").await.pending, 1);
+        }
+        let said = relay.with(|state| std::mem::take(&mut state.alive));
+        assert_eq!(said, 1, "with HELLO: it was recording");
 
-    let (capture, mut events) = Capture::start(config, authority).await.unwrap();
-    let finishing = tokio::spawn(finish(capture));
-    until(&mut events, |event| matches!(event, Event::Connected { .. })).await;
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(6)).await;
-    tokio::time::resume();
-    // Time for what would be said by now.
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    relay.release();
-    assert_eq!(finishing.await.unwrap().confirmed, 1);
-    assert_eq!(relay.with(|state| state.alive), 0);
+        let (capture, mut events) = Capture::start(config, authority).await.unwrap();
+        until(&mut events, |event| matches!(event, Event::Connected { .. })).await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(6)).await;
+        tokio::time::resume();
+        // Time for what would be said by now.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(relay.with(|state| state.alive), 0, "killed: {killed}");
+        if killed {
+            capture.chunk(Variant::AudioPriority, vec![2; 500], 2000, 4000).await.unwrap();
+            relay.until(|state| state.alive >= 1).await;
+        }
+        relay.release();
+        assert_eq!(finish(capture).await.pending, 0);
+    }
 }

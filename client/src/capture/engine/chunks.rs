@@ -1,5 +1,7 @@
 //! Chunks on their way through the session: kept, placed and sealed, given to the connection.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use waystation_proto::Offer;
@@ -71,7 +73,10 @@ impl Engine {
             }
         }
         let results = self.keep(kept, false).await;
-        self.recorded |= results.iter().any(Result::is_ok);
+        if results.iter().any(Result::is_ok) {
+            self.recorded = true;
+            self.recording.store(true, Ordering::Relaxed);
+        }
         for (reply, result) in replies.into_iter().zip(results) {
             // Nobody waits for the answer: the chunk is kept all the same.
             let _ = reply.send(result);

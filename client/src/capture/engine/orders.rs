@@ -184,6 +184,8 @@ impl Engine {
     }
 
     async fn say_end(&mut self, reason: String) {
+        // A connection that comes to be from now on shall not say that it goes on.
+        self.recording.store(false, Ordering::Relaxed);
         let Some(Link { jobs, mut news, task, .. }) = self.link.take() else { return };
         let closing = async {
             let _ = jobs.send(ToLink::End(reason)).await;
